@@ -1,0 +1,36 @@
+"""What can go wrong, as types: each says what must hold, what was got, what to do. All pickle."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class DistsamplerError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class ConfigError(DistsamplerError, ValueError):
+    """A configuration, model, data set or loss that cannot be sampled."""
+
+
+class PlacementError(DistsamplerError):
+    """The cluster cannot hold what was asked of it."""
+
+
+class StoreError(DistsamplerError):
+    """A run directory that cannot be written, read or continued."""
+
+
+class RunFailed(DistsamplerError):
+    """A run ended with fewer chains than ``min_chains``; what was committed stays readable."""
+
+
+class WorkFailedError(DistsamplerError):
+    """User code (model, data or loss) raised inside a chain; names chain and step."""
+
+
+def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
+    """One sentence for a name that does not exist: the nearest known one, then all of them."""
+    names = sorted(known)
+    near = get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown {what} {name!r}: {hint}known are {', '.join(names)}"
