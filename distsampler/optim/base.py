@@ -1,0 +1,409 @@
+"""What all samplers share: anchors, masks, masters, noise, readings, saved state."""
+
+import hashlib
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT, StateDict
+
+from distsampler.optim import kernels, options
+from distsampler.optim.kernels import Potential
+from distsampler.optim.plan import Chunk, Plan, Point, is_half, make_plans, working_dtype
+
+NORMS = ("noise_norm", "grad_norm", "weight_norm", "distance")
+
+
+class Sampler(Optimizer):
+    """A torch optimizer whose step leaves a posterior invariant instead of descending.
+
+    Target density: ``p(w) ~ exp(-U(w))``, ``U = nbeta L(w) + gamma/2 |w - w*|^2 + lam/2 |w|^2``,
+    with L the mean loss whose minibatch gradient lies in ``p.grad``, gamma ``localization``, lam
+    ``weight_decay`` and w* the anchor: the weights at the moment their group was added, or those
+    given under the group's key ``anchors`` (a list of tensors, shared, never written to).
+
+    Every sampler has these options; they may differ between parameter groups:
+
+    Args:
+        params: Parameters, named parameters or parameter groups, as for any torch optimizer. A
+            parameter without gradient still feels localisation, decay and noise; one that does
+            not require a gradient is left alone.
+        lr: Step size epsilon, per step.
+        nbeta: Inverse temperature times the number of examples, or a callable of the step.
+        localization: gamma, the strength of the pull to w*.
+        weight_decay: lam, the precision of a Gaussian prior around 0.
+        bounding_box_size: Half width of a box around w* that no coordinate leaves; None: no box.
+        optimize_over: Boolean masks, one a parameter of the group (or None for "all of it"), in a
+            list, or a single tensor for a single parameter. Entries outside stay bit-identical.
+        save_noise: Keep the noise of the last step, unscaled, in :attr:`noise`.
+        save_mala_vars: Keep grad U and the localisation energy at the weights that the last step
+            left, in :attr:`drift` and :attr:`localization_loss`.
+        noise_norm: L2 norm of the unscaled noise of the last step.
+        grad_norm: L2 norm of the minibatch gradient, |g|.
+        weight_norm: L2 norm of the weights, |w|.
+        distance: L2 norm of the way from the anchor, |w - w*|.
+        generator: The source of all randomness; None: its own, seeded from the system's entropy.
+            The global generator is never used.
+
+    The four norms run over the trainable entries of the groups that ask for them. They are taken
+    before the step moves the weights: gradient, weights and distance belong to the weights that
+    the step left, the noise to the step. They are read as attributes and by :meth:`metrics`.
+
+    Half-precision parameters have an fp32 master in ``state[p]["master"]``: state, drift and noise
+    are fp32, and the parameter is the master rounded. Write to such a parameter only through
+    ``load_state_dict``.
+
+    Raises:
+        ConfigError: An option is outside its range, a parameter is complex or sparse, or lies on
+            another device than the generator. It is a ValueError.
+    """
+
+    def __init__(
+        self, params: ParamsT, defaults: dict[str, object], generator: torch.Generator | None
+    ) -> None:
+        self._generator = generator
+        self._plans: list[Plan] | None = None
+        self._readings: list[dict[str, Tensor]] = []
+        self._saved: dict[str, list[list[Tensor]]] = {}
+        super().__init__(params, defaults)
+        for text in {text for group in self.param_groups for text in self._cautions(group)}:
+            warnings.warn(text, UserWarning, stacklevel=3)
+
+    # The contract of torch.optim.Optimizer
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Move every group once, from the gradients in ``p.grad``.
+
+        Args:
+            closure: Recomputes loss and gradients first, with gradients enabled.
+
+        Returns:
+            What the closure returned, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        plans = self._current_plans()
+        self._readings = [{} for _ in plans]
+        for index, (group, plan) in enumerate(zip(self.param_groups, plans, strict=True)):
+            if plan.params:
+                self._step_group(index, group, plan)
+            group["steps"] += 1
+        return loss
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; its anchors are its present weights, or those under ``anchors``.
+
+        Args:
+            param_group: ``params`` and any of the sampler's options.
+
+        Raises:
+            ConfigError: As for the constructor.
+        """
+        super().add_param_group(param_group)
+        try:
+            self._admit(self.param_groups[-1])
+        except Exception:
+            del self.param_groups[-1]
+            raise
+
+    def state_dict(self) -> StateDict:
+        """The state as torch has it, and the generator's state under ``generator``."""
+        return {**super().state_dict(), "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state_dict: StateDict) -> None:
+        """Continue from a saved state: on the same kind of device, bit for bit.
+
+        State keeps its own precision (torch would round fp32 masters to the parameter's). Anchors
+        that the saved state leaves out, or that equal the present ones, stay the present tensors:
+        chains that share them go on sharing. On another kind of device the generator's state has
+        no meaning; a new stream is then derived from it, and only the law is the same.
+
+        Args:
+            state_dict: What :meth:`state_dict` returned.
+        """
+        final: StateDict = {}
+        anchors = {p: s["anchor"] for p, s in self.state.items() if "anchor" in s}
+        # Last of the pre-hooks, first of the post-hooks: users' hooks see what they would expect.
+        before = self.register_load_state_dict_pre_hook(lambda _, saved: final.update(saved))
+        after = self.register_load_state_dict_post_hook(
+            lambda _: self._restore(final, anchors), prepend=True
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            before.remove()
+            after.remove()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but hooks and buffers."""
+        return {**super().__getstate__(), "_generator": self._generator}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._plans = None
+        self._readings = []
+        self._saved = {}
+
+    # Readings
+
+    @property
+    def generator(self) -> torch.Generator:
+        """The source of all randomness of this sampler."""
+        if self._generator is None:
+            device = self.param_groups[0]["params"][0].device
+            self._generator = torch.Generator(device)
+            self._generator.manual_seed(int.from_bytes(os.urandom(8)) >> 1)
+        return self._generator
+
+    def metrics(self) -> dict[str, Tensor]:
+        """All scalars that were asked for, of the last step.
+
+        Returns:
+            0-d tensors by name: the norms, ``localization_loss`` with ``save_mala_vars``, and what
+            the sampler adds. Reading one waits for the device; this call does not.
+        """
+        names = dict.fromkeys(name for group in self._readings for name in group)
+        return {name: self._total(name) for name in names}
+
+    @property
+    def noise(self) -> list[list[Tensor]]:
+        """Unscaled noise of the last step, a list per group of a tensor per parameter."""
+        return self._kept("noise", "save_noise")
+
+    @property
+    def drift(self) -> list[list[Tensor]]:
+        """Grad U at the weights that the last step left, as :attr:`noise` is laid out."""
+        return self._kept("drift", "save_mala_vars")
+
+    @property
+    def localization_loss(self) -> Tensor:
+        """gamma/2 |w - w*|^2 at the weights that the last step left; 0-d."""
+        return self._total("localization_loss")
+
+    @property
+    def noise_norm(self) -> Tensor:
+        """|N|, 0-d."""
+        return self._total("noise_norm")
+
+    @property
+    def grad_norm(self) -> Tensor:
+        """|g|, 0-d."""
+        return self._total("grad_norm")
+
+    @property
+    def weight_norm(self) -> Tensor:
+        """|w|, 0-d."""
+        return self._total("weight_norm")
+
+    @property
+    def distance(self) -> Tensor:
+        """|w - w*|, 0-d."""
+        return self._total("distance")
+
+    # For subclasses
+
+    def _check(self, group: dict[str, Any]) -> None:
+        """Raise ConfigError if an option of the group is wrong; subclasses add their own."""
+        options.check_common(group)
+
+    def _cautions(self, group: dict[str, Any]) -> list[str]:
+        """Sentences to warn with at construction: what is legal but probably not meant."""
+        if group["nbeta"] == 1.0:
+            return [
+                "nbeta is 1: the posterior is that of a single example, and learning coefficients "
+                "read from it are not those of the data set; pass nbeta=n / log(n)"
+            ]
+        return []
+
+    def _begin(self, group: dict[str, Any], plan: Plan) -> None:
+        """Make the state that is still missing, before a group's first step."""
+
+    def _std(self, group: dict[str, Any]) -> float:
+        """Standard deviation of the noise that the chunks' buffers are filled with."""
+        return 1.0
+
+    def _increment(self, group: dict[str, Any], plan: Plan, chunk: Chunk, at: Point) -> None:
+        """Leave in the chunk's buffer, which holds the noise, what w moves by."""
+        raise NotImplementedError
+
+    def _step_group(self, index: int, group: dict[str, Any], plan: Plan) -> None:
+        """Move one group: chunk by chunk read, draw noise, sum the increment, add it to w."""
+        grads = plan.grads()
+        anchors = plan.column(self.state, "anchor")
+        for chunk in plan.chunks:
+            at = plan.point(chunk, grads, anchors)
+            self._read(index, group, chunk, at)
+            self._draw(index, group, chunk)
+            self._increment(group, plan, chunk, at)
+            chunk.freeze()
+            kernels.move(at.weights, chunk.views)
+            self._settle(group, plan, chunk, at)
+
+    def _potential(self, group: dict[str, Any]) -> Potential:
+        """The coefficients of U at this step."""
+        nbeta = options.nbeta_at(group["nbeta"], group["steps"])
+        return Potential(nbeta, group["localization"], group["weight_decay"])
+
+    def _draw(self, index: int, group: dict[str, Any], chunk: Chunk) -> None:
+        """Fill the chunk's buffer with scaled noise and read it, unscaled, where asked."""
+        std = self._std(group)
+        chunk.flat.normal_(0.0, std, generator=self._generator)
+        if group["noise_norm"] or group["save_noise"]:
+            chunk.freeze(0.0)
+            unscaled = 1.0 / std if std else 0.0
+            if group["noise_norm"]:
+                squares = _sum_of_squares(chunk.flat) * unscaled**2
+                self._add_reading(index, "noise_norm", squares)
+            if group["save_noise"]:
+                self._save("noise", index, chunk, unscaled)
+
+    def _settle(self, group: dict[str, Any], plan: Plan, chunk: Chunk, at: Point) -> None:
+        """After the move: keep the weights in the box, write masters back rounded."""
+        if group["bounding_box_size"] is not None:
+            kernels.confine(chunk, at, group["bounding_box_size"])
+        if plan.rounded:
+            torch._foreach_copy_(chunk.part(plan.params), at.weights)
+
+    def _start(self, plan: Plan, name: str, std: float) -> None:
+        """Give ``std N`` to the state tensors of this name that are missing; zero where frozen."""
+        for i, p, w in zip(plan.positions, plan.params, plan.weights, strict=True):
+            if name not in self.state[p]:
+                start = torch.empty_like(w, requires_grad=False)
+                start.normal_(0.0, std, generator=self._generator)
+                if plan.masks is not None and (mask := plan.masks[i]) is not None:
+                    start.masked_fill_(~mask, 0.0)
+                self.state[p][name] = start
+
+    def _add_reading(self, index: int, name: str, value: Tensor) -> None:
+        """Add to a group's reading of this step; the squares of norms, all else as it is."""
+        found = self._readings[index]
+        found[name] = found[name] + value if name in found else value
+
+    # Inside
+
+    def _admit(self, group: dict[str, Any]) -> None:
+        """Check a new group and take its anchors."""
+        anchors = options.per_parameter(group.pop("anchors", None), group["params"], "anchors")
+        self._check(group)
+        self._normalise(group)
+        group.setdefault("steps", 0)
+        for i, p in enumerate(group["params"]):
+            options.check_parameter(p)
+            options.check_device(p, self.generator)
+            dtype = working_dtype(p)
+            given = anchors[i] if anchors else None
+            state = self.state[p]
+            state["anchor"] = (
+                p.detach().to(dtype, copy=True) if given is None else given.to(p.device, dtype)
+            )
+            if is_half(p):
+                state["master"] = p.detach().to(dtype, copy=True)
+        self._plans = None
+
+    def _normalise(self, group: dict[str, Any]) -> None:
+        """Bring options that hold tensors into one form, on the parameters' device."""
+        group["optimize_over"] = options.masks(group["optimize_over"], group["params"])
+
+    def _restore(self, saved: StateDict, anchors: dict[Tensor, Tensor]) -> None:
+        """Give loaded state its own precision, shared anchors and the generator's state."""
+        params = [p for group in self.param_groups for p in group["params"]]
+        for key, values in saved["state"].items():
+            p = params[key]
+            for name, value in values.items():
+                if isinstance(value, Tensor):
+                    self.state[p][name] = value.to(p.device, copy=True)
+        for p, anchor in anchors.items():
+            loaded = self.state[p].get("anchor")
+            if loaded is None or torch.equal(loaded, anchor):
+                self.state[p]["anchor"] = anchor
+        for group in self.param_groups:
+            self._normalise(group)
+        if "generator" in saved:
+            _set_generator(self.generator, saved["generator"])
+
+    def _current_plans(self) -> list[Plan]:
+        """The plans of all groups, made anew when something they rest on has changed."""
+        plans = self._plans
+        if plans is None or not all(
+            plan.fits(group) for plan, group in zip(plans, self.param_groups, strict=True)
+        ):
+            self._plans = plans = self._make_plans()
+        return plans
+
+    def _make_plans(self) -> list[Plan]:
+        plans = make_plans(self.param_groups, self.state)
+        for group, plan in zip(self.param_groups, plans, strict=True):
+            self._begin(group, plan)
+        return plans
+
+    def _read(self, index: int, group: dict[str, Any], chunk: Chunk, at: Point) -> None:
+        """Norms and drift at the present weights; the noise buffer serves as scratch."""
+        if group["grad_norm"]:
+            kernels.put_gradient(chunk, at)
+            self._add_reading(index, "grad_norm", _sum_of_squares(chunk.flat))
+        if group["weight_norm"]:
+            kernels.put_weights(chunk, at)
+            self._add_reading(index, "weight_norm", _sum_of_squares(chunk.flat))
+        if group["distance"] or group["save_mala_vars"]:
+            kernels.put_displacement(chunk, at)
+            squares = _sum_of_squares(chunk.flat)
+            if group["distance"]:
+                self._add_reading(index, "distance", squares)
+        if group["save_mala_vars"]:
+            energy = squares * (group["localization"] / 2)
+            self._add_reading(index, "localization_loss", energy)
+            kernels.put_drift(chunk, at, self._potential(group))
+            self._save("drift", index, chunk)
+
+    def _save(self, name: str, index: int, chunk: Chunk, scale: float = 1.0) -> None:
+        """Copy the chunk's buffer, scaled, into the tensors that are kept for the reader."""
+        plan = self._current_plans()[index]
+        kept = self._saved.setdefault(name, [[] for _ in self.param_groups])
+        while len(kept) < len(self.param_groups):
+            kept.append([])
+        if not kept[index]:
+            kept[index] = [
+                torch.zeros(p.shape, dtype=working_dtype(p), device=p.device)
+                for p in self.param_groups[index]["params"]
+            ]
+        targets = [kept[index][i] for i in plan.positions]
+        torch._foreach_copy_(chunk.part(targets), chunk.views)
+        if scale != 1.0:
+            torch._foreach_mul_(chunk.part(targets), scale)
+
+    def _kept(self, name: str, option: str) -> list[list[Tensor]]:
+        kept = self._saved.get(name)
+        if kept is None or not any(group[option] for group in self.param_groups):
+            raise AttributeError(f"{name} is kept by {option}=True, from the first step on")
+        return [k if g[option] else [] for k, g in zip(kept, self.param_groups, strict=False)]
+
+    def _total(self, name: str) -> Tensor:
+        """One number for all groups: norms by Pythagoras, energies summed, others averaged."""
+        parts = [group[name] for group in self._readings if name in group]
+        if not parts:
+            raise AttributeError(f"{name} is read where its option is set, from the first step on")
+        total: Tensor = parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+        if name in NORMS:
+            return total.sqrt()
+        return total if name == "localization_loss" else total / len(parts)
+
+
+def _sum_of_squares(flat: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(flat)
+    return norm.square()
+
+
+def _set_generator(generator: torch.Generator, saved: Tensor) -> None:
+    """Continue the saved stream, or derive a new one from it on another kind of device."""
+    saved = saved.cpu()
+    if saved.shape == generator.get_state().shape:
+        generator.set_state(saved)
+    else:
+        digest = hashlib.sha256(saved.numpy().tobytes()).digest()
+        generator.manual_seed(int.from_bytes(digest[:8]) >> 1)

@@ -1,0 +1,22 @@
+"""Assertions that know their standard error."""
+
+import math
+
+from torch import Tensor
+
+SIGMAS = 5.0
+
+
+def assert_mean(got: float, expected: float, standard_error: float) -> None:
+    """A mean of known standard error lies within five of them."""
+    z = (got - expected) / standard_error
+    assert abs(z) <= SIGMAS, f"{got:.6g} for {expected:.6g} is {z:+.1f} standard errors off"
+
+
+def assert_variance(values: Tensor, expected: Tensor | float) -> None:
+    """Independent Gaussian values of mean zero have the expected variance.
+
+    ``values / sqrt(expected)`` squared is chi-square: mean 1, standard error sqrt(2 / count).
+    """
+    ratio = (values.double().square() / expected).mean()
+    assert_mean(float(ratio), 1.0, math.sqrt(2 / values.numel()))

@@ -1,0 +1,63 @@
+"""Losses whose posterior is known: what a sampler must reproduce, as formulas.
+
+A target acts on one parameter vector. Coordinates are independent unless a target says otherwise,
+so one long vector is as many chains, and standard errors follow from counting coordinates.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """L(w) = 1/2 sum h_i w_i^2."""
+
+    curvature: Tensor
+
+    def gradient(self, w: Tensor) -> Tensor:
+        return self.curvature * w
+
+    def loss(self, w: Tensor) -> Tensor:
+        return (self.curvature * w.square()).sum() / 2
+
+    def kappa(self, nbeta: float, localization: float = 0.0) -> Tensor:
+        """Curvature of U in each direction."""
+        return nbeta * self.curvature + localization
+
+    def sgld_variance(self, lr: float, nbeta: float, localization: float = 0.0) -> Tensor:
+        """Stationary variance of the discretised chain, exact: 1 / (kappa (1 - lr kappa / 4))."""
+        kappa = self.kappa(nbeta, localization)
+        return 1 / (kappa * (1 - lr * kappa / 4))
+
+
+@dataclass(frozen=True)
+class Power:
+    """L(w) = sum w_i^(2k): each coordinate has nbeta E[L] = 1/(2k), for every nbeta."""
+
+    k: int
+
+    def gradient(self, w: Tensor) -> Tensor:
+        return 2 * self.k * w ** (2 * self.k - 1)
+
+    def loss(self, w: Tensor) -> Tensor:
+        return (w ** (2 * self.k)).sum()
+
+
+def parameter(*shape: int, dtype: torch.dtype = torch.float32) -> torch.nn.Parameter:
+    """A parameter at the minimum of the targets here."""
+    return torch.nn.Parameter(torch.zeros(shape, dtype=dtype))
+
+
+def run(
+    sampler: torch.optim.Optimizer,
+    w: Tensor,
+    gradient: Callable[[Tensor], Tensor],
+    steps: int,
+) -> None:
+    """Take steps with the given gradient."""
+    for _ in range(steps):
+        w.grad = gradient(w.detach())
+        sampler.step()
