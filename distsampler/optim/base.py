@@ -1,7 +1,5 @@
 """What all samplers share: anchors, masks, masters, noise, readings, saved state."""
 
-import hashlib
-import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +11,8 @@ from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 from distsampler.optim import kernels, options
 from distsampler.optim.kernels import Potential
 from distsampler.optim.plan import Chunk, Plan, Point, is_half, make_plans, working_dtype
-
-NORMS = ("noise_norm", "grad_norm", "weight_norm", "distance")
+from distsampler.optim.randomness import continue_stream, fresh_generator
+from distsampler.optim.readings import Readings
 
 
 class Sampler(Optimizer):
@@ -65,9 +63,7 @@ class Sampler(Optimizer):
         self, params: ParamsT, defaults: dict[str, object], generator: torch.Generator | None
     ) -> None:
         self._generator = generator
-        self._plans: list[Plan] | None = None
-        self._readings: list[dict[str, Tensor]] = []
-        self._saved: dict[str, list[list[Tensor]]] = {}
+        self._forget()
         super().__init__(params, defaults)
         for text in {text for group in self.param_groups for text in self._cautions(group)}:
             warnings.warn(text, UserWarning, stacklevel=3)
@@ -89,10 +85,10 @@ class Sampler(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         plans = self._current_plans()
-        self._readings = [{} for _ in plans]
-        for index, (group, plan) in enumerate(zip(self.param_groups, plans, strict=True)):
+        self._readings.clear(len(plans))
+        for group, plan in zip(self.param_groups, plans, strict=True):
             if plan.params:
-                self._step_group(index, group, plan)
+                self._step_group(group, plan)
             group["steps"] += 1
         return loss
 
@@ -146,9 +142,7 @@ class Sampler(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._plans = None
-        self._readings = []
-        self._saved = {}
+        self._forget()
 
     # Readings
 
@@ -156,9 +150,7 @@ class Sampler(Optimizer):
     def generator(self) -> torch.Generator:
         """The source of all randomness of this sampler."""
         if self._generator is None:
-            device = self.param_groups[0]["params"][0].device
-            self._generator = torch.Generator(device)
-            self._generator.manual_seed(int.from_bytes(os.urandom(8)) >> 1)
+            self._generator = fresh_generator(self.param_groups[0]["params"][0].device)
         return self._generator
 
     def metrics(self) -> dict[str, Tensor]:
@@ -168,43 +160,42 @@ class Sampler(Optimizer):
             0-d tensors by name: the norms, ``localization_loss`` with ``save_mala_vars``, and what
             the sampler adds. Reading one waits for the device; this call does not.
         """
-        names = dict.fromkeys(name for group in self._readings for name in group)
-        return {name: self._total(name) for name in names}
+        return self._readings.totals()
 
     @property
     def noise(self) -> list[list[Tensor]]:
         """Unscaled noise of the last step, a list per group of a tensor per parameter."""
-        return self._kept("noise", "save_noise")
+        return self._readings.tensors("noise", "save_noise", self.param_groups)
 
     @property
     def drift(self) -> list[list[Tensor]]:
         """Grad U at the weights that the last step left, as :attr:`noise` is laid out."""
-        return self._kept("drift", "save_mala_vars")
+        return self._readings.tensors("drift", "save_mala_vars", self.param_groups)
 
     @property
     def localization_loss(self) -> Tensor:
         """gamma/2 |w - w*|^2 at the weights that the last step left; 0-d."""
-        return self._total("localization_loss")
+        return self._readings.total("localization_loss")
 
     @property
     def noise_norm(self) -> Tensor:
         """|N|, 0-d."""
-        return self._total("noise_norm")
+        return self._readings.total("noise_norm")
 
     @property
     def grad_norm(self) -> Tensor:
         """|g|, 0-d."""
-        return self._total("grad_norm")
+        return self._readings.total("grad_norm")
 
     @property
     def weight_norm(self) -> Tensor:
         """|w|, 0-d."""
-        return self._total("weight_norm")
+        return self._readings.total("weight_norm")
 
     @property
     def distance(self) -> Tensor:
         """|w - w*|, 0-d."""
-        return self._total("distance")
+        return self._readings.total("distance")
 
     # For subclasses
 
@@ -228,19 +219,21 @@ class Sampler(Optimizer):
         """Standard deviation of the noise that the chunks' buffers are filled with."""
         return 1.0
 
-    def _increment(self, group: dict[str, Any], plan: Plan, chunk: Chunk, at: Point) -> None:
+    def _increment(
+        self, group: dict[str, Any], plan: Plan, chunk: Chunk, at: Point, u: Potential
+    ) -> None:
         """Leave in the chunk's buffer, which holds the noise, what w moves by."""
         raise NotImplementedError
 
-    def _step_group(self, index: int, group: dict[str, Any], plan: Plan) -> None:
+    def _step_group(self, group: dict[str, Any], plan: Plan) -> None:
         """Move one group: chunk by chunk read, draw noise, sum the increment, add it to w."""
-        grads = plan.grads()
+        grads, u = plan.grads(), self._potential(group)
         anchors = plan.column(self.state, "anchor")
         for chunk in plan.chunks:
             at = plan.point(chunk, grads, anchors)
-            self._read(index, group, chunk, at)
-            self._draw(index, group, chunk)
-            self._increment(group, plan, chunk, at)
+            self._readings.point(group, plan, chunk, at, u)
+            self._draw(group, plan, chunk)
+            self._increment(group, plan, chunk, at, u)
             chunk.freeze()
             kernels.move(at.weights, chunk.views)
             self._settle(group, plan, chunk, at)
@@ -250,18 +243,11 @@ class Sampler(Optimizer):
         nbeta = options.nbeta_at(group["nbeta"], group["steps"])
         return Potential(nbeta, group["localization"], group["weight_decay"])
 
-    def _draw(self, index: int, group: dict[str, Any], chunk: Chunk) -> None:
-        """Fill the chunk's buffer with scaled noise and read it, unscaled, where asked."""
+    def _draw(self, group: dict[str, Any], plan: Plan, chunk: Chunk) -> None:
+        """Fill the chunk's buffer with noise."""
         std = self._std(group)
         chunk.flat.normal_(0.0, std, generator=self._generator)
-        if group["noise_norm"] or group["save_noise"]:
-            chunk.freeze(0.0)
-            unscaled = 1.0 / std if std else 0.0
-            if group["noise_norm"]:
-                squares = _sum_of_squares(chunk.flat) * unscaled**2
-                self._add_reading(index, "noise_norm", squares)
-            if group["save_noise"]:
-                self._save("noise", index, chunk, unscaled)
+        self._readings.noise(group, plan, chunk, std)
 
     def _settle(self, group: dict[str, Any], plan: Plan, chunk: Chunk, at: Point) -> None:
         """After the move: keep the weights in the box, write masters back rounded."""
@@ -280,12 +266,12 @@ class Sampler(Optimizer):
                     start.masked_fill_(~mask, 0.0)
                 self.state[p][name] = start
 
-    def _add_reading(self, index: int, name: str, value: Tensor) -> None:
-        """Add to a group's reading of this step; the squares of norms, all else as it is."""
-        found = self._readings[index]
-        found[name] = found[name] + value if name in found else value
-
     # Inside
+
+    def _forget(self) -> None:
+        """Drop everything that is derived from the state."""
+        self._plans: list[Plan] | None = None
+        self._readings = Readings()
 
     def _admit(self, group: dict[str, Any]) -> None:
         """Check a new group and take its anchors."""
@@ -325,7 +311,7 @@ class Sampler(Optimizer):
         for group in self.param_groups:
             self._normalise(group)
         if "generator" in saved:
-            _set_generator(self.generator, saved["generator"])
+            continue_stream(self.generator, saved["generator"])
 
     def _current_plans(self) -> list[Plan]:
         """The plans of all groups, made anew when something they rest on has changed."""
@@ -340,70 +326,5 @@ class Sampler(Optimizer):
         plans = make_plans(self.param_groups, self.state)
         for group, plan in zip(self.param_groups, plans, strict=True):
             self._begin(group, plan)
+        self._dimension = sum(plan.dimension for plan in plans)
         return plans
-
-    def _read(self, index: int, group: dict[str, Any], chunk: Chunk, at: Point) -> None:
-        """Norms and drift at the present weights; the noise buffer serves as scratch."""
-        if group["grad_norm"]:
-            kernels.put_gradient(chunk, at)
-            self._add_reading(index, "grad_norm", _sum_of_squares(chunk.flat))
-        if group["weight_norm"]:
-            kernels.put_weights(chunk, at)
-            self._add_reading(index, "weight_norm", _sum_of_squares(chunk.flat))
-        if group["distance"] or group["save_mala_vars"]:
-            kernels.put_displacement(chunk, at)
-            squares = _sum_of_squares(chunk.flat)
-            if group["distance"]:
-                self._add_reading(index, "distance", squares)
-        if group["save_mala_vars"]:
-            energy = squares * (group["localization"] / 2)
-            self._add_reading(index, "localization_loss", energy)
-            kernels.put_drift(chunk, at, self._potential(group))
-            self._save("drift", index, chunk)
-
-    def _save(self, name: str, index: int, chunk: Chunk, scale: float = 1.0) -> None:
-        """Copy the chunk's buffer, scaled, into the tensors that are kept for the reader."""
-        plan = self._current_plans()[index]
-        kept = self._saved.setdefault(name, [[] for _ in self.param_groups])
-        while len(kept) < len(self.param_groups):
-            kept.append([])
-        if not kept[index]:
-            kept[index] = [
-                torch.zeros(p.shape, dtype=working_dtype(p), device=p.device)
-                for p in self.param_groups[index]["params"]
-            ]
-        targets = [kept[index][i] for i in plan.positions]
-        torch._foreach_copy_(chunk.part(targets), chunk.views)
-        if scale != 1.0:
-            torch._foreach_mul_(chunk.part(targets), scale)
-
-    def _kept(self, name: str, option: str) -> list[list[Tensor]]:
-        kept = self._saved.get(name)
-        if kept is None or not any(group[option] for group in self.param_groups):
-            raise AttributeError(f"{name} is kept by {option}=True, from the first step on")
-        return [k if g[option] else [] for k, g in zip(kept, self.param_groups, strict=False)]
-
-    def _total(self, name: str) -> Tensor:
-        """One number for all groups: norms by Pythagoras, energies summed, others averaged."""
-        parts = [group[name] for group in self._readings if name in group]
-        if not parts:
-            raise AttributeError(f"{name} is read where its option is set, from the first step on")
-        total: Tensor = parts[0] if len(parts) == 1 else torch.stack(parts).sum()
-        if name in NORMS:
-            return total.sqrt()
-        return total if name == "localization_loss" else total / len(parts)
-
-
-def _sum_of_squares(flat: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(flat)
-    return norm.square()
-
-
-def _set_generator(generator: torch.Generator, saved: Tensor) -> None:
-    """Continue the saved stream, or derive a new one from it on another kind of device."""
-    saved = saved.cpu()
-    if saved.shape == generator.get_state().shape:
-        generator.set_state(saved)
-    else:
-        digest = hashlib.sha256(saved.numpy().tobytes()).digest()
-        generator.manual_seed(int.from_bytes(digest[:8]) >> 1)

@@ -54,8 +54,12 @@ class Chunk:
     """The same memory, one view a piece."""
     frozen: Tensor | None
     """Flat boolean mask of the entries that must not move; None: all may."""
+    sizes: list[int]
+    """Entries of each piece."""
     whole: bool
     """The chunk is the whole group, parameter for parameter."""
+    number: int
+    """Its place among the chunks of the group."""
 
     def part(self, tensors: list[Tensor]) -> list[Tensor]:
         """Of one tensor a trainable parameter: the chunk's pieces."""
@@ -68,11 +72,22 @@ class Chunk:
         if self.frozen is not None:
             self.flat.masked_fill_(self.frozen, value)
 
+    def gather(self, tensors: list[Tensor | None], flat: Tensor) -> None:
+        """Copy one tensor a trainable parameter into a flat one; zero where there is none."""
+        for part, piece in zip(torch.split(flat, self.sizes), self.pieces, strict=True):
+            tensor = tensors[piece.parameter]
+            if tensor is None:
+                part.zero_()
+            else:
+                part.copy_(piece.of(tensor).reshape(-1))
+
 
 @dataclass(slots=True)
 class Plan:
     """The trainable parameters of a group and their chunks."""
 
+    index: int
+    """The group's place among the optimizer's groups."""
     params: list[Tensor]
     positions: list[int]
     """Of each trainable parameter, its place in the group."""
@@ -153,7 +168,7 @@ def make_plans(
     groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, Mapping[str, Any]]
 ) -> list[Plan]:
     """Lay out all groups over one shared workspace."""
-    plans = [_outline(group, state) for group in groups]
+    plans = [_outline(i, group, state) for i, group in enumerate(groups)]
     workspace = Workspace()
     cuts = [_cut(plan.weights) for plan, _ in plans]
     for (plan, _), chunks in zip(plans, cuts, strict=True):
@@ -161,12 +176,15 @@ def make_plans(
             parts = _parts(pieces, plan.weights)
             workspace.reserve(parts[0], sum(p.numel() for p in parts))
     for (plan, masks), chunks in zip(plans, cuts, strict=True):
-        plan.chunks.extend(_chunk(p, plan.weights, masks, workspace) for p in chunks)
+        plan.chunks.extend(
+            _chunk(number, pieces, plan.weights, masks, workspace)
+            for number, pieces in enumerate(chunks)
+        )
     return [plan for plan, _ in plans]
 
 
 def _outline(
-    group: Mapping[str, Any], state: Mapping[Tensor, Mapping[str, Any]]
+    index: int, group: Mapping[str, Any], state: Mapping[Tensor, Mapping[str, Any]]
 ) -> tuple[Plan, list[Tensor | None]]:
     """A plan without chunks, and the masks of its trainable parameters."""
     masks = group["optimize_over"] or [None] * len(group["params"])
@@ -178,6 +196,7 @@ def _outline(
     params = [p for _, p, _ in members]
     kept = [m for _, _, m in members]
     plan = Plan(
+        index=index,
         params=params,
         positions=[i for i, _, _ in members],
         idle=[p for p in group["params"] if not p.requires_grad],
@@ -219,6 +238,7 @@ def _parts(pieces: list[Piece], weights: list[Tensor]) -> list[Tensor]:
 
 
 def _chunk(
+    number: int,
     pieces: list[Piece],
     weights: list[Tensor],
     masks: Sequence[Tensor | None],
@@ -236,4 +256,4 @@ def _chunk(
             if mask is not None:
                 part.copy_(piece.of(mask).reshape(-1).logical_not())
     whole = len(pieces) == len(weights) and all(piece.stop is None for piece in pieces)
-    return Chunk(pieces, flat, views, frozen, whole)
+    return Chunk(pieces, flat, views, frozen, sizes, whole, number)

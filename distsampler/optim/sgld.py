@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from distsampler.optim import kernels, options
-from distsampler.optim.base import Sampler
+from distsampler.optim.heat import HeatCorrected
+from distsampler.optim.kernels import Potential
 from distsampler.optim.plan import Chunk, Plan, Point
 
 
-class SGLD(Sampler):
+class SGLD(HeatCorrected):
     """Langevin dynamics on minibatch gradients, localised at w*.
 
     ``dw = -(lr/2) (nbeta g + gamma (w - w*) + lam w) + sqrt(lr) sigma N(0, I)``
@@ -26,6 +27,10 @@ class SGLD(Sampler):
         params: See :class:`Sampler`, as for every option not listed here.
         noise_level: sigma; at any value other than 1 the law is not the posterior, and a warning
             says so.
+        gradient_variance: Variance v of the gradient between single examples, a number or one
+            tensor a parameter (its shape); the noise is reduced by the heat of the minibatch,
+            see :mod:`distsampler.optim.heat`. None: no correction.
+        batch_size: Examples a minibatch, m; needed with ``gradient_variance``.
 
     Raises:
         ConfigError: See :class:`Sampler`.
@@ -55,6 +60,8 @@ class SGLD(Sampler):
         weight_norm: bool = False,
         distance: bool = False,
         *,
+        gradient_variance: float | list[Tensor | None] | None = None,
+        batch_size: int | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         defaults: dict[str, object] = {
@@ -71,6 +78,8 @@ class SGLD(Sampler):
             "grad_norm": grad_norm,
             "weight_norm": weight_norm,
             "distance": distance,
+            "gradient_variance": gradient_variance,
+            "batch_size": batch_size,
         }
         super().__init__(params, defaults, generator)
 
@@ -90,5 +99,8 @@ class SGLD(Sampler):
     def _std(self, group: dict[str, Any]) -> float:
         return math.sqrt(group["lr"]) * float(group["noise_level"])
 
-    def _increment(self, group: dict[str, Any], plan: Plan, chunk: Chunk, at: Point) -> None:
-        kernels.sgld(chunk, at, self._potential(group), group["lr"])
+    def _increment(
+        self, group: dict[str, Any], plan: Plan, chunk: Chunk, at: Point, u: Potential
+    ) -> None:
+        self._cool(group, plan, chunk, u)
+        kernels.sgld(chunk, at, u, group["lr"])

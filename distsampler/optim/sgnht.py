@@ -139,13 +139,13 @@ class SGNHT(Sampler):
             return 1.0
         return math.sqrt(2 * group["lr"] * group["diffusion_factor"])
 
-    def _step_group(self, index: int, group: dict[str, Any], plan: Plan) -> None:
+    def _step_group(self, group: dict[str, Any], plan: Plan) -> None:
         if group["scheme"] == "badodab":
-            self._step_badodab(index, group, plan)
+            self._step_badodab(group, plan)
         else:
-            self._step_ding(index, group, plan)
+            self._step_ding(group, plan)
 
-    def _step_ding(self, index: int, group: dict[str, Any], plan: Plan) -> None:
+    def _step_ding(self, group: dict[str, Any], plan: Plan) -> None:
         lr, u = group["lr"], self._potential(group)
         xi = self.state[group["params"][0]]["thermostat"]
         keep = 1 - xi
@@ -154,8 +154,8 @@ class SGNHT(Sampler):
         for chunk in plan.chunks:
             at = plan.point(chunk, grads, anchors)
             momentum = chunk.part(plan.column(self.state, "momentum"))
-            self._read(index, group, chunk, at)
-            self._draw(index, group, chunk)
+            self._readings.point(group, plan, chunk, at, u)
+            self._draw(group, plan, chunk)
             kernels.add_force(chunk.views, at, u, lr)
             kernels.kick(chunk, momentum, keep.to(chunk.flat.dtype))
             kernels.carry(chunk, at.weights, momentum)
@@ -163,7 +163,7 @@ class SGNHT(Sampler):
             self._settle_momentum(group, plan, chunk, at, momentum)
         xi += energy / plan.dimension - lr
 
-    def _step_badodab(self, index: int, group: dict[str, Any], plan: Plan) -> None:
+    def _step_badodab(self, group: dict[str, Any], plan: Plan) -> None:
         lr, u, a = group["lr"], self._potential(group), group["diffusion_factor"]
         xi = self.state[group["params"][0]]["thermostat"]
         grads, anchors = plan.grads(), plan.column(self.state, "anchor")
@@ -171,7 +171,7 @@ class SGNHT(Sampler):
         energy = torch.zeros_like(xi)
         for chunk in plan.chunks:  # B, A
             at, momentum = plan.point(chunk, grads, anchors), chunk.part(momenta)
-            self._read(index, group, chunk, at)
+            self._readings.point(group, plan, chunk, at, u)
             chunk.flat.zero_()
             kernels.add_force(chunk.views, at, u, lr)
             kernels.kick(chunk, momentum, 1.0)
@@ -182,7 +182,7 @@ class SGNHT(Sampler):
         energy.zero_()
         for chunk in plan.chunks:  # O, A
             at, momentum = plan.point(chunk, grads, anchors), chunk.part(momenta)
-            self._draw(index, group, chunk)
+            self._draw(group, plan, chunk)
             chunk.flat.mul_(std)
             kernels.kick(chunk, momentum, keep.to(chunk.flat.dtype))
             kernels.carry(chunk, at.weights, momentum, 0.5)
