@@ -12,6 +12,7 @@ from distsampler.errors import ConfigError
 from distsampler.optim import SAMPLERS, Sampler
 
 NAMES = sorted(SAMPLERS)
+NEEDED = {"rmsprop_sgld": {"freeze_after": 3}, "adam_sgld": {"freeze_after": 3}}
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -23,9 +24,13 @@ def network(dtype: torch.dtype = torch.float32) -> nn.Module:
     return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).to(dtype)
 
 
+def build(name: str, params: object, **options: object) -> Sampler:
+    return SAMPLERS[name](params, **{"lr": 1e-3, "nbeta": 10.0, **NEEDED.get(name, {}), **options})
+
+
 def make(name: str, model: nn.Module, seed: int = 0, **options: object) -> Sampler:
-    chosen = {"lr": 1e-3, "nbeta": 10.0, "localization": 2.0, **options}
-    return SAMPLERS[name](model.parameters(), generator=generator(seed), **chosen)
+    chosen = {"localization": 2.0, "generator": generator(seed), **options}
+    return build(name, model.parameters(), **chosen)
 
 
 def backward(model: nn.Module, step: int = 0) -> Tensor:
@@ -40,8 +45,7 @@ def backward(model: nn.Module, step: int = 0) -> Tensor:
 
 def walk(model: nn.Module, sampler: Sampler, steps: range) -> None:
     for step in steps:
-        backward(model, step)
-        sampler.step()
+        sampler.step(lambda step=step: backward(model, step))
 
 
 def weights(model: nn.Module) -> list[Tensor]:
@@ -69,11 +73,10 @@ def test_same_seed_same_bits(name: str) -> None:
 
 def test_the_global_generator_is_neither_read_nor_set(name: str) -> None:
     model = network()
-    sampler = SAMPLERS[name](model.parameters(), lr=1e-3, nbeta=10.0)
-    backward(model)
+    sampler = build(name, model.parameters())
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    sampler.step()
+    walk(model, sampler, range(2))
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -81,13 +84,15 @@ def test_two_samplers_without_generator_differ(name: str) -> None:
     finals = []
     for _ in range(2):
         model = network()
-        walk(model, SAMPLERS[name](model.parameters(), lr=1e-3, nbeta=10.0), range(2))
+        walk(model, build(name, model.parameters()), range(2))
         finals.append(weights(model))
     assert not same(*finals)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_a_loaded_state_continues_bit_for_bit(name: str, dtype: torch.dtype) -> None:
+    if name == "mala" and dtype == torch.bfloat16:
+        pytest.skip("MALA refuses half precision")
     straight = network(dtype)
     walk(straight, make(name, straight), range(8))
 
@@ -128,19 +133,24 @@ def test_hooks_run_and_the_closure_is_called_with_gradients(name: str) -> None:
 
 def test_a_group_added_later_is_anchored_where_it_is_then(name: str) -> None:
     early, late = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(4))
-    sampler = SAMPLERS[name]([early], lr=1e-3, nbeta=10.0, generator=generator())
+    sampler = build(name, [early], generator=generator())
     late.data.fill_(2.0)
     sampler.add_param_group({"params": [late], "localization": 5.0})
-    for p in (early, late):
-        p.grad = torch.ones_like(p)
-    sampler.step()
+
+    def closure() -> Tensor:
+        sampler.zero_grad()
+        loss = early.sum() + late.sum()
+        loss.backward()
+        return loss.detach()
+
+    sampler.step(closure)
     assert torch.equal(sampler.state[late]["anchor"], torch.full((4,), 2.0))
     assert sampler.param_groups[1]["localization"] == 5.0
     assert not torch.equal(late, torch.full((4,), 2.0))
 
 
 def test_a_refused_group_leaves_no_trace(name: str) -> None:
-    sampler = SAMPLERS[name]([nn.Parameter(torch.zeros(3))], lr=1e-3, nbeta=10.0)
+    sampler = build(name, [nn.Parameter(torch.zeros(3))])
     with pytest.raises(ConfigError, match="localization must be"):
         sampler.add_param_group({"params": [nn.Parameter(torch.zeros(2))], "localization": -1})
     assert len(sampler.param_groups) == 1
@@ -160,7 +170,7 @@ def test_anchors_given_from_outside_are_shared_and_stay_so_after_a_load(name: st
     model = network()
     anchors = [torch.zeros_like(p) for p in model.parameters()]
     group = {"params": list(model.parameters()), "anchors": anchors}
-    sampler = SAMPLERS[name]([group], lr=1e-3, nbeta=10.0, localization=1.0)
+    sampler = build(name, [group], localization=1.0)
     walk(model, sampler, range(2))
     sampler.load_state_dict(copy.deepcopy(sampler.state_dict()))
     for p, anchor in zip(model.parameters(), anchors, strict=True):
@@ -200,11 +210,16 @@ def test_a_state_dict_passes_through_torch_save_with_weights_only(
 def test_sparse_and_complex_are_refused_by_name(name: str) -> None:
     embedding = nn.Embedding(4, 3, sparse=True)
     sampler = make(name, embedding)
-    embedding(torch.tensor([1])).sum().backward()
+
+    def closure() -> Tensor:
+        loss = embedding(torch.tensor([1])).sum()
+        loss.backward()
+        return loss.detach()
+
     with pytest.raises(ConfigError, match="sparse"):
-        sampler.step()
+        sampler.step(closure)
     with pytest.raises(ConfigError, match="complex64"):
-        SAMPLERS[name]([nn.Parameter(torch.zeros(2, dtype=torch.complex64))], nbeta=2.0)
+        build(name, [nn.Parameter(torch.zeros(2, dtype=torch.complex64))])
 
 
 @pytest.mark.parametrize(
@@ -226,14 +241,15 @@ def test_sparse_and_complex_are_refused_by_name(name: str) -> None:
 def test_a_wrong_option_is_refused_before_anything_moves(
     name: str, option: str, value: object
 ) -> None:
-    options = {"lr": 1e-3, "nbeta": 10.0, option: value}
+    if option == "bounding_box_size" and name == "mala":
+        pytest.skip("MALA has no box")
     with pytest.raises(ConfigError, match=option):
-        SAMPLERS[name]([nn.Parameter(torch.zeros(3))], **options)
+        build(name, [nn.Parameter(torch.zeros(3))], **{option: value})
 
 
 def test_nbeta_left_at_one_warns(name: str) -> None:
     with pytest.warns(UserWarning, match="nbeta is 1"):
-        SAMPLERS[name]([nn.Parameter(torch.zeros(3))])
+        build(name, [nn.Parameter(torch.zeros(3))], nbeta=1.0)
 
 
 def test_a_parameter_that_needs_no_gradient_is_left_alone_until_it_does(name: str) -> None:

@@ -11,13 +11,53 @@ Everything a training loop does with an optimizer works, so a sampling loop is a
         sampler.step()
 
 The loss that belongs to the weights of a draw is the one computed before the step that leaves them.
+Target: p(w) ~ exp(-nbeta L(w) - gamma/2 |w - w*|^2 - lam/2 |w|^2). "Bias" below is the error of the
+variance on a quadratic of curvature kappa, relative, at step size lr.
+
+============== ==================================== ============================ ==============
+name           dynamics                             bias                         state, in w
+============== ==================================== ============================ ==============
+sgld           overdamped Langevin                  lr kappa / 4                 1 (w*)
+lmsgld         the same, two noises averaged        none                         2
+rmsprop_sgld   sgld, a step size per coordinate     lr P kappa / 4, once frozen  2
+adam_sgld      rmsprop_sgld with a mean gradient    larger: see its docstring    3
+sghmc          Langevin with momentum               lr kappa / 4                 2
+sgnht          sghmc with an adaptive friction      A / 2; "badodab": none       2
+mala           sgld, accepted or refused            none; full gradients only    1 and copies
+============== ==================================== ============================ ==============
 """
 
+from distsampler.optim.acceptance import Side, mala_acceptance
+from distsampler.optim.adam_sgld import AdamSGLD
 from distsampler.optim.base import Sampler
+from distsampler.optim.lmsgld import LMSGLD
+from distsampler.optim.mala import MALA
+from distsampler.optim.rmsprop_sgld import RMSPropSGLD
+from distsampler.optim.sghmc import SGHMC
 from distsampler.optim.sgld import SGLD
 from distsampler.optim.sgnht import SGNHT
 
-SAMPLERS: dict[str, type[Sampler]] = {"sgld": SGLD, "sgnht": SGNHT}
+SAMPLERS: dict[str, type[Sampler]] = {
+    "sgld": SGLD,
+    "sgnht": SGNHT,
+    "rmsprop_sgld": RMSPropSGLD,
+    "adam_sgld": AdamSGLD,
+    "sghmc": SGHMC,
+    "lmsgld": LMSGLD,
+    "mala": MALA,
+}
 """The samplers by the names that a configuration uses."""
 
-__all__ = ["SAMPLERS", "SGLD", "SGNHT", "Sampler"]
+__all__ = [
+    "LMSGLD",
+    "MALA",
+    "SAMPLERS",
+    "SGHMC",
+    "SGLD",
+    "SGNHT",
+    "AdamSGLD",
+    "RMSPropSGLD",
+    "Sampler",
+    "Side",
+    "mala_acceptance",
+]

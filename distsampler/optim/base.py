@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
 from distsampler.optim import kernels, options
+from distsampler.optim.acceptance import Side
 from distsampler.optim.kernels import Potential
 from distsampler.optim.plan import Chunk, Plan, Point, is_half, make_plans, working_dtype
 from distsampler.optim.randomness import continue_stream, fresh_generator
@@ -84,12 +85,8 @@ class Sampler(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        plans = self._current_plans()
-        self._readings.clear(len(plans))
-        for group, plan in zip(self.param_groups, plans, strict=True):
-            if plan.params:
-                self._step_group(group, plan)
-            group["steps"] += 1
+        self._move()
+        self._count()
         return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -199,6 +196,41 @@ class Sampler(Optimizer):
 
     # For subclasses
 
+    def _move(self) -> None:
+        """Move every group once, from the gradients that are there."""
+        plans = self._current_plans()
+        self._readings.clear(len(plans))
+        for group, plan in zip(self.param_groups, plans, strict=True):
+            if plan.params:
+                self._step_group(group, plan)
+
+    def _count(self) -> None:
+        """One step more."""
+        for group in self.param_groups:
+            group["steps"] += 1
+
+    def _side(self, loss: Tensor | float) -> Side:
+        """The present point for the Metropolis ratio: copies of w and grad U, and U."""
+        weights: list[Tensor] = []
+        drift: list[Tensor] = []
+        step_sizes: list[float] = []
+        energy = torch.zeros((), dtype=torch.float64, device=self.generator.device)
+        nbetas = {self._potential(group).nbeta for group in self.param_groups}
+        if len(nbetas) > 1:
+            options.refuse("all groups must have one nbeta", f"{nbetas}", "set it for all")
+        for group, plan in zip(self.param_groups, self._current_plans(), strict=True):
+            u, grads = self._potential(group), plan.grads()
+            slopes = [torch.empty_like(w, requires_grad=False) for w in plan.weights]
+            for chunk in plan.chunks:
+                at = plan.point(chunk, grads, plan.column(self.state, "anchor"))
+                energy += kernels.prior_energy(chunk, at, u)
+                kernels.put_drift(chunk, at, u)
+                torch._foreach_copy_(chunk.part(slopes), chunk.views)
+            weights += [w.detach().clone() for w in plan.weights]
+            drift += slopes
+            step_sizes += [group["lr"]] * len(slopes)
+        return Side(weights, drift, nbetas.pop() * loss + energy, step_sizes)
+
     def _check(self, group: dict[str, Any]) -> None:
         """Raise ConfigError if an option of the group is wrong; subclasses add their own."""
         options.check_common(group)
@@ -260,8 +292,9 @@ class Sampler(Optimizer):
         """Give ``std N`` to the state tensors of this name that are missing; zero where frozen."""
         for i, p, w in zip(plan.positions, plan.params, plan.weights, strict=True):
             if name not in self.state[p]:
-                start = torch.empty_like(w, requires_grad=False)
-                start.normal_(0.0, std, generator=self._generator)
+                start = torch.zeros_like(w, requires_grad=False)
+                if std:
+                    start.normal_(0.0, std, generator=self._generator)
                 if plan.masks is not None and (mask := plan.masks[i]) is not None:
                     start.masked_fill_(~mask, 0.0)
                 self.state[p][name] = start

@@ -55,7 +55,7 @@ class HeatCorrected(Sampler):
             return
         if isinstance(variance, float | int):
             options.not_negative(group, "gradient_variance", "pass the variance between examples")
-        options.positive(group, "batch_size", "pass the number of examples of a minibatch")
+        options.whole(group, "batch_size", "pass the number of examples of a minibatch", least=1)
 
     def _normalise(self, group: dict[str, Any]) -> None:
         super()._normalise(group)
@@ -75,17 +75,21 @@ class HeatCorrected(Sampler):
         plan: Plan,
         chunk: Chunk,
         u: Potential,
-        step_sizes: Tensor | None = None,
+        root: list[Tensor] | None = None,
     ) -> None:
-        """Buffer <- N sqrt(max(0, 1 - lr nbeta^2 v / (4 m sigma^2))), lr by coordinate if given."""
+        """Buffer <- N sqrt(max(0, 1 - lr P nbeta^2 v / (4 m sigma^2))), ``root`` that of P.
+
+        The factors are kept until something they rest on changes; a sampler whose P changes
+        empties ``_factors``.
+        """
         variance, sigma = group["gradient_variance"], group["noise_level"]
         if variance is None or not sigma:
             return
         heat = group["lr"] * u.nbeta**2 / (4 * group["batch_size"] * sigma**2)
         key = (plan.index, chunk.number)
         factor = self._factors.get(key)
-        if factor is None or step_sizes is not None or not factor.fits(chunk, variance, heat):
-            factor = _factor(variance, plan, chunk, heat, step_sizes)
+        if factor is None or not factor.fits(chunk, variance, heat):
+            factor = _factor(variance, plan, chunk, heat, root)
             self._factors[key] = factor
         chunk.flat.mul_(factor.flat)
         self._readings.add(plan, "noise_clipped", factor.clipped / self._dimension)
@@ -96,15 +100,17 @@ def _factor(
     plan: Plan,
     chunk: Chunk,
     heat: float,
-    step_sizes: Tensor | None,
+    root: list[Tensor] | None,
 ) -> Factor:
     flat = torch.empty_like(chunk.flat)
+    pieces = chunk.view(flat)
     if isinstance(variance, list):
         chunk.gather([variance[i] for i in plan.positions], flat)
     else:
         flat.fill_(variance)
-    if step_sizes is not None:
-        flat.mul_(step_sizes)
+    if root is not None:
+        torch._foreach_mul_(pieces, root)
+        torch._foreach_mul_(pieces, root)
     flat.mul_(-heat).add_(1.0)
     below = flat <= 0
     if chunk.frozen is not None:

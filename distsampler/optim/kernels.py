@@ -126,3 +126,56 @@ def turn_at_wall(chunk: Chunk, at: Point, momentum: list[Tensor], half_width: fl
     chunk.flat.fill_(1.0)
     chunk.flat.masked_fill_(outside, -1.0)
     torch._foreach_mul_(momentum, chunk.views)
+
+
+def average_squares(chunk: Chunk, at: Point, averages: list[Tensor], beta2: float) -> None:
+    """V <- beta2 v + (1 - beta2) g^2; a parameter without gradient has g = 0."""
+    put_gradient(chunk, at)
+    torch._foreach_mul_(averages, beta2)
+    torch._foreach_addcmul_(averages, chunk.views, chunk.views, value=1 - beta2)
+
+
+def average(at: Point, mean: list[Tensor], beta1: float) -> None:
+    """M <- beta1 m + (1 - beta1) g; a parameter without gradient has g = 0."""
+    torch._foreach_mul_(mean, beta1)
+    pulled = mean if at.with_grad is None else [mean[i] for i in at.with_grad]
+    if pulled:
+        torch._foreach_add_(pulled, at.grads, alpha=1 - beta1)
+
+
+def preconditioner_root(
+    root: list[Tensor], averages: list[Tensor], unbiased: float, stability: float
+) -> None:
+    """Root <- 1 / sqrt(sqrt(v / unbiased) + a), the root of P; Li et al. 2016, eq. 6."""
+    torch._foreach_copy_(root, averages)
+    torch._foreach_div_(root, unbiased)
+    torch._foreach_sqrt_(root)
+    torch._foreach_add_(root, stability)
+    torch._foreach_rsqrt_(root)
+
+
+def preconditioned(chunk: Chunk, at: Point, u: Potential, lr: float, root: list[Tensor]) -> None:
+    """Buffer, drawn as sqrt(lr) sigma N, <- sqrt(P) N - (lr/2) P grad U.
+
+    In the order ``P (N / sqrt(P) - (lr/2) grad U)``, which needs no memory.
+    """
+    torch._foreach_div_(chunk.views, root)
+    add_force(chunk.views, at, u, lr / 2)
+    torch._foreach_mul_(chunk.views, root)
+    torch._foreach_mul_(chunk.views, root)
+
+
+def prior_energy(chunk: Chunk, at: Point, u: Potential) -> Tensor:
+    """gamma/2 |w - w*|^2 + lam/2 |w|^2 over the trainable entries, 0-d, float64."""
+    put_displacement(chunk, at)
+    away: Tensor = torch.linalg.vector_norm(chunk.flat, dtype=torch.float64)
+    put_weights(chunk, at)
+    size: Tensor = torch.linalg.vector_norm(chunk.flat, dtype=torch.float64)
+    return away.square() * (u.gamma / 2) + size.square() * (u.lam / 2)
+
+
+def add_noise_pair(noise: list[Tensor], previous: list[Tensor]) -> None:
+    """Noise <- R_t + R_(t+1), previous <- R_(t+1) (to its last bit: it is read off the sum)."""
+    torch._foreach_add_(noise, previous)
+    torch._foreach_sub_(previous, noise)
+    torch._foreach_neg_(previous)

@@ -38,6 +38,13 @@ def fraction(group: Mapping[str, Any], name: str, do: str) -> None:
         refuse(f"{name} must lie in [0, 1)", repr(group[name]), do)
 
 
+def whole(group: Mapping[str, Any], name: str, do: str, least: int) -> None:
+    """``group[name]`` must be a whole number, at least ``least``."""
+    value = group[name]
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        refuse(f"{name} must be a whole number, at least {least}", repr(value), do)
+
+
 def one_of(group: Mapping[str, Any], name: str, known: tuple[str, ...]) -> None:
     """``group[name]`` must be one of the known words."""
     if group[name] not in known:
@@ -54,6 +61,14 @@ def check_common(group: Mapping[str, Any]) -> None:
     not_negative(group, "weight_decay", "pass lambda, the precision of the Gaussian prior")
     if group["bounding_box_size"] is not None:
         positive(group, "bounding_box_size", "pass the half width of the box, or None for no box")
+
+
+def noise_caution(group: Mapping[str, Any]) -> list[str]:
+    """The sentence that goes with a noise level other than 1."""
+    if group["noise_level"] == 1.0:
+        return []
+    level = group["noise_level"]
+    return [f"noise_level is {level}: only at 1 does the chain sample the posterior"]
 
 
 def nbeta_at(nbeta: float | Callable[[int], float], step: int) -> float:

@@ -72,6 +72,11 @@ class Chunk:
         if self.frozen is not None:
             self.flat.masked_fill_(self.frozen, value)
 
+    def view(self, flat: Tensor) -> list[Tensor]:
+        """A flat tensor in the shapes of the pieces."""
+        parts = torch.split(flat, self.sizes)
+        return [part.view(v.shape) for part, v in zip(parts, self.views, strict=True)]
+
     def gather(self, tensors: list[Tensor | None], flat: Tensor) -> None:
         """Copy one tensor a trainable parameter into a flat one; zero where there is none."""
         for part, piece in zip(torch.split(flat, self.sizes), self.pieces, strict=True):

@@ -9,9 +9,12 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from distsampler.optim import kernels, options
+from distsampler.optim.acceptance import Side
 from distsampler.optim.heat import HeatCorrected
 from distsampler.optim.kernels import Potential
 from distsampler.optim.plan import Chunk, Plan, Point
+
+_NOT_LANGEVIN = ("bounding_box_size", "gradient_variance")
 
 
 class SGLD(HeatCorrected):
@@ -83,18 +86,36 @@ class SGLD(HeatCorrected):
         }
         super().__init__(params, defaults, generator)
 
+    @torch.no_grad()
+    def side(self, loss: Tensor | float) -> Side:
+        """The present point, as :func:`mala_acceptance` wants it.
+
+        Args:
+            loss: The minibatch loss at the present weights, 0-d, whose gradient lies in ``p.grad``.
+
+        Returns:
+            Copies of the trainable weights and of grad U, and U.
+
+        Raises:
+            ConfigError: With a box, a heat correction or a noise level other than 1 the step is no
+                Langevin proposal; with a callable nbeta the two sides would have different targets.
+        """
+        for group in self.param_groups:
+            bent = [name for name in _NOT_LANGEVIN if group[name] is not None]
+            if bent or group["noise_level"] != 1.0 or callable(group["nbeta"]):
+                options.refuse(
+                    "a MALA acceptance needs plain Langevin steps with one fixed nbeta",
+                    ", ".join(bent) or "another noise_level or a callable nbeta",
+                    "leave these options out to measure it",
+                )
+        return self._side(loss)
+
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
         options.not_negative(group, "noise_level", "leave it at 1 to sample the posterior")
 
     def _cautions(self, group: dict[str, Any]) -> list[str]:
-        found = super()._cautions(group)
-        if group["noise_level"] != 1.0:
-            found.append(
-                f"noise_level is {group['noise_level']}: only at 1 does the chain sample the "
-                "posterior"
-            )
-        return found
+        return super()._cautions(group) + options.noise_caution(group)
 
     def _std(self, group: dict[str, Any]) -> float:
         return math.sqrt(group["lr"]) * float(group["noise_level"])
