@@ -34,6 +34,46 @@ class Quadratic:
 
 
 @dataclass(frozen=True)
+class NoisyQuadratic:
+    """A quadratic whose gradients carry the noise of minibatches: variance v / m, Gaussian."""
+
+    curvature: Tensor
+    variance: float
+    batch_size: int
+    generator: torch.Generator
+
+    def gradient(self, w: Tensor) -> Tensor:
+        noise = torch.randn(w.shape, dtype=w.dtype, generator=self.generator)
+        return self.curvature * w + noise * (self.variance / self.batch_size) ** 0.5
+
+
+@dataclass(frozen=True)
+class CorrelatedGaussian:
+    """L(w) = 1/2 w^T H w for each row of w; every row is a chain of its own."""
+
+    hessian: Tensor
+
+    @classmethod
+    def make(cls, dimensions: int, condition: float, seed: int = 0) -> "CorrelatedGaussian":
+        """Eigenvalues log-spaced from 1/condition to 1, eigenvectors random."""
+        source = torch.Generator().manual_seed(seed)
+        q, _ = torch.linalg.qr(torch.randn(dimensions, dimensions, generator=source).double())
+        values = torch.logspace(0, 1, dimensions, base=1 / condition, dtype=torch.float64)
+        return cls(q @ torch.diag(values) @ q.T)
+
+    def gradient(self, w: Tensor) -> Tensor:
+        return w @ self.hessian.to(w.dtype)
+
+    def loss(self, w: Tensor) -> Tensor:
+        return (w * self.gradient(w)).sum() / 2
+
+    def principal(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Eigenvalues, and w in the eigenvectors' coordinates."""
+        values, vectors = torch.linalg.eigh(self.hessian)
+        return values, w.double() @ vectors
+
+
+@dataclass(frozen=True)
 class Power:
     """L(w) = sum w_i^(2k): each coordinate has nbeta E[L] = 1/(2k), for every nbeta."""
 
