@@ -162,12 +162,12 @@ class Sampler(Optimizer):
     @property
     def noise(self) -> list[list[Tensor]]:
         """Unscaled noise of the last step, a list per group of a tensor per parameter."""
-        return self._readings.tensors("noise", "save_noise", self.param_groups)
+        return self._readings.tensors("noise", self.param_groups)
 
     @property
     def drift(self) -> list[list[Tensor]]:
         """Grad U at the weights that the last step left, as :attr:`noise` is laid out."""
-        return self._readings.tensors("drift", "save_mala_vars", self.param_groups)
+        return self._readings.tensors("drift", self.param_groups)
 
     @property
     def localization_loss(self) -> Tensor:
@@ -199,7 +199,7 @@ class Sampler(Optimizer):
     def _move(self) -> None:
         """Move every group once, from the gradients that are there."""
         plans = self._current_plans()
-        self._readings.clear(len(plans))
+        self._readings.clear(self.param_groups)
         for group, plan in zip(self.param_groups, plans, strict=True):
             if plan.params:
                 self._step_group(group, plan)

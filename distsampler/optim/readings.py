@@ -15,7 +15,7 @@ from distsampler.optim.kernels import Potential
 from distsampler.optim.plan import Chunk, Plan, Point, working_dtype
 
 NORMS = ("noise_norm", "grad_norm", "weight_norm", "distance")
-SUMS = ("localization_loss", "noise_clipped")
+KEPT = {"noise": "save_noise", "drift": "save_mala_vars"}
 
 
 class Readings:
@@ -25,9 +25,12 @@ class Readings:
         self._scalars: list[dict[str, Tensor]] = []
         self._tensors: dict[str, list[list[Tensor]]] = {}
 
-    def clear(self, groups: int) -> None:
-        """Forget the scalars of the step before."""
-        self._scalars = [{} for _ in range(groups)]
+    def clear(self, groups: Sequence[dict[str, Any]]) -> None:
+        """Forget the scalars of the step before; make room for tensors that are asked for."""
+        self._scalars = [{} for _ in groups]
+        for name, option in KEPT.items():
+            if any(group[option] for group in groups):
+                self._make_room(name, option, groups)
 
     def add(self, plan: Plan, name: str, value: Tensor) -> None:
         """Add a chunk's share of a scalar; norms come as squares."""
@@ -53,7 +56,7 @@ class Readings:
                 self.add(plan, "localization_loss", squares * (u.gamma / 2))
         if group["save_mala_vars"]:
             kernels.put_drift(chunk, at, u)
-            self._keep("drift", group, plan, chunk)
+            self._keep("drift", plan, chunk)
 
     def noise(self, group: dict[str, Any], plan: Plan, chunk: Chunk, std: float) -> None:
         """The noise in the buffer, in units of its standard deviation, where asked."""
@@ -64,7 +67,7 @@ class Readings:
         if group["noise_norm"]:
             self.add(plan, "noise_norm", _sum_of_squares(chunk.flat) * unscaled**2)
         if group["save_noise"]:
-            kept = self._keep("noise", group, plan, chunk)
+            kept = self._keep("noise", plan, chunk)
             torch._foreach_mul_(kept, unscaled)
 
     def total(self, name: str) -> Tensor:
@@ -80,27 +83,31 @@ class Readings:
         names = dict.fromkeys(name for scalars in self._scalars for name in scalars)
         return {name: self.total(name) for name in names}
 
-    def tensors(
-        self, name: str, option: str, groups: Sequence[dict[str, Any]]
-    ) -> list[list[Tensor]]:
+    def tensors(self, name: str, groups: Sequence[dict[str, Any]]) -> list[list[Tensor]]:
         """What was kept, a list per group of a tensor per parameter; empty where not asked."""
+        option = KEPT[name]
         kept = self._tensors.get(name, [])
         if not any(group[option] for group in groups[: len(kept)]):
             raise AttributeError(f"{name} is kept by {option}=True, from the first step on")
         return [k if g[option] else [] for k, g in zip(kept, groups, strict=False)]
 
-    def _keep(self, name: str, group: dict[str, Any], plan: Plan, chunk: Chunk) -> list[Tensor]:
-        """Copy the buffer into tensors of the parameters' shapes, made once and written over."""
-        kept = self._tensors.setdefault(name, [])
-        kept.extend([] for _ in range(len(kept), len(self._scalars)))
-        if not kept[plan.index]:
-            kept[plan.index] = [
-                torch.zeros(p.shape, dtype=working_dtype(p), device=p.device)
-                for p in group["params"]
-            ]
-        targets = chunk.part([kept[plan.index][i] for i in plan.positions])
+    def _keep(self, name: str, plan: Plan, chunk: Chunk) -> list[Tensor]:
+        """Copy the buffer into the tensors kept for it."""
+        kept = self._tensors[name][plan.index]
+        targets = chunk.part([kept[i] for i in plan.positions])
         torch._foreach_copy_(targets, chunk.views)
         return targets
+
+    def _make_room(self, name: str, option: str, groups: Sequence[dict[str, Any]]) -> None:
+        """One tensor a parameter of the groups that ask: made once, written over every step."""
+        kept = self._tensors.setdefault(name, [])
+        kept.extend([] for _ in range(len(kept), len(groups)))
+        for i, group in enumerate(groups):
+            if group[option] and not kept[i]:
+                kept[i] = [
+                    torch.zeros(p.shape, dtype=working_dtype(p), device=p.device)
+                    for p in group["params"]
+                ]
 
 
 def _sum_of_squares(flat: Tensor) -> Tensor:
