@@ -31,7 +31,8 @@ class Sampler(Optimizer):
             parameter without gradient still feels localisation, decay and noise; one that does
             not require a gradient is left alone.
         lr: Step size epsilon, per step.
-        nbeta: Inverse temperature times the number of examples, or a callable of the step.
+        nbeta: Inverse temperature times the number of examples, or a callable of the number of
+            steps that the group has made.
         localization: gamma, the strength of the pull to w*.
         weight_decay: lam, the precision of a Gaussian prior around 0.
         bounding_box_size: Half width of a box around w* that no coordinate leaves; None: no box.
@@ -308,21 +309,16 @@ class Sampler(Optimizer):
 
     def _admit(self, group: dict[str, Any]) -> None:
         """Check a new group and take its anchors."""
-        anchors = options.per_parameter(group.pop("anchors", None), group["params"], "anchors")
+        params = group["params"]
+        anchors = options.per_parameter(group.pop("anchors", None), params, "anchors")
         self._check(group)
         self._normalise(group)
-        group.setdefault("steps", 0)
-        for i, p in enumerate(group["params"]):
+        for p in params:
             options.check_parameter(p)
             options.check_device(p, self.generator)
-            dtype = working_dtype(p)
-            given = anchors[i] if anchors else None
-            state = self.state[p]
-            state["anchor"] = (
-                p.detach().to(dtype, copy=True) if given is None else given.to(p.device, dtype)
-            )
-            if is_half(p):
-                state["master"] = p.detach().to(dtype, copy=True)
+        for p, anchor in zip(params, anchors or [None] * len(params), strict=True):
+            self.state[p].update(_landmarks(p, anchor))
+        group.setdefault("steps", 0)
         self._plans = None
 
     def _normalise(self, group: dict[str, Any]) -> None:
@@ -361,3 +357,14 @@ class Sampler(Optimizer):
             self._begin(group, plan)
         self._dimension = sum(plan.dimension for plan in plans)
         return plans
+
+
+def _landmarks(param: Tensor, anchor: Tensor | None) -> dict[str, Tensor]:
+    """w*, and the fp32 master of a half-precision parameter."""
+    dtype, present = working_dtype(param), param.detach()
+    if anchor is None or anchor.data_ptr() == param.data_ptr():
+        anchor = present.to(dtype, copy=True)
+    landmarks = {"anchor": anchor.detach().to(param.device, dtype)}
+    if is_half(param):
+        landmarks["master"] = present.to(dtype, copy=True)
+    return landmarks
