@@ -43,9 +43,10 @@ def run(
 ) -> None:
     """Sample the posterior that a config file describes."""
     from distsampler import recipe
-    from distsampler.run import sample
 
     found = recipe.load(config, changes or [])
+    from distsampler.run import sample  # after the file is read: a mistake there is told at once
+
     done = sample(
         found.model,
         found.data,

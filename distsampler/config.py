@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -225,19 +224,11 @@ def _sentence(model: type[BaseModel], detail: ErrorDetails) -> str:
     """A pydantic error as: where, what must hold, what was got."""
     where = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        return unknown_name("option", where, _known(model, detail["loc"]))
+        return unknown_name("option", where, model.model_fields)
+    cause = detail.get("ctx", {}).get("error")
+    if isinstance(cause, ConfigError):  # of a model inside this one
+        return f"{where}: {cause}"
     message = detail["msg"].removeprefix("Value error, ")
     if not where:
         return message
     return f"{where}: {message[0].lower()}{message[1:]}, got {detail['input']!r}"
-
-
-def _known(model: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
-    """The options known at the place an unknown one was given, as dotted names."""
-    prefix = ""
-    for part in loc[:-1]:
-        inner = model.model_fields[str(part)].annotation
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            break
-        model, prefix = inner, f"{prefix}{part}."
-    return [prefix + name for name in model.model_fields]

@@ -180,6 +180,7 @@ def _judge(diagnosis: Diagnosis, config: GateConfig) -> tuple[Status, str, str]:
     return Status.CONVERGED, found, ""
 
 
+@np.errstate(invalid="ignore", divide="ignore")  # a constant trace gives NaN: undetermined
 def _statistics(data: xr.Dataset) -> list[xr.Dataset]:
     """MCSE, R-hat, bulk and tail ESS of every variable, in the order of Row's fields."""
     import arviz

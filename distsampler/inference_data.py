@@ -41,7 +41,7 @@ def build(trace: Trace) -> InferenceData:
         "status": trace.manifest.status,
         "lost_chains": json.dumps(trace.manifest.retired),
     }
-    if hasattr(arviz, "InferenceData"):
+    if int(arviz.__version__.partition(".")[0]) < 1:
         warmup = any(name.startswith(WARMUP) for name in groups)
         return arviz.InferenceData(attrs=attrs, save_warmup=warmup, **groups)
     tree = xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in groups.items()})

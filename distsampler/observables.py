@@ -79,6 +79,7 @@ class Observer:
         self._picked = self._pick(anchors)
 
     @torch.no_grad()
+    @np.errstate(invalid="ignore", over="ignore")  # a chain that diverges is told by its values
     def measure(self, losses: Tensor, rows: NDArray[np.int64], step: int) -> Values:
         """The draw at the replica's present weights.
 

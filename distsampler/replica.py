@@ -65,7 +65,12 @@ class Replica:
             parameter.requires_grad_(name in names)
             parameter.grad = None
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self._keeps_buffers = self.model.training and any(True for _ in self.model.buffers())
+        self._buffers = [
+            (module, name, buffer)
+            for module in self.model.modules()
+            for name, buffer in module._buffers.items()
+            if self.model.training and buffer is not None
+        ]
 
     def losses(self, batch: object, chain: int = 0, step: int = 0) -> Tensor:
         """Losses of a batch on this device: shape (examples,), or () for a batch mean.
@@ -94,10 +99,12 @@ class Replica:
 
     @contextlib.contextmanager
     def _still_buffers(self) -> Iterator[None]:
-        saved = [buffer.clone() for buffer in self.model.buffers()] if self._keeps_buffers else []
+        """Lets the forward pass move copies: the backward pass may still need the ones it used."""
+        for module, name, buffer in self._buffers:
+            module._buffers[name] = buffer.clone()
         yield
-        for buffer, before in zip(self.model.buffers(), saved, strict=False):
-            buffer.copy_(before)
+        for module, name, buffer in self._buffers:
+            module._buffers[name] = buffer
 
 
 def selected(model: nn.Module, patterns: tuple[str, ...] | None) -> set[str]:

@@ -211,6 +211,9 @@ def _as_rows(data: object) -> Rows:
 
 
 def _of_loader(loader: DataLoader[Any]) -> Rows:
+    dataset: object = loader.dataset
+    if isinstance(dataset, IterableDataset):
+        return _as_rows(dataset)
     sampler = loader.sampler
     if not isinstance(sampler, RandomSampler | SequentialSampler):
         warnings.warn(
@@ -219,8 +222,7 @@ def _of_loader(loader: DataLoader[Any]) -> Rows:
             stacklevel=4,
         )
     log.info("taking dataset, collate_fn and batch_size of the DataLoader, not its sampler")
-    dataset: object = loader.dataset
-    if loader.collate_fn is default_collate or isinstance(dataset, IterableDataset):
+    if loader.collate_fn is default_collate:
         return _as_rows(dataset)
     if not hasattr(dataset, "__len__"):
         raise ConfigError(f"the DataLoader's dataset must have __len__: {type(dataset).__name__}")

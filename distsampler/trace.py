@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -256,7 +256,7 @@ def check_new(path: str | Path) -> None:
         StoreError: if there is one already, or something else, or it may not be written.
     """
     path = Path(path)
-    if "://" in str(path):
+    if re.match(r"\w{2,}:/", str(path)):
         raise StoreError(f"the store must be a local path, got {path}")
     if (path / "run.json").exists():
         raise StoreError(
@@ -270,11 +270,6 @@ def check_new(path: str | Path) -> None:
         raise StoreError(
             f"the store {path} must be writable, but {parent} is not: give another one"
         )
-
-
-def remove(path: str | Path) -> None:
-    """Deletes a run directory."""
-    shutil.rmtree(path)
 
 
 def _create_group(
