@@ -1,1 +1,74 @@
-"""distsampler."""
+"""Local Learning Coefficients of PyTorch models, from SGMCMC chains on a Ray cluster.
+
+The way of the data, one direction::
+
+    RunConfig -> ChainSpec -> Chain -> DrawBlock -> Trace -> InferenceData
+              -> Diagnosis, Verdict -> LLCEstimate
+
+``config``       what a run is; ``seeding`` makes randomness a function of (seed, chain, step)
+``optim``        the samplers: torch optimizers whose step leaves a posterior invariant
+``replica``      a model to itself, and the ChainSpec: the recipe that travels to the actors
+``anchor``       the loss at w*, over all data once
+``observables``  what is measured at a draw
+``chain``        replica + sampler + batch stream; knows nothing of Ray
+``worker``       what a place does; ``pool`` and ``ray_pool``: the places
+``transition``   decides; ``driver`` does; only it commits
+``trace``        the run directory: zarr arrays, manifest, checkpoints, events
+``inference_data``, ``diagnostics``, ``estimators``, ``results``
+                 from there to numbers, without torch and Ray
+``run``          ``sample()``: puts it all together
+
+Laws: a draw is one point; the same seed gives the same bits, wherever and however often a chain was
+placed; a draw exists once, when its commit is durable; no number without a verdict.
+
+Importing this package loads neither torch nor ray nor arviz: names are resolved when used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from distsampler.config import GateConfig as GateConfig
+    from distsampler.config import PlacementConfig as PlacementConfig
+    from distsampler.config import RunConfig as RunConfig
+    from distsampler.config import SamplerConfig as SamplerConfig
+    from distsampler.config import optimal_nbeta as optimal_nbeta
+    from distsampler.diagnostics import Diagnosis as Diagnosis
+    from distsampler.diagnostics import Verdict as Verdict
+    from distsampler.estimators import LLCEstimate as LLCEstimate
+    from distsampler.estimators import WBICEstimate as WBICEstimate
+    from distsampler.optim import SGLD as SGLD
+    from distsampler.optim import SGNHT as SGNHT
+    from distsampler.pool import SerialPool as SerialPool
+    from distsampler.ray_pool import RayPool as RayPool
+    from distsampler.results import Run as Run
+    from distsampler.results import open_run as open  # noqa: F401 (a public name)
+    from distsampler.run import sample as sample
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "config": ("GateConfig", "PlacementConfig", "RunConfig", "SamplerConfig", "optimal_nbeta"),
+    "diagnostics": ("Diagnosis", "Verdict"),
+    "errors": ("ConfigError", "DistsamplerError", "PlacementError", "RunFailed", "StoreError"),
+    "estimators": ("LLCEstimate", "WBICEstimate"),
+    "optim": ("SGLD", "SGNHT"),
+    "pool": ("SerialPool",),
+    "ray_pool": ("RayPool",),
+    "results": ("Run", "open"),
+    "run": ("sample",),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'distsampler' has no attribute {name!r}")
+    module = import_module(f"distsampler.{_HOME[name]}")
+    found: object = getattr(module, "open_run" if name == "open" else name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,180 @@
+"""Chain: a replica, a sampler and a batch stream, advanced draw by draw.
+
+Draw d is measured in the last of its ``thin`` steps, step ``(d + 1) * thin - 1``, before that step
+moves: all its values belong to one point. ``advance(a)`` then ``advance(b)`` is ``advance(a + b)``,
+to the bit.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distsampler import checkpoint
+from distsampler.draws import Anchor, DrawBlock
+from distsampler.errors import DistsamplerError
+from distsampler.observables import Observer, Values, variables
+from distsampler.optim.by_name import build
+from distsampler.replica import ChainSpec, Replica
+from distsampler.seeding import BatchStream, noise_seed
+
+
+class ChainDiverged(DistsamplerError):
+    """A chain met a value that is not finite; its draws before that are in ``block``.
+
+    Args:
+        chain: index.
+        step: of the chain.
+        name: of the value.
+        last_loss: the last finite minibatch loss that was recorded.
+        block: the finite draws of the interrupted advance.
+    """
+
+    def __init__(
+        self, chain: int, step: int, name: str, last_loss: float, block: DrawBlock
+    ) -> None:
+        super().__init__(chain, step, name, last_loss, block)
+        self.chain, self.step, self.name, self.last_loss, self.block = self.args
+
+    def __str__(self) -> str:
+        return (
+            f"chain {self.chain} diverged at step {self.step}: {self.name} is not finite (last "
+            f"finite loss {self.last_loss:.6g}); lower sampler.lr or raise sampler.localization"
+        )
+
+
+class Chain:
+    """One chain of the run.
+
+    Args:
+        spec: the recipe.
+        index: of the chain.
+        anchor: the losses at w*.
+        anchors: the parameters at w*, shared and never written; None: the replica's own.
+        device: where it runs.
+    """
+
+    def __init__(
+        self,
+        spec: ChainSpec,
+        index: int,
+        anchor: Anchor,
+        *,
+        anchors: list[Tensor] | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        self._spec, self._index, self._anchor = spec, index, anchor
+        self._replica = Replica(spec, device or torch.device("cpu"))
+        config = spec.config
+        self._generator = torch.Generator(self._replica.device)
+        self._generator.manual_seed(noise_seed(config.seed, index))
+        if anchors is None:
+            anchors = [p.detach().clone() for p in self._replica.parameters]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the sampler's cautions were given before the run
+            self._sampler: Any = build(
+                config.sampler, self._replica.parameters, anchors, spec.nbeta, self._generator
+            )
+        streams = (config.seed, index, len(spec.rows), config.batch_size)
+        self._batches = BatchStream(*streams, epochs=config.batches == "epoch")
+        # An epoch's own batch is not independent of w_t: its excess loss would be biased.
+        self._readout = None if config.batches != "epoch" else BatchStream(*streams, epochs=False)
+        self._observer = Observer(spec, self._replica, anchors, anchor, index)
+        self._variables = variables(spec)
+        self._draw = 0
+        self._last_loss = anchor.init_loss
+
+    @property
+    def draw(self) -> int:
+        """Draws made so far."""
+        return self._draw
+
+    def advance(self, draws: int) -> DrawBlock:
+        """Makes and returns the next draws.
+
+        Raises:
+            ChainDiverged: if a recorded value is not finite; it carries the draws before.
+        """
+        first, thin = self._draw, self._spec.config.thin
+        values = {v.name: np.empty((draws, *v.shape), v.dtype) for v in self._variables}
+        for kept in range(draws):
+            last = (self._draw + 1) * thin - 1
+            for step in range(last - thin + 1, last):
+                self._step(step)
+            measured = self._measured_step(last)
+            bad = next((name for name, x in measured.items() if not np.all(np.isfinite(x))), None)
+            if bad is not None:
+                finite = {name: array[:kept] for name, array in values.items()}
+                block = DrawBlock(self._index, first, finite, b"")
+                raise ChainDiverged(self._index, last, bad, self._last_loss, block)
+            for name, array in values.items():
+                array[kept] = measured[name]
+            self._last_loss = float(values["loss"][kept])
+            self._draw += 1
+        return DrawBlock(self._index, first, values, self.state())
+
+    def state(self) -> bytes:
+        """All that the next step depends on, but what the recipe gives."""
+        sampler = self._sampler.state_dict()
+        for entry in sampler["state"].values():
+            entry.pop("anchor", None)
+        sampler.pop("generator", None)
+        return checkpoint.dump(
+            {
+                "draw": self._draw,
+                "last_loss": self._last_loss,
+                "parameters": [p.detach() for p in self._replica.parameters],
+                "generator": self._generator.get_state(),
+                "sampler": sampler,
+            }
+        )
+
+    @torch.no_grad()
+    def restore(self, data: bytes) -> None:
+        """Goes to a state that ``state`` gave."""
+        state = checkpoint.parse(data)
+        self._draw, self._last_loss = state["draw"], state["last_loss"]
+        for parameter, saved in zip(self._replica.parameters, state["parameters"], strict=True):
+            parameter.copy_(saved)
+        fresh = self._sampler.state_dict()
+        for key, entry in fresh["state"].items():
+            if "anchor" in entry:
+                state["sampler"]["state"].setdefault(key, {})["anchor"] = entry["anchor"]
+        self._sampler.load_state_dict(fresh | state["sampler"])
+        self._generator.set_state(state["generator"])
+
+    def _step(self, step: int) -> None:
+        """Moves once, measuring nothing."""
+        self._move(self._losses(self._batches.indices(step), step))
+
+    def _measured_step(self, step: int) -> Values:
+        """Measures, then moves."""
+        rows = self._batches.indices(step)
+        losses = self._losses(rows, step)
+        if self._readout is None:
+            values = self._observer.measure(losses, rows, step)
+        else:
+            other = self._readout.indices(step)
+            with torch.no_grad():
+                values = self._observer.measure(self._losses(other, step), other, step)
+        self._move(losses)
+        if self._spec.metrics:
+            values |= {name: float(self._sampler.metrics()[name]) for name in self._spec.metrics}
+        return values
+
+    def _losses(self, rows: NDArray[np.int64], step: int) -> Tensor:
+        """Losses of some rows at the present weights."""
+        batch = self._replica.move(self._spec.rows.take(rows))
+        return self._replica.losses(batch, self._index, step)
+
+    def _move(self, losses: Tensor) -> None:
+        """One step of the sampler along the gradient of the mean loss."""
+        losses.mean().backward()  # type: ignore[no-untyped-call]
+        self._sampler.step()
+        for parameter in self._replica.parameters:
+            parameter.grad = None

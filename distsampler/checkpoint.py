@@ -1,0 +1,34 @@
+"""Chain state <-> bytes: plain tensors and ints, torch.save, read with weights_only."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import torch
+
+from distsampler.errors import StoreError
+
+
+def dump(state: dict[str, Any]) -> bytes:
+    """The bytes of a state: tensors, ints, floats, strings, and dicts and lists of these."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def parse(data: bytes) -> dict[str, Any]:
+    """The state in some bytes, on the CPU.
+
+    Raises:
+        StoreError: if the bytes are torn or hold anything but plain values.
+    """
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise StoreError(
+            f"a chain's state must be readable, got {len(data)} bytes: {error}"
+        ) from error
+    if not isinstance(state, dict):
+        raise StoreError(f"a chain's state must be a dict, got {type(state).__name__}")
+    return state

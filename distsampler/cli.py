@@ -1,0 +1,166 @@
+"""The command line. Heavy imports stay inside the commands, so that --help is quick.
+
+Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 not converged, 4 converged without the
+chains that were lost, 130 interrupted after a clean commit.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from distsampler.results import Run
+
+FAILED, USAGE, NOT_CONVERGED, LOST_CHAINS, INTERRUPTED = 1, 2, 3, 4, 130
+
+app = typer.Typer(
+    help="Local Learning Coefficients of PyTorch models, from chains on a Ray cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+Store = Annotated[Path, typer.Argument(help="The run directory.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="YAML: RunConfig, and model, data, loss.")],
+    store: Annotated[Path | None, typer.Option(help="The run directory; must be new.")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Set a field: sampler.lr=1e-5.")
+    ] = None,
+    resume: Annotated[str, typer.Option(help="never, auto or must.")] = "never",
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+) -> None:
+    """Sample the posterior that a config file describes."""
+    from distsampler import recipe
+
+    found = recipe.load(config, changes or [])
+    from distsampler.run import sample  # after the file is read: a mistake there is told at once
+
+    done = sample(
+        found.model,
+        found.data,
+        found.loss,
+        found.config,
+        store=store,
+        resume=resume,  # type: ignore[arg-type]  # sample() checks it
+        quiet=quiet,
+    )
+    if done.manifest.status == "interrupted":
+        reason = f"interrupted ({done.manifest.reason}), committed cleanly; go on with"
+        typer.echo(f"{reason} --store {done.store} --resume auto", err=True)
+        raise typer.Exit(INTERRUPTED)
+    _say(str(done.llc("ignore")))
+    _say(str(done.verdict))
+    _say(f"run {done.store}")
+    raise typer.Exit(_code(done))
+
+
+@app.command()
+def llc(store: Store, as_json: Json = False) -> None:
+    """Print the LLC of a run, with its error and verdict."""
+    found = _open(store)
+    estimate = found.llc("ignore")
+    _say(json.dumps(estimate.as_dict()) if as_json else str(estimate))
+    raise typer.Exit(_code(found))
+
+
+@app.command()
+def diagnose(store: Store, as_json: Json = False) -> None:
+    """Print R-hat, ESS and the verdict of a run."""
+    found = _open(store)
+    if as_json:
+        _say(json.dumps(_diagnosis(found)))
+    else:
+        _print_table(found)
+    raise typer.Exit(_code(found))
+
+
+@app.command()
+def report(
+    store: Store,
+    out: Annotated[Path | None, typer.Option(help="The HTML file.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """Write one HTML file about a run."""
+    from distsampler.report import write
+
+    path = write(_open(store), out)
+    _say(json.dumps({"report": str(path)}) if as_json else str(path))
+
+
+def main() -> None:
+    """The console script: errors made on purpose are one message and an exit code."""
+    from distsampler.errors import DistsamplerError, RunFailed, WorkFailedError
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    logging.captureWarnings(True)
+    warnings.simplefilter("default", UserWarning)
+    try:
+        app()
+    except DistsamplerError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(FAILED if isinstance(error, RunFailed | WorkFailedError) else USAGE)
+
+
+def _open(store: Path) -> Run:
+    from distsampler.results import open_run
+
+    return open_run(store)
+
+
+def _code(found: Run) -> int:
+    if not found.verdict.converged:
+        return NOT_CONVERGED
+    return LOST_CHAINS if found.lost_chains else 0
+
+
+def _diagnosis(found: Run) -> dict[str, Any]:
+    verdict = found.verdict
+    return {
+        "verdict": str(verdict.status),
+        "reason": verdict.reason,
+        "advice": verdict.advice,
+        "status": found.manifest.status,
+        "lost_chains": found.lost_chains,
+        "events": [event for event in found.events if event["event"] in ("lost", "retired")],
+        **found.diagnosis.as_dict(),
+    }
+
+
+def _print_table(found: Run) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    diagnosis = found.diagnosis
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("gate")
+    table.add_column("quantity", no_wrap=True)
+    for heading in ("mean", "sd", "MCSE", "R-hat", "bulk ESS", "tail ESS"):
+        table.add_column(heading, justify="right")
+    for row in diagnosis.rows:
+        numbers = [f"{value:.4g}" for value in (row.mean, row.sd, row.mcse)]
+        ess = [f"{value:.0f}" for value in (row.ess_bulk, row.ess_tail)]
+        name = row.name.replace("[", r"\[")
+        table.add_row("*" if row.gated else "", name, *numbers, f"{row.r_hat:.4f}", *ess)
+    console.print(table)
+    for chain, reason in found.lost_chains.items():
+        _say(f"lost chain {chain}: {reason.splitlines()[0]}")
+    losses = sum(event["event"] == "lost" for event in found.events)
+    _say(f"{diagnosis.chains} chains of {diagnosis.draws} draws, {losses} actors lost and replaced")
+    _say(str(found.verdict))
+
+
+def _say(text: str) -> None:
+    typer.echo(text)

@@ -1,0 +1,234 @@
+"""What a run is: four frozen models. Unknown keys are refused, with the nearest known one named."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+from distsampler.errors import ConfigError, unknown_name
+
+
+class _Frozen(BaseModel):
+    """A frozen model whose errors are sentences."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    if not TYPE_CHECKING:
+
+        def __init__(self, **data: object) -> None:
+            try:
+                super().__init__(**data)
+            except ValidationError as error:
+                lines = [_sentence(type(self), detail) for detail in error.errors()]
+                raise ConfigError("\n".join(lines)) from None
+
+
+class SamplerConfig(_Frozen):
+    """A sampler by name, and its options.
+
+    Options are declared once, in the signature of the sampler's class; they are checked against it
+    before anything starts.
+
+    Args:
+        name: a name of ``distsampler.optim.SAMPLERS``, or ``"package.module:Class"``.
+        **options: any option of that class, for example ``lr``, ``localization``, ``nbeta``.
+            ``nbeta`` left out means n / log n.
+
+    Example:
+        >>> SamplerConfig(name="sgld", lr=1e-4, localization=100.0).options
+        {'lr': 0.0001, 'localization': 100.0}
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=True)
+
+    name: str = "sgld"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options as given, without the name."""
+        return dict(self.model_extra or {})
+
+
+class GateConfig(_Frozen):
+    """When a run counts as converged.
+
+    Args:
+        rhat: upper bound of the rank-normalised split R-hat of every gated variable.
+        ess: lower bound of their bulk and tail effective sample size.
+        every: draws after burn-in until the gate first looks; the following looks are spaced
+            geometrically (a factor 1.5), and the run stops at the first that says converged.
+            None: all draws are made, and the verdict is given at the end.
+    """
+
+    rhat: Annotated[float, Field(gt=1.0)] = 1.01
+    ess: Annotated[float, Field(gt=0)] = 400.0
+    every: Annotated[int, Field(ge=1)] | None = None
+
+
+class PlacementConfig(_Frozen):
+    """Where chains run. Nothing here changes a bit of the trace.
+
+    Args:
+        gpus_per_chain: GPUs of each chain, fractions allowed; None: 1 where the cluster has GPUs,
+            else 0.
+        cpus_per_chain: CPUs of each chain.
+        chains_per_actor: chains that share one process, one after another.
+        address: the Ray cluster to join; None: RAY_ADDRESS, or a running local Ray, or a new one.
+        label_selector: Ray node labels an actor needs.
+        runtime_env: Ray runtime environment of the actors.
+        start_timeout: seconds an actor may take to come up.
+        block: draws a chain makes between two reports; None: sized to take about two seconds.
+    """
+
+    gpus_per_chain: Annotated[float, Field(ge=0)] | None = None
+    cpus_per_chain: Annotated[float, Field(ge=0)] = 1.0
+    chains_per_actor: Annotated[int, Field(ge=1)] = 1
+    address: str | None = None
+    label_selector: dict[str, str] | None = None
+    runtime_env: dict[str, Any] | None = None
+    start_timeout: Annotated[float, Field(gt=0)] = 300.0
+    block: Annotated[int, Field(ge=1)] | None = None
+
+
+class RunConfig(_Frozen):
+    """Everything a run depends on but model, data and loss.
+
+    Args:
+        sampler: the sampler and its options.
+        chains: how many.
+        draws: kept draws of a chain after burn-in: the budget, if the gate stops early.
+        burn_in: draws before those; stored in the warm-up groups, never in the posterior.
+        thin: steps a draw.
+        batch_size: examples a step.
+        batches: minibatches drawn with replacement, or as one permutation an epoch.
+        seed: chain c is a function of (seed, c).
+        restrict_to: names or regular expressions of the parameters that move; None: all that
+            require a gradient.
+        mode: the model's mode while sampling.
+        probe: examples of the fixed evaluation subset that the gate reads.
+        device: where a chain runs; "auto": the GPU it was given, else the CPU.
+        threads: CPU threads of a chain.
+        deterministic: ask torch for deterministic algorithms.
+        min_chains: with fewer left, the run fails.
+        max_seconds: stop cleanly after so much wall-clock time.
+        gate: when the run counts as converged.
+        placement: where the chains run.
+        commit_seconds: seconds between two commits.
+
+    Example:
+        >>> RunConfig(chains=2, sampler=SamplerConfig(lr=1e-4)).sampler.options
+        {'lr': 0.0001}
+    """
+
+    sampler: SamplerConfig = SamplerConfig()
+    chains: Annotated[int, Field(ge=1)] = 4
+    draws: Annotated[int, Field(ge=1)] = 1000
+    burn_in: Annotated[int, Field(ge=0)] = 200
+    thin: Annotated[int, Field(ge=1)] = 10
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    batches: Literal["replacement", "epoch"] = "replacement"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    restrict_to: tuple[str, ...] | None = None
+    mode: Literal["eval", "train"] = "eval"
+    probe: Annotated[int, Field(ge=8)] = 256
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int, Field(ge=1)] = 1
+    deterministic: bool = True
+    min_chains: Annotated[int, Field(ge=1)] = 2
+    max_seconds: Annotated[float, Field(gt=0)] | None = None
+    gate: GateConfig = GateConfig()
+    placement: PlacementConfig = PlacementConfig()
+    commit_seconds: Annotated[float, Field(gt=0)] = 5.0
+
+    @field_validator("restrict_to", mode="before")
+    @classmethod
+    def _one_pattern(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_chains(cls, data: object) -> object:
+        """One chain is allowed (its verdict will be UNDETERMINED): min_chains follows it down."""
+        if isinstance(data, dict) and data.get("chains") == 1:
+            return {"min_chains": 1, **data}
+        return data
+
+    @model_validator(mode="after")
+    def _chains_cover_minimum(self) -> RunConfig:
+        if self.min_chains > self.chains:
+            raise ValueError(f"min_chains must be at most chains={self.chains}: {self.min_chains}")
+        return self
+
+    @property
+    def total_draws(self) -> int:
+        """Draws of a chain, burn-in included."""
+        return self.burn_in + self.draws
+
+
+class HasBatchSize(Protocol):
+    """A DataLoader, as far as ``optimal_nbeta`` cares."""
+
+    batch_size: int | None
+
+    def __len__(self) -> int:
+        """How many batches."""
+        ...
+
+
+def optimal_nbeta(n: int | HasBatchSize) -> float:
+    """The inverse temperature times n at which the WBIC holds: n / log n (Watanabe 2013).
+
+    Args:
+        n: how many examples; or a DataLoader, of which the batch size is taken, as devinterp's
+            documentation does, with a warning. ``sample()`` always uses the number of examples.
+
+    Raises:
+        ConfigError: if n < 2, where the logarithm is not positive.
+    """
+    if isinstance(n, int):
+        return _n_over_log_n(n)
+    size = n.batch_size or 1
+    examples = len(getattr(n, "dataset", ())) or len(n) * size
+    found = _n_over_log_n(size)
+    warnings.warn(
+        f"nbeta of a DataLoader is that of its batch size {size}: {found:.6g}; of its {examples} "
+        f"examples it would be {_n_over_log_n(examples):.6g}: give len(dataset) to get that",
+        stacklevel=2,
+    )
+    return found
+
+
+def _n_over_log_n(n: int) -> float:
+    if n < 2:
+        raise ConfigError(f"n / log n needs at least 2 examples, got {n}: give sampler.nbeta")
+    return n / math.log(n)
+
+
+def looks(config: RunConfig) -> tuple[int, ...]:
+    """The draws (after burn-in) at which the gate looks; the last is the budget's end.
+
+    Spaced geometrically, because every further look is another chance to stop on luck.
+    """
+    every, ends = config.gate.every, []
+    while every is not None and every < config.draws:
+        ends.append(every)
+        every = math.ceil(every * 1.5)
+    return (*ends, config.draws)
+
+
+def _sentence(model: type[BaseModel], detail: ErrorDetails) -> str:
+    """A pydantic error as: where, what must hold, what was got."""
+    where = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return unknown_name("option", where, model.model_fields)
+    cause = detail.get("ctx", {}).get("error")
+    if isinstance(cause, ConfigError):  # of a model inside this one
+        return f"{where}: {cause}"
+    message = detail["msg"].removeprefix("Value error, ")
+    if not where:
+        return message
+    return f"{where}: {message[0].lower()}{message[1:]}, got {detail['input']!r}"

@@ -1,0 +1,77 @@
+"""DrawBlock: the only value that travels upwards, and the names of what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Group = Literal["posterior", "sample_stats"]
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One recorded quantity: what it is called, where it is stored, what shape a draw has.
+
+    Args:
+        name: of the variable.
+        group: of the InferenceData it belongs to.
+        meaning: one line for people.
+        dims: names of the dimensions behind (chain, draw).
+        shape: of one draw.
+        dtype: of the stored array.
+    """
+
+    name: str
+    group: Group
+    meaning: str
+    dims: tuple[str, ...] = ()
+    shape: tuple[int, ...] = ()
+    dtype: str = "float64"
+
+
+@dataclass(frozen=True)
+class DrawBlock:
+    """Consecutive draws of one chain, and the state behind the last of them.
+
+    Args:
+        chain: index of the chain.
+        first_draw: position of the first draw, counted from the chain's start (burn-in included).
+        values: name -> array of shape (draws, ...).
+        state: the chain after the last draw; bytes to everybody but chain and checkpoint.
+    """
+
+    chain: int
+    first_draw: int
+    values: Mapping[str, NDArray[np.generic]]
+    state: bytes = field(repr=False)
+
+    @property
+    def end(self) -> int:
+        """Position behind the last draw."""
+        return self.first_draw + self.draws
+
+    @property
+    def draws(self) -> int:
+        """How many draws."""
+        return min((len(array) for array in self.values.values()), default=0)
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """The loss at w*, measured by the anchor pass.
+
+    Args:
+        losses: per-example losses at w*, shape (n,), float32; None if the loss gives batch means.
+        init_loss: L_n(w*), the mean over all data.
+        probe_init_loss: the same over the probe's examples.
+        probe_losses: the probe's per-example losses (or the means of its eight parts) at w*.
+    """
+
+    losses: NDArray[np.float32] | None
+    init_loss: float
+    probe_init_loss: float
+    probe_losses: NDArray[np.float64]

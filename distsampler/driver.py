@@ -1,0 +1,189 @@
+"""The driver: takes events from the pool, lets ``transition`` decide, performs what it says.
+
+Only the driver commits, so a draw exists exactly once however often something died.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol, assert_never
+
+from distsampler import anchor
+from distsampler.config import looks
+from distsampler.diagnostics import Verdict
+from distsampler.draws import DrawBlock
+from distsampler.errors import DistsamplerError
+from distsampler.optim.by_name import signature_options
+from distsampler.pool import ChainPool, PlaceLost
+from distsampler.progress import Progress, Snapshot
+from distsampler.replica import ChainSpec
+from distsampler.trace import Trace
+from distsampler.transition import (
+    Action,
+    CommitNow,
+    Committed,
+    Event,
+    Judge,
+    Judged,
+    Keep,
+    Note,
+    Phase,
+    Plan,
+    RecordAnchor,
+    Restart,
+    Retire,
+    State,
+    Stop,
+    Submit,
+    begin,
+    transition,
+)
+from distsampler.worker import AnchorPass, Work
+
+WAIT_SECONDS = 0.2
+
+
+class Observer(Protocol):
+    """Whoever wants to see how a run goes."""
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Called several times a second."""
+        ...
+
+
+class Driver:
+    """The loop: performs what ``transition`` decides, and tells it what came of it.
+
+    Args:
+        spec: the recipe of every chain.
+        pool: where work is done; started and stopped here.
+        trace: where draws are committed.
+        judge: the verdict on the first draws after burn-in.
+        observer: of the progress.
+        stopped: a reason to stop, asked for several times a second.
+    """
+
+    def __init__(
+        self,
+        spec: ChainSpec,
+        pool: ChainPool,
+        trace: Trace,
+        judge: Callable[[int], Verdict],
+        observer: Observer,
+        stopped: Callable[[], str | None],
+    ) -> None:
+        self._spec, self._pool, self._trace = spec, pool, trace
+        self._judge, self._observer, self._stopped = judge, observer, stopped
+        self._anchor = trace.anchor()
+        self._pending: list[DrawBlock] = []
+        self._states: dict[int, bytes] = {}
+        self._events: deque[Event] = deque()
+        self._restarts: list[tuple[float, int]] = []
+        self._began = self._last_commit = time.monotonic()
+        config = spec.config
+        self._progress = Progress(config.chains, config.burn_in, config.draws, spec.nbeta)
+
+    def run(self, places: tuple[int, ...]) -> State:
+        """Runs to the end.
+
+        Args:
+            places: that the pool has begun to bring up.
+
+        Returns:
+            The last state; its phase is FINISHED or FAILED.
+        """
+        config = self._spec.config
+        plan = Plan(
+            config.burn_in,
+            looks(config),
+            config.min_chains,
+            config.placement.block,
+            anchor.plan(len(self._spec.rows), len(places)),
+        )
+        state = begin(plan, places, self._trace.committed, self._anchor is not None)
+        try:
+            while not state.over:
+                for event in self._next_events(state):
+                    state, actions = transition(state, event)
+                    for action in actions:
+                        self._perform(action)
+                self._observer.show(self._progress.snapshot(str(state.phase), state.retired))
+        finally:
+            self._commit()
+        return state
+
+    def _next_events(self, state: State) -> list[Event]:
+        """What the loop itself has to say, else what the pool reports."""
+        self._bring_up()
+        reason = self._stopped()
+        if reason is not None and state.phase is not Phase.DRAINING:
+            self._events.append(Stop(reason))
+        if time.monotonic() - self._last_commit > self._spec.config.commit_seconds:
+            self._commit()
+        if not self._events:
+            self._events.extend(self._pool.wait(WAIT_SECONDS))
+        events = list(self._events)
+        self._events.clear()
+        return events
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case Submit(place, work):
+                self._pool.submit(place, self._filled(work))
+            case Restart(place, losses):
+                delay = random.uniform(2.0, 3.0 + 0.5 * losses)
+                self._restarts.append((time.monotonic() + delay, place))
+            case Keep(block):
+                self._pending.append(block)
+                self._states[block.chain] = block.state
+                self._progress.add(block)
+            case CommitNow():
+                self._commit()
+            case RecordAnchor(parts):
+                self._record(parts)
+            case Judge(draws):
+                self._events.append(Judged(self._judge(draws)))
+            case Retire(chain, reason):
+                self._trace.event("retired", chain=chain, reason=reason)
+                self._trace.retire(chain, reason)
+            case Note(kind, details):
+                self._trace.event(kind, **details)
+            case _:
+                assert_never(action)
+
+    def _filled(self, work: Work) -> Work:
+        """The work with all that its place needs."""
+        if isinstance(work, AnchorPass):
+            return work
+        state = self._states.get(work.chain) or self._trace.state(work.chain)
+        return replace(work, anchor=self._anchor, state=state)
+
+    def _record(self, parts: tuple[anchor.AnchorPart, ...]) -> None:
+        self._anchor = anchor.reduce(parts, self._spec)
+        options = signature_options(self._spec.config.sampler)
+        facts = {
+            "nbeta": self._spec.nbeta,
+            "n": len(self._spec.rows),
+            "localization": float(options.get("localization", 0.0)),
+        }
+        self._trace.record_facts(self._anchor, facts)
+
+    def _commit(self) -> None:
+        self._last_commit = time.monotonic()
+        if self._pending:
+            self._trace.commit(self._pending)
+            self._pending.clear()
+            self._events.append(Committed(self._trace.committed))
+
+    def _bring_up(self) -> None:
+        now = time.monotonic()
+        for due, place in [entry for entry in self._restarts if entry[0] <= now]:
+            self._restarts.remove((due, place))
+            try:
+                self._pool.start(self._spec, [place])
+            except DistsamplerError as error:
+                self._events.append(PlaceLost(place, str(error), fatal=True))

@@ -1,0 +1,195 @@
+"""The LLC and the WBIC: arithmetic on stored numbers, each with its error and its verdict."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from distsampler.config import optimal_nbeta
+from distsampler.diagnostics import Diagnosis, Verdict
+from distsampler.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class LLCEstimate:
+    """A Local Learning Coefficient: ``nbeta * (E[L_n(w)] - L_n(w*))`` (Lau et al. 2308.12108).
+
+    Args:
+        mean: the estimate: nbeta times the mean excess loss over chains and draws.
+        se: its Monte-Carlo standard error.
+        interval: mean -+ 1.96 se.
+        per_chain: the estimate of each chain.
+        chains: indices of these chains.
+        lost: indices of the chains that are not in it.
+        nbeta: inverse temperature times n.
+        n: examples.
+        localization: gamma of the posterior, of which the LLC is part.
+        init_loss: L_n(w*).
+        verdict: of the diagnosis.
+    """
+
+    mean: float
+    se: float
+    interval: tuple[float, float]
+    per_chain: tuple[float, ...]
+    chains: tuple[int, ...]
+    lost: tuple[int, ...]
+    nbeta: float
+    n: int
+    localization: float
+    init_loss: float
+    verdict: Verdict
+
+    @property
+    def converged(self) -> bool:
+        """Whether the verdict is CONVERGED."""
+        return self.verdict.converged
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; NaN as None."""
+        verdict = {
+            "status": str(self.verdict.status),
+            "reason": self.verdict.reason,
+            "advice": self.verdict.advice,
+            "r_hat": _number(self.verdict.r_hat),
+            "ess": _number(self.verdict.ess),
+        }
+        return {
+            "llc": _number(self.mean),
+            "se": _number(self.se),
+            "interval": [_number(bound) for bound in self.interval],
+            "per_chain": [_number(value) for value in self.per_chain],
+            "chains": list(self.chains),
+            "lost_chains": list(self.lost),
+            "nbeta": self.nbeta,
+            "n": self.n,
+            "localization": self.localization,
+            "init_loss": self.init_loss,
+            "verdict": verdict,
+            "converged": self.converged,
+        }
+
+    def __str__(self) -> str:
+        total = len(self.chains) + len(self.lost)
+        return (
+            f"LLC {plus_minus(self.mean, self.se)} | {len(self.chains)} of {total} chains, "
+            f"R-hat {self.verdict.r_hat:.4f}, ESS {self.verdict.ess:.0f}, {self.verdict.status} | "
+            f"n {self.n}, nbeta {self.nbeta:.6g}, gamma {self.localization:g}"
+        )
+
+
+@dataclass(frozen=True)
+class WBICEstimate:
+    """Watanabe's WBIC: ``n E[L_n(w)]`` at nbeta = n / log n (Watanabe 2013, JMLR 14).
+
+    Args:
+        mean: the estimate, in nats.
+        se: its Monte-Carlo standard error.
+        n: examples.
+        verdict: of the diagnosis.
+    """
+
+    mean: float
+    se: float
+    n: int
+    verdict: Verdict
+
+    def __str__(self) -> str:
+        return f"WBIC {plus_minus(self.mean, self.se)} | n {self.n}, {self.verdict.status}"
+
+
+@dataclass(frozen=True)
+class _Excess:
+    """Mean excess loss, its error, and each chain's mean."""
+
+    mean: float
+    se: float
+    per_chain: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, posterior: xr.Dataset, diagnosis: Diagnosis) -> Self:
+        values = np.asarray(posterior["excess_loss"].values, np.float64)
+        per_chain = values.mean(axis=1) if values.size else np.full(len(values), np.nan)
+        mean = float(per_chain.mean()) if len(per_chain) else math.nan
+        return cls(mean, monte_carlo_error(per_chain, diagnosis), per_chain)
+
+
+def monte_carlo_error(per_chain: NDArray[np.float64], diagnosis: Diagnosis) -> float:
+    """Standard error of the mean excess loss.
+
+    The largest of three: ArviZ's MCSE of the excess loss; that of the probe's loss, whose slow
+    part minibatch noise cannot hide; and the spread of the chains' means over sqrt(chains).
+    """
+    rows = [row for row in diagnosis.rows if row.name in ("excess_loss", "probe_loss")]
+    errors = [row.mcse for row in rows]
+    if len(per_chain) > 1:
+        errors.append(float(per_chain.std(ddof=1) / math.sqrt(len(per_chain))))
+    return float(np.max(errors)) if errors else math.nan
+
+
+def llc(
+    posterior: xr.Dataset,
+    facts: dict[str, float],
+    diagnosis: Diagnosis,
+    verdict: Verdict,
+    lost: tuple[int, ...] = (),
+) -> LLCEstimate:
+    """The LLC of a posterior.
+
+    Args:
+        posterior: with ``excess_loss`` of dims (chain, draw).
+        facts: nbeta, n, localization, init_loss as stored.
+        diagnosis: of the posterior.
+        verdict: of the diagnosis.
+        lost: chains that are not in the posterior.
+    """
+    excess, nbeta = _Excess.of(posterior, diagnosis), facts["nbeta"]
+    mean, se = nbeta * excess.mean, nbeta * excess.se
+    return LLCEstimate(
+        mean=mean,
+        se=se,
+        interval=(mean - 1.96 * se, mean + 1.96 * se),
+        per_chain=tuple((nbeta * excess.per_chain).tolist()),
+        chains=tuple(posterior["chain"].values.tolist()),
+        lost=lost,
+        nbeta=nbeta,
+        n=int(facts["n"]),
+        localization=facts["localization"],
+        init_loss=facts["init_loss"],
+        verdict=verdict,
+    )
+
+
+def wbic(
+    posterior: xr.Dataset, facts: dict[str, float], diagnosis: Diagnosis, verdict: Verdict
+) -> WBICEstimate:
+    """The WBIC of a posterior.
+
+    Raises:
+        ConfigError: if the run's nbeta is not n / log n, where alone the WBIC holds.
+    """
+    n, nbeta = int(facts["n"]), facts["nbeta"]
+    if not math.isclose(nbeta, optimal_nbeta(n), rel_tol=1e-6):
+        raise ConfigError(
+            f"the WBIC needs nbeta = n / log n = {optimal_nbeta(n):.6g}, this run has {nbeta:.6g}: "
+            "sample again without sampler.nbeta"
+        )
+    excess = _Excess.of(posterior, diagnosis)
+    return WBICEstimate(n * (facts["init_loss"] + excess.mean), n * excess.se, n, verdict)
+
+
+def plus_minus(mean: float, error: float) -> str:
+    """A number and its error, to two digits of the error."""
+    if not (math.isfinite(mean) and math.isfinite(error) and error > 0):
+        return f"{mean:.6g} +- {error:.2g}"
+    digits = max(0, 1 - math.floor(math.log10(error)))
+    return f"{mean:.{digits}f} +- {error:.{digits}f}"
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

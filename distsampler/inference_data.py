@@ -1,0 +1,110 @@
+"""Trace -> InferenceData: the one place that knows ArviZ's two data models.
+
+ArviZ 0.23 has ``InferenceData``; 1.x uses ``xarray.DataTree``. Both are made from the same xarray
+Datasets, so that nothing above this file can tell them apart.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
+
+import numpy as np
+import xarray as xr
+
+from distsampler.draws import Group
+from distsampler.errors import StoreError
+from distsampler.trace import WARMUP, Trace
+
+if TYPE_CHECKING:
+    import arviz
+
+InferenceData: TypeAlias = Union["arviz.InferenceData", xr.DataTree]
+
+GROUPS: tuple[Group, ...] = ("posterior", "sample_stats")
+
+
+def build(trace: Trace) -> InferenceData:
+    """The run as arviz.InferenceData (0.23) or xarray.DataTree (1.x).
+
+    The posterior is a rectangle: the draws after burn-in that every chain has, and the chains that
+    were not retired. Those left out are named in the attribute ``lost_chains``.
+
+    Raises:
+        StoreError: if a committed draw is missing or damaged.
+    """
+    import arviz
+
+    groups = datasets(trace)
+    attrs = {
+        "config": trace.manifest.config.model_dump_json(),
+        "status": trace.manifest.status,
+        "lost_chains": json.dumps(trace.manifest.retired),
+    }
+    if int(arviz.__version__.partition(".")[0]) < 1:
+        warmup = any(name.startswith(WARMUP) for name in groups)
+        return arviz.InferenceData(attrs=attrs, save_warmup=warmup, **groups)
+    tree = xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in groups.items()})
+    tree.attrs.update(attrs)
+    return tree
+
+
+def datasets(trace: Trace, draws: int | None = None) -> dict[str, xr.Dataset]:
+    """The groups of the run as Datasets in float64.
+
+    Args:
+        trace: of the run.
+        draws: only so many after burn-in; None: all that every chain has.
+    """
+    chains = list(trace.chains)
+    burn_in = min([trace.manifest.config.burn_in, *(trace.committed[c] for c in chains)])
+    kept = trace.kept if draws is None else draws
+    groups: dict[str, xr.Dataset] = {}
+    for name in GROUPS:
+        groups[name] = _dataset(trace, name, name, chains, kept)
+    if burn_in:
+        for name in GROUPS:
+            groups[WARMUP + name] = _dataset(trace, WARMUP + name, name, chains, burn_in)
+    groups["constant_data"] = _constants(trace)
+    return groups
+
+
+def group(data: InferenceData, name: str) -> xr.Dataset:
+    """One group of an InferenceData or DataTree, as a Dataset."""
+    found: Any = data[name]
+    dataset: xr.Dataset = found.to_dataset() if isinstance(found, xr.DataTree) else found
+    return dataset
+
+
+def _dataset(trace: Trace, stored: str, group: str, chains: list[int], draws: int) -> xr.Dataset:
+    variables, coords = {}, {"chain": chains, "draw": np.arange(draws)}
+    for variable in trace.manifest.variables:
+        if variable.group != group:
+            continue
+        try:
+            values = trace.read(stored, variable.name)[chains, :draws]
+        except Exception as error:
+            raise StoreError(
+                f"{trace.path}: {stored}/{variable.name} is damaged: {error}"
+            ) from error
+        if values.dtype.kind == "f" and np.isnan(values).any():
+            raise StoreError(
+                f"{trace.path}: {stored}/{variable.name} lacks draws that were committed: a file "
+                "of the run directory is missing; restore it, or sample again"
+            )
+        dims = ("chain", "draw", *variable.dims)
+        variables[variable.name] = xr.DataArray(
+            values, dims=dims, attrs={"long_name": variable.meaning}
+        )
+        coords |= {d: np.arange(s) for d, s in zip(variable.dims, variable.shape, strict=True)}
+    return xr.Dataset(variables, coords=coords)
+
+
+def _constants(trace: Trace) -> xr.Dataset:
+    anchor = trace.anchor()
+    arrays: dict[str, object] = dict(trace.facts())
+    if anchor is not None:
+        arrays["probe_losses"] = ("probe", anchor.probe_losses)
+        if anchor.losses is not None:
+            arrays["init_losses"] = ("example", anchor.losses)
+    return xr.Dataset(arrays)

@@ -1,0 +1,99 @@
+"""Progress for people: a live table on a terminal, a plain line every 30 s elsewhere."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from types import TracebackType
+from typing import Self, TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from distsampler.progress import ChainProgress, Snapshot
+
+PLAIN_SECONDS = 30.0
+ROWS = 20  # chains with a row of their own, at most
+
+
+class Reporter:
+    """Shows snapshots until it is left; a context manager.
+
+    Args:
+        quiet: show nothing.
+        stream: where to; None: standard error.
+    """
+
+    def __init__(self, quiet: bool = False, stream: TextIO | None = None) -> None:
+        self._console = Console(file=stream or sys.stderr)
+        self._quiet = quiet
+        self._live: Live | None = None
+        self._said = -math.inf
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal and not self._quiet:
+            self._live = Live(console=self._console, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Shows one snapshot, if it is time to."""
+        if self._quiet:
+            return
+        if self._live is not None:
+            self._live.update(table(snapshot))
+        elif time.monotonic() - self._said >= PLAIN_SECONDS:
+            self._said = time.monotonic()
+            self._console.print(line(snapshot), soft_wrap=True, highlight=False)
+
+
+def line(snapshot: Snapshot) -> str:
+    """The run in one line."""
+    chains = snapshot.chains
+    done, total = min(c.draws for c in chains), chains[0].total
+    rate = sum(c.rate for c in chains if not math.isnan(c.rate))
+    lost = sum(c.retired for c in chains)
+    return (
+        f"{snapshot.seconds:.0f} s {snapshot.phase}: {len(chains)} chains ({lost} lost), "
+        f"draw {done} of {total}, {rate:.0f} draws/s, "
+        f"running LLC {_number(snapshot.llc)}, online split R-hat {_number(snapshot.r_hat)}"
+    )
+
+
+def table(snapshot: Snapshot) -> Group:
+    """The run as a table: a row a chain, a single row for many."""
+    grid = Table(box=None, pad_edge=False)
+    for heading in ("chain", "draws", "draws/s", "loss", "running LLC", ""):
+        grid.add_column(heading, justify="right")
+    for chain in snapshot.chains[:ROWS]:
+        grid.add_row(*_row(chain))
+    if len(snapshot.chains) > ROWS:
+        grid.add_row("...", f"{len(snapshot.chains) - ROWS} more")
+    return Group(grid, Text(line(snapshot)))
+
+
+def _row(chain: ChainProgress) -> tuple[str, ...]:
+    return (
+        str(chain.chain),
+        f"{chain.draws}/{chain.total}",
+        _number(chain.rate),
+        _number(chain.loss),
+        _number(chain.llc),
+        "lost" if chain.retired else "",
+    )
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.5g}"

@@ -1,0 +1,88 @@
+"""run.json: what a run is and how far it is. Replaced whole, never edited in place."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from distsampler.config import RunConfig
+from distsampler.draws import Variable
+from distsampler.errors import StoreError
+
+SCHEMA_VERSION = 1
+Status = Literal["running", "finished", "interrupted", "failed"]
+
+
+class Manifest(BaseModel):
+    """The facts of a run directory.
+
+    Args:
+        schema_version: of this layout.
+        config: of the run.
+        fingerprint: what the bits of the trace depend on beside the config.
+        variables: what a draw holds.
+        versions: of the libraries that wrote it.
+        status: how the run stands.
+        n_committed: draws of each chain, burn-in included; repeated from the trace.
+        kept: draws after burn-in that every chain was cut to when the run was sealed.
+        retired: chain -> why it is not in the posterior.
+        reason: why the run ended.
+        seconds: of wall-clock time, up to the seal.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    config: RunConfig
+    fingerprint: dict[str, str]
+    variables: tuple[Variable, ...]
+    versions: dict[str, str]
+    status: Status = "running"
+    n_committed: tuple[int, ...]
+    kept: int | None = None
+    retired: dict[int, str] = {}
+    reason: str = ""
+    seconds: float = 0.0
+
+
+def write(path: Path, manifest: Manifest) -> None:
+    """Puts the manifest in place of the one before, whole or not at all."""
+    write_atomically(path, manifest.model_dump_json(indent=1).encode())
+
+
+def read(path: Path) -> Manifest:
+    """The manifest of a run directory.
+
+    Raises:
+        StoreError: if there is none, or it is torn, or of another version.
+    """
+    try:
+        data: dict[str, Any] = json.loads(path.read_text())
+        found = data.get("schema_version")
+        if found != SCHEMA_VERSION:
+            raise StoreError(
+                f"{path} must have schema version {SCHEMA_VERSION}, got {found}: "
+                "read it with the version of distsampler that wrote it"
+            )
+        return Manifest.model_validate(data)
+    except FileNotFoundError:
+        raise StoreError(
+            f"{path.parent} must be a run directory, but it holds no run.json: give the store of a "
+            "run"
+        ) from None
+    except (OSError, ValueError, AttributeError, ValidationError) as error:
+        raise StoreError(f"{path} must be a manifest, but it cannot be read: {error}") from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Bytes into a file, durable and whole: temporary file, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

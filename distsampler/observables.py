@@ -1,0 +1,151 @@
+"""What is measured at a draw, all of it at one point w_t.
+
+The minibatch readouts are noisy and unbiased: they carry the LLC. The probe readouts have no
+minibatch noise: they carry the verdict. Distances and projections of the weights are advisory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distsampler.anchor import PARTS, probe_batches, probe_losses, probe_size, probe_weights
+from distsampler.draws import Anchor, Variable
+from distsampler.replica import ChainSpec, Replica
+from distsampler.seeding import Stream, generator
+
+PROJECTIONS = 8
+COORDINATES = 4096  # entries of the weights that enter their projections, at most
+
+Values = dict[str, float | NDArray[np.float64]]
+
+
+def variables(spec: ChainSpec) -> tuple[Variable, ...]:
+    """What a draw of this run holds."""
+    own = [Variable(name, "sample_stats", f"{name} of the step") for name in spec.metrics]
+    return (
+        Variable("loss", "posterior", "minibatch loss at w_t"),
+        Variable("excess_loss", "posterior", "minibatch loss minus the same examples' loss at w*"),
+        Variable("probe_loss", "posterior", "loss on the probe examples at w_t"),
+        Variable(
+            "projections",
+            "posterior",
+            "random projections of the probe's per-example excess losses",
+            ("projection",),
+            (_projections(spec),),
+        ),
+        Variable("distance", "posterior", "|w_t - w*|, L2 over the parameters that move"),
+        Variable(
+            "weight_projections",
+            "posterior",
+            "random projections of w_t - w*",
+            ("weight_projection",),
+            (PROJECTIONS,),
+        ),
+        Variable("step", "sample_stats", "steps made before the draw", dtype="int64"),
+        *own,
+    )
+
+
+class Observer:
+    """Measures the draws of one chain.
+
+    Args:
+        spec: the recipe.
+        replica: the chain's model.
+        anchors: the parameters at w*, in the replica's order.
+        anchor: the losses at w*.
+        chain: index.
+    """
+
+    def __init__(
+        self,
+        spec: ChainSpec,
+        replica: Replica,
+        anchors: list[Tensor],
+        anchor: Anchor,
+        chain: int,
+    ) -> None:
+        self._spec, self._replica, self._anchor, self._chain = spec, replica, anchor, chain
+        self._anchors = anchors
+        self._probe = probe_batches(replica, spec)
+        self._weights = probe_weights(spec)
+        self._onto = _probe_projection(spec)
+        self._picks, self._weight_onto = _weight_projection(spec.config.seed, anchors)
+        self._picked = self._pick(anchors)
+
+    @torch.no_grad()
+    @np.errstate(invalid="ignore", over="ignore")  # a chain that diverges is told by its values
+    def measure(self, losses: Tensor, rows: NDArray[np.int64], step: int) -> Values:
+        """The draw at the replica's present weights.
+
+        Args:
+            losses: of the minibatch there: (batch,) or ().
+            rows: of the minibatch.
+            step: of the chain.
+        """
+        batch = losses.detach().double().cpu().numpy()
+        probe = probe_losses(self._replica, self._spec, self._probe, self._chain, step)
+        anchors = self._init_losses(rows)
+        return {
+            "loss": float(batch.mean()),
+            "excess_loss": float((batch - anchors).mean()),
+            "probe_loss": float(np.average(probe, weights=self._weights)),
+            "projections": self._onto @ (probe - self._anchor.probe_losses),
+            "distance": self._distance(),
+            "weight_projections": self._weight_onto @ self._moved(),
+            "step": step,
+        }
+
+    def _init_losses(self, rows: NDArray[np.int64]) -> NDArray[np.float32] | float:
+        """What the same examples lost at w*; without per-example losses, what all did."""
+        return self._anchor.init_loss if self._anchor.losses is None else self._anchor.losses[rows]
+
+    def _distance(self) -> float:
+        pairs = zip(self._replica.parameters, self._anchors, strict=True)
+        norms = [torch.linalg.vector_norm(p - anchor, dtype=torch.float64) for p, anchor in pairs]
+        return float(torch.linalg.vector_norm(torch.stack(norms)))
+
+    def _moved(self) -> NDArray[np.float64]:
+        return self._pick(self._replica.parameters) - self._picked
+
+    def _pick(self, tensors: Sequence[Tensor]) -> NDArray[np.float64]:
+        pairs = zip(tensors, self._picks, strict=True)
+        picked = [t.detach().reshape(-1).index_select(0, picks) for t, picks in pairs]
+        return torch.cat(picked).double().cpu().numpy()
+
+
+def _projections(spec: ChainSpec) -> int:
+    return PROJECTIONS if spec.per_example else min(PARTS, len(spec.rows))
+
+
+def _probe_projection(spec: ChainSpec) -> NDArray[np.float64]:
+    """Rows of unit length onto which the probe's excess losses are projected.
+
+    Without per-example losses: the parts of the probe themselves.
+    """
+    if not spec.per_example:
+        return np.eye(_projections(spec))
+    size = probe_size(spec.config, len(spec.rows))
+    onto = generator(spec.config.seed, Stream.PROJECTIONS).standard_normal((PROJECTIONS, size))
+    return np.asarray(onto / np.linalg.norm(onto, axis=1, keepdims=True))
+
+
+def _weight_projection(
+    seed: int, tensors: list[Tensor]
+) -> tuple[list[Tensor], NDArray[np.float64]]:
+    """Entries of each tensor, at most 4,096 in all, and a Gaussian matrix over these."""
+    rng = generator(seed, Stream.PROJECTIONS)
+    sizes = np.cumsum([0] + [tensor.numel() for tensor in tensors])
+    count = min(COORDINATES, int(sizes[-1]))
+    flat = np.sort(rng.choice(int(sizes[-1]), count, replace=False))
+    cuts = zip(tensors, sizes[:-1], sizes[1:], strict=True)
+    picks = [
+        torch.from_numpy(flat[(flat >= start) & (flat < stop)] - start).to(tensor.device)
+        for tensor, start, stop in cuts
+    ]
+    return picks, rng.standard_normal((PROJECTIONS, count)) / np.sqrt(count)

@@ -1,0 +1,139 @@
+"""ChainPool: places that do work, and what they report. SerialPool is this process."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from distsampler.chain import ChainDiverged
+from distsampler.errors import ConfigError, DistsamplerError
+from distsampler.replica import ChainSpec
+from distsampler.worker import Result, Work, Worker
+
+
+@dataclass(frozen=True)
+class PlaceReady:
+    """A place is up."""
+
+    place: int
+    info: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class WorkDone:
+    """A place has done its work."""
+
+    place: int
+    work: Work
+    result: Result = field(repr=False)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class WorkFailed:
+    """The work's mathematics or the user's code raised; the place lives."""
+
+    place: int
+    work: Work
+    error: DistsamplerError
+
+
+@dataclass(frozen=True)
+class PlaceLost:
+    """A place is gone, and the work it had with it."""
+
+    place: int
+    reason: str
+    fatal: bool = False
+
+
+PoolEvent = PlaceReady | WorkDone | WorkFailed | PlaceLost
+
+
+class ChainPool(Protocol):
+    """Where work is done. A place does one work at a time."""
+
+    def start(self, spec: ChainSpec, places: Sequence[int]) -> Sequence[int]:
+        """Begins to bring up places, or to bring them up again; returns those there is room for."""
+        ...
+
+    def submit(self, place: int, work: Work) -> None:
+        """Gives a ready place its next work."""
+        ...
+
+    def wait(self, timeout: float) -> Sequence[PoolEvent]:
+        """What has happened since; waits for something up to timeout seconds."""
+        ...
+
+    def stop(self) -> None:
+        """Ends every place, and what this pool itself started."""
+        ...
+
+
+class SerialPool:
+    """One place, in this process: for debugging, and for small problems."""
+
+    def __init__(self) -> None:
+        self._worker: Worker | None = None
+        self._events: deque[PoolEvent] = deque()
+        self._todo: deque[tuple[int, Work]] = deque()
+
+    def start(self, spec: ChainSpec, places: Sequence[int]) -> Sequence[int]:
+        """Accepts one place."""
+        config = spec.config
+        if config.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(
+                "device 'cuda' needs a GPU that torch sees, and here is none: use cpu"
+            )
+        device = torch.device("cuda" if config.device == "cuda" else "cpu")
+        self._worker = Worker(spec, device, capacity=config.chains)
+        self._events.append(PlaceReady(places[0], place_info(device)))
+        return places[:1]
+
+    def submit(self, place: int, work: Work) -> None:
+        """Keeps the work until the next wait."""
+        self._todo.append((place, work))
+
+    def wait(self, timeout: float) -> Sequence[PoolEvent]:
+        """Does one work, or returns what is known."""
+        if self._todo and self._worker is not None:
+            place, work = self._todo.popleft()
+            self._events.append(perform(self._worker, place, work))
+        elif not self._events:
+            time.sleep(timeout)
+        events = list(self._events)
+        self._events.clear()
+        return events
+
+    def stop(self) -> None:
+        """Drops the worker and its work."""
+        self._worker = None
+        self._todo.clear()
+
+
+def perform(worker: Worker, place: int, work: Work) -> WorkDone | WorkFailed:
+    """Does the work and reports how it went."""
+    began = time.perf_counter()
+    try:
+        result = worker.perform(work)
+    except (ChainDiverged, DistsamplerError) as error:
+        return WorkFailed(place, work, error)
+    return WorkDone(place, work, result, time.perf_counter() - began)
+
+
+def place_info(device: torch.device) -> dict[str, str]:
+    """What a place says of itself when it is up."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {
+        "host": socket.gethostname(),
+        "pid": str(os.getpid()),
+        "device": f"{device} ({name})" if name != "cpu" else "cpu",
+        "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+    }

@@ -1,0 +1,149 @@
+"""How a run goes, from running sums: never from the trace, which the driver does not hold."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Container
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distsampler.draws import DrawBlock
+
+SERIES = 1024  # values of a chain kept for the online R-hat, thinned ever more
+
+
+@dataclass(frozen=True)
+class ChainProgress:
+    """One chain.
+
+    Args:
+        chain: index.
+        draws: made so far, burn-in included.
+        total: to be made.
+        rate: draws a second, over its recent blocks.
+        loss: minibatch loss, mean of its last block.
+        llc: running mean after burn-in; NaN before.
+        retired: whether it was taken out.
+    """
+
+    chain: int
+    draws: int
+    total: int
+    rate: float
+    loss: float
+    llc: float
+    retired: bool
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run at one moment.
+
+    Args:
+        phase: of the driver.
+        seconds: since the start.
+        chains: each chain.
+        llc: running mean over chains.
+        r_hat: split R-hat of the probe's loss from a thinned series; a first look, no verdict.
+    """
+
+    phase: str
+    seconds: float
+    chains: tuple[ChainProgress, ...]
+    llc: float
+    r_hat: float
+
+
+class _Running:
+    """Running sums of one chain."""
+
+    def __init__(self) -> None:
+        self.draws, self.count, self.excess = 0, 0, 0.0
+        self.loss = self.rate = math.nan
+        self.series: list[float] = []
+        self.stride, self._skip, self._since = 1, 0, time.monotonic()
+
+    def add(self, block: DrawBlock, burn_in: int) -> None:
+        now = time.monotonic()
+        rate = block.draws / max(now - self._since, 1e-3)
+        self.rate = rate if math.isnan(self.rate) else 0.7 * self.rate + 0.3 * rate
+        self.draws, self._since = block.end, now
+        self.loss = float(np.mean(_floats(block, "loss")))
+        kept = slice(max(0, burn_in - block.first_draw), None)
+        excess = _floats(block, "excess_loss")[kept]
+        self.count, self.excess = self.count + len(excess), self.excess + float(np.sum(excess))
+        for value in _floats(block, "probe_loss")[kept].tolist():
+            self._append(value)
+
+    def _append(self, value: float) -> None:
+        if self._skip == 0:
+            self.series.append(value)
+            if len(self.series) >= SERIES:
+                self.series, self.stride = self.series[::2], 2 * self.stride
+        self._skip = (self._skip + 1) % self.stride
+
+
+def _floats(block: DrawBlock, name: str) -> NDArray[np.float64]:
+    return np.asarray(block.values[name], np.float64)
+
+
+class Progress:
+    """Adds up the blocks of a run.
+
+    Args:
+        chains: how many.
+        burn_in: draws before the posterior.
+        draws: after it.
+        nbeta: inverse temperature times n.
+    """
+
+    def __init__(self, chains: int, burn_in: int, draws: int, nbeta: float) -> None:
+        self._burn_in, self._total, self._nbeta = burn_in, burn_in + draws, nbeta
+        self._chains = [_Running() for _ in range(chains)]
+        self._began = time.monotonic()
+
+    def add(self, block: DrawBlock) -> None:
+        """Counts a block."""
+        if block.draws:
+            self._chains[block.chain].add(block, self._burn_in)
+
+    def snapshot(self, phase: str, retired: Container[int]) -> Snapshot:
+        """The run now."""
+        alive = [c for i, c in enumerate(self._chains) if i not in retired]
+        llcs = [self._llc(chain) for chain in alive if chain.count]
+        return Snapshot(
+            phase,
+            time.monotonic() - self._began,
+            tuple(
+                ChainProgress(i, c.draws, self._total, c.rate, c.loss, self._llc(c), i in retired)
+                for i, c in enumerate(self._chains)
+            ),
+            float(np.mean(llcs)) if llcs else math.nan,
+            split_r_hat([chain.series for chain in alive]),
+        )
+
+    def _llc(self, chain: _Running) -> float:
+        return self._nbeta * chain.excess / chain.count if chain.count else math.nan
+
+
+def split_r_hat(series: list[list[float]]) -> float:
+    """Split R-hat (Gelman et al., BDA3, eq. 11.4) of chains of unequal length, cut to the shortest.
+
+    Args:
+        series: one list a chain.
+
+    Returns:
+        NaN for fewer than two chains or eight values.
+    """
+    half = min((len(values) for values in series), default=0) // 2
+    if len(series) < 2 or half < 4:
+        return math.nan
+    halves: NDArray[np.float64] = np.array(
+        [part for values in series for part in (values[:half], values[half : 2 * half])]
+    )
+    within = float(halves.var(axis=1, ddof=1).mean())
+    between = half * float(halves.mean(axis=1).var(ddof=1))
+    return math.sqrt((half - 1) / half + between / (half * within)) if within > 0 else math.nan

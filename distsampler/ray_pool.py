@@ -1,0 +1,336 @@
+"""RayPool: places are Ray actors. The only file that imports ray.
+
+Ray never restarts an actor or repeats a call here: it would do so with the chain's state gone and
+without an error. The driver brings a place up again, from what is committed.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from importlib.machinery import PathFinder
+from typing import Any
+
+import ray
+import torch
+from ray import cloudpickle
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnschedulableError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+)
+
+from distsampler.config import PlacementConfig
+from distsampler.draws import Anchor
+from distsampler.errors import ConfigError, PlacementError
+from distsampler.pool import (
+    PlaceLost,
+    PlaceReady,
+    PoolEvent,
+    WorkDone,
+    WorkFailed,
+    perform,
+    place_info,
+)
+from distsampler.replica import ChainSpec
+from distsampler.worker import Advance, Work, Worker
+
+log = logging.getLogger(__name__)
+LOSSES = (RayActorError, ActorUnschedulableError, ObjectLostError, OutOfMemoryError)
+SAY_EVERY = 20.0
+
+
+class ChainActor:
+    """A worker in a process of its own.
+
+    Args:
+        spec: the recipe, from the object store: its data are shared memory.
+        device: "cpu" or "cuda".
+        capacity: chains that stay in memory.
+    """
+
+    def __init__(self, spec: ChainSpec, device: str, capacity: int) -> None:
+        self._device = torch.device(device)
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(
+                "this actor was given a GPU, but torch sees none: install a CUDA build"
+            )
+        self._worker = Worker(spec, self._device, capacity)
+
+    def info(self) -> dict[str, str]:
+        """Where it is."""
+        node = ray.get_runtime_context().get_node_id()
+        return {**place_info(self._device), "node": node}
+
+    def perform(self, place: int, work: Work, anchor: Anchor | None) -> WorkDone | WorkFailed:
+        """Does the work; the anchor comes beside it, so that it is shared memory too."""
+        if isinstance(work, Advance):
+            work = replace(work, anchor=anchor)
+        return perform(self._worker, place, work)
+
+
+@dataclass
+class _Slot:
+    """One place: its actor, and the call it is waited for."""
+
+    actor: Any
+    call: Any
+    began: float
+    ready: bool = False
+    work: Work | None = None
+    resident: OrderedDict[int, int] = field(default_factory=OrderedDict)  # chain -> its draw
+
+
+class RayPool:
+    """Places on a Ray cluster, one actor each.
+
+    Args:
+        placement: all of it; None: the fields given.
+        **fields: of PlacementConfig: ``gpus_per_chain``, ``cpus_per_chain``, ``address`` ...
+
+    Raises:
+        PlacementError: at the start of a run, if no node can ever hold an actor.
+
+    Example:
+        >>> pool = RayPool(cpus_per_chain=0.5)
+    """
+
+    def __init__(self, placement: PlacementConfig | None = None, **fields: object) -> None:
+        self._placement = placement or PlacementConfig.model_validate(fields)
+        self._slots: dict[int, _Slot] = {}
+        self._spec: Any = None
+        self._anchors: tuple[Any, Any] = (None, None)
+        self._owns_ray = False
+        self._said = 0.0
+
+    def start(self, spec: ChainSpec, places: Sequence[int]) -> Sequence[int]:
+        """Joins or starts Ray, and brings up as many places as it has room for."""
+        if self._spec is None:
+            _send_by_value(spec)
+            _check_picklable(spec)
+            self._join(spec)
+            self._options, slots = self._fit(spec)
+            per_actor = self._placement.chains_per_actor
+            wanted = math.ceil(len(places) / per_actor)
+            places = places[: min(wanted, slots)]
+            self._spec = ray.put(spec)
+            self._device = self._choose_device(spec)
+        actor_class = ray.remote(ChainActor).options(**self._options)
+        for place in places:
+            actor = actor_class.remote(self._spec, self._device, self._placement.chains_per_actor)
+            self._slots[place] = _Slot(actor, actor.info.remote(), time.monotonic())
+        return places
+
+    def submit(self, place: int, work: Work) -> None:
+        """Sends the work; the state only where the actor does not hold the chain already."""
+        slot, anchor = self._slots[place], None
+        slot.work = work
+        if isinstance(work, Advance):
+            if self._anchors[0] is not work.anchor:
+                self._anchors = (work.anchor, ray.put(work.anchor))
+            anchor = self._anchors[1]
+            resident = self._make_resident(slot, work)
+            work = replace(work, anchor=None, state=None if resident else work.state)
+        slot.call = slot.actor.perform.remote(place, work, anchor)
+
+    def wait(self, timeout: float) -> Sequence[PoolEvent]:
+        """Collects what has come in."""
+        calls = {slot.call: place for place, slot in self._slots.items() if slot.call is not None}
+        if not calls:
+            time.sleep(timeout)
+            return []
+        ready, _ = ray.wait(list(calls), num_returns=1, timeout=timeout)
+        if ready:
+            ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
+        events = [self._collect(calls[call]) for call in ready]
+        return [*events, *self._overdue()]
+
+    def stop(self) -> None:
+        """Ends the actors, and Ray if this pool started it."""
+        if not ray.is_initialized():
+            return
+        for slot in self._slots.values():
+            ray.kill(slot.actor)
+        self._slots.clear()
+        self._spec, self._anchors = None, (None, None)
+        if self._owns_ray:
+            ray.shutdown()
+            self._owns_ray = False
+
+    def _collect(self, place: int) -> PoolEvent:
+        slot = self._slots[place]
+        call, slot.call = slot.call, None
+        try:
+            value = ray.get(call)
+        except LOSSES as error:
+            return self._lose(place, error)
+        except RayTaskError as error:
+            return self._lose(place, error, fatal=True)
+        if not slot.ready:
+            slot.ready = True
+            return PlaceReady(place, value)
+        work, slot.work = slot.work, None
+        done: WorkDone | WorkFailed = replace(value, work=work)
+        return done
+
+    def _make_resident(self, slot: _Slot, work: Advance) -> bool:
+        """Whether the actor holds the chain there; keeps account of what its worker keeps."""
+        held = slot.resident.pop(work.chain, None)
+        slot.resident[work.chain] = work.first_draw + work.draws
+        while len(slot.resident) > self._placement.chains_per_actor:
+            slot.resident.popitem(last=False)
+        return held == work.first_draw
+
+    def _lose(self, place: int, error: Exception, fatal: bool = False) -> PlaceLost:
+        """Forgets a place; what an actor's constructor raised will be raised again."""
+        slot = self._slots.pop(place)
+        ray.kill(slot.actor)
+        in_constructor = isinstance(error, ActorDiedError) and "init" in str(error)[:400]
+        reason = str(error).strip()
+        return PlaceLost(place, reason, fatal=fatal or (in_constructor and not slot.ready))
+
+    def _overdue(self) -> list[PoolEvent]:
+        """Places that have not come up in time; says which are waited for."""
+        now, waiting = time.monotonic(), [p for p, s in self._slots.items() if not s.ready]
+        if waiting and now - max(self._said, self._slots[waiting[0]].began) > SAY_EVERY:
+            self._said = now
+            log.warning("waiting for %d actors to start: %s", len(waiting), self._options)
+        limit = self._placement.start_timeout
+        late = [p for p in waiting if now - self._slots[p].began > limit]
+        error = PlacementError(f"an actor must start within start_timeout={limit:g} s, it did not")
+        return [self._lose(place, error, fatal=True) for place in late]
+
+    def _join(self, spec: ChainSpec) -> None:
+        """Joins the Ray that is meant; starts one on this machine if there is none."""
+        if ray.is_initialized():
+            return
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        address = self._placement.address
+        try:
+            ray.init(address=address, **quiet) if address else ray.init(
+                include_dashboard=False, **quiet
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise PlacementError(
+                f"a Ray cluster must answer at address={address!r}, it does not: {error}"
+            ) from None
+        self._owns_ray = True
+
+    def _fit(self, spec: ChainSpec) -> tuple[dict[str, Any], int]:
+        """Options of an actor, and how many of them the cluster holds.
+
+        Raises:
+            PlacementError: if none ever will; names the request and the largest node.
+        """
+        placement = self._placement
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        gpus = placement.gpus_per_chain
+        if gpus is None:
+            has_gpus = any(node["Resources"].get("GPU", 0) for node in nodes)
+            gpus = 1.0 if has_gpus and spec.config.device != "cpu" else 0.0
+        request = {"CPU": placement.cpus_per_chain, "GPU": gpus}
+        labels = placement.label_selector or {}
+        fitting = [_holds(node, request, labels) for node in nodes]
+        if not any(fitting):
+            raise PlacementError(
+                f"one node must hold an actor of {_resources(request)}"
+                + (f" with labels {labels}" if labels else "")
+                + f", but the cluster has {len(nodes)} nodes, the largest with "
+                + f"{_resources(max((n['Resources'] for n in nodes), key=_size))}: lower "
+                "placement.gpus_per_chain or cpus_per_chain, or join a larger cluster"
+            )
+        options: dict[str, Any] = {
+            "num_cpus": request["CPU"],
+            "num_gpus": gpus,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+        }
+        if labels:
+            options["label_selector"] = labels
+        environment = dict(placement.runtime_env or {})
+        if gpus and spec.config.deterministic:
+            variables = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", **environment.get("env_vars", {})}
+            environment["env_vars"] = variables
+        if environment:
+            options["runtime_env"] = environment
+        return options, sum(fitting)
+
+    def _choose_device(self, spec: ChainSpec) -> str:
+        """From the config and the request, never from what a machine happens to see."""
+        asked = spec.config.device
+        if asked == "auto":
+            return "cuda" if self._options["num_gpus"] else "cpu"
+        if asked == "cuda" and not self._options["num_gpus"]:
+            raise PlacementError(
+                "device 'cuda' needs gpus_per_chain > 0 and a cluster with GPUs; it has none"
+            )
+        return asked
+
+
+def _holds(node: dict[str, Any], request: dict[str, float], labels: dict[str, str]) -> int:
+    """How many actors of a request fit on a node."""
+    if any(node.get("Labels", {}).get(key) != value for key, value in labels.items()):
+        return 0
+    have = node["Resources"]
+    counts = [have.get(key, 0.0) / amount for key, amount in request.items() if amount]
+    return int(min(counts, default=1024) + 1e-9)
+
+
+def _resources(resources: dict[str, float]) -> str:
+    return f"{resources.get('CPU', 0):g} CPU and {resources.get('GPU', 0):g} GPU"
+
+
+def _size(resources: dict[str, float]) -> tuple[float, float]:
+    return resources.get("GPU", 0), resources.get("CPU", 0)
+
+
+def _send_by_value(spec: ChainSpec) -> None:
+    """Lets user code that no actor could import (a config's file.py) travel with the recipe."""
+    loss = getattr(spec.loss, "func", spec.loss)
+    parts = [loss, spec.rows, *spec.model.modules(), *vars(spec.rows).values()]
+    names = {getattr(part, "__module__", None) or type(part).__module__ for part in parts}
+    for name in {name.partition(".")[0] for name in names} - {"__main__", "builtins"}:
+        if name in sys.modules and PathFinder.find_spec(name) is None:
+            cloudpickle.register_pickle_by_value(sys.modules[name])
+
+
+def _check_picklable(spec: ChainSpec) -> None:
+    """Sees that model, data and loss can travel.
+
+    Raises:
+        ConfigError: names the attribute that cannot.
+    """
+    for what in ("model", "loss", "rows"):
+        value = getattr(spec, what)
+        error = _pickle_error(value)
+        if error is not None:
+            name = {"rows": "data"}.get(what, what)
+            raise ConfigError(
+                f"the {name} must be picklable, to be sent to the actors: "
+                f"{_culprit(value, name)} is not ({error}); remove it, or use pool=SerialPool()"
+            )
+
+
+def _culprit(value: object, path: str) -> str:
+    """The deepest attribute that cannot be pickled."""
+    inner = dict(getattr(value, "__dict__", {}))
+    for name, child in {**inner, **inner.pop("_modules", {})}.items():
+        if name != "_modules" and _pickle_error(child) is not None:
+            return _culprit(child, f"{path}.{name}")
+    return f"{path} ({type(value).__name__})"
+
+
+def _pickle_error(value: object) -> str | None:
+    try:
+        cloudpickle.dumps(value)
+    except Exception as error:  # pickling runs the user's __reduce__: anything can come
+        return f"{type(error).__name__}: {error}"
+    return None

@@ -1,0 +1,158 @@
+"""From a YAML file to a run: RunConfig field for field, and model, data, loss by name."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distsampler.config import RunConfig
+from distsampler.errors import ConfigError, unknown_name
+
+PARTS = ("model", "data", "loss")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a YAML file asks for.
+
+    Args:
+        config: of the run.
+        model: the trained module.
+        data: the data set.
+        loss: ``loss(model, batch)``.
+    """
+
+    config: RunConfig
+    model: Any
+    data: object
+    loss: Callable[..., Any]
+
+
+def load(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
+    """Reads a YAML file and calls what it names.
+
+    ``model`` and ``data`` are called with ``model_kwargs`` and ``data_kwargs`` and give the module
+    and the data; ``loss`` is the function itself, with ``loss_kwargs`` bound to it.
+
+    Args:
+        path: of the YAML file.
+        changes: ``"sampler.lr=1e-5"``: fields to set, values in YAML.
+
+    Raises:
+        ConfigError: says where the file is wrong.
+    """
+    fields = _read(Path(path))
+    for change in changes:
+        _set(fields, change)
+    parts = {part: fields.pop(part, None) for part in PARTS}
+    options = {part: fields.pop(f"{part}_kwargs", None) or {} for part in PARTS}
+    known = (*RunConfig.model_fields, *PARTS, *(f"{part}_kwargs" for part in PARTS))
+    for key in fields:
+        if key not in RunConfig.model_fields:
+            raise ConfigError(f"{path}: {unknown_name('option', str(key), known)}")
+    config = RunConfig(**fields)
+    found = {part: _find(part, name, Path(path).parent) for part, name in parts.items()}
+    loss, bound = found["loss"], options["loss"]
+    return Recipe(
+        config,
+        _call("model", found["model"], options["model"]),
+        _call("data", found["data"], options["data"]),
+        functools.partial(loss, **bound) if bound else loss,
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        fields = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"the config file must be readable: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or error
+        raise ConfigError(f"{path}{where}: must be YAML: {problem}") from None
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{path} must hold options as 'key: value', got {type(fields).__name__}")
+    return fields
+
+
+def _set(fields: dict[str, Any], change: str) -> None:
+    key, equals, text = change.partition("=")
+    if not equals:
+        raise ConfigError(f"--set needs key=value, as in sampler.lr=1e-5, got {change!r}")
+    *path, last = key.strip().split(".")
+    for part in path:
+        fields = fields.setdefault(part, {})
+        if not isinstance(fields, dict):
+            raise ConfigError(f"--set {key}: {part} holds no options")
+    fields[last] = _number(yaml.safe_load(text))
+
+
+def _number(value: object) -> object:
+    """YAML 1.1 reads 1e-5 as text: it is meant as a number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _find(part: str, name: object, folder: Path) -> Callable[..., Any]:
+    """The callable that ``module:callable`` or ``path/to/file.py:callable`` names."""
+    how = f"{part}: must be 'module:callable' or 'path/to/file.py:callable'"
+    if not isinstance(name, str) or ":" not in name:
+        raise ConfigError(f"{how}, got {name!r}")
+    home, _, attribute = name.rpartition(":")
+    try:
+        module = _import_file(folder / home) if home.endswith(".py") else _import(home)
+        found = getattr(module, attribute)
+    except Exception as error:  # importing runs the user's code: anything can come
+        raise ConfigError(
+            f"{part}: {name!r} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    if not callable(found):
+        raise ConfigError(f"{how}, but {name!r} is not callable: {type(found).__name__}")
+    return found  # type: ignore[no-any-return]  # callable() does not narrow Any
+
+
+def _import(name: str) -> object:
+    """A module by name; the working directory comes first, as for a script."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    return importlib.import_module(name)
+
+
+def _import_file(path: Path) -> object:
+    """A module from a file, beside which it finds its neighbours, as a script does.
+
+    Its name is one that no import finds: what it defines is sent to the actors by value.
+    """
+    spec = importlib.util.spec_from_file_location(f"distsampler_file_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.exists():
+        raise FileNotFoundError(f"no file {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    sys.path.insert(0, str(path.parent.absolute()))
+    spec.loader.exec_module(module)
+    return module
+
+
+def _call(part: str, function: Callable[..., Any], options: dict[str, Any]) -> object:
+    try:
+        return function(**options)
+    except ConfigError:
+        raise
+    except Exception as error:  # the user's code: anything can come
+        raise ConfigError(
+            f"{part}: {getattr(function, '__name__', function)}({options or ''}) raised "
+            f"{type(error).__name__}: {error}"
+        ) from error

@@ -1,0 +1,203 @@
+"""A model to itself: a copy on its device, the parameters that move, the loss of a batch.
+
+The recipe of it all is a ChainSpec: a frozen value that travels to wherever chains run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distsampler.config import RunConfig
+from distsampler.errors import ConfigError, unknown_name
+from distsampler.seeding import step_seed
+from distsampler.shards import Rows, map_tensors
+
+Loss = Callable[[nn.Module, object], Tensor]
+
+
+@dataclass(frozen=True)
+class ChainSpec:
+    """All that a chain is made of, but its index.
+
+    Args:
+        model: at w*, never moved.
+        rows: the data.
+        loss: ``loss(model, batch)``: per-example losses or the batch mean.
+        config: of the run.
+        nbeta: inverse temperature times n.
+        per_example: whether ``loss`` returns one value per example.
+        stochastic: whether ``loss`` draws from torch's global generator (dropout).
+        metrics: names of what the sampler reports of each step.
+    """
+
+    model: nn.Module
+    rows: Rows
+    loss: Loss
+    config: RunConfig
+    nbeta: float
+    per_example: bool
+    stochastic: bool
+    metrics: tuple[str, ...] = ()
+
+
+class Replica:
+    """A copy of the model, and its loss as a function of a batch.
+
+    Args:
+        spec: the recipe; its model is copied, and stays as it is.
+        device: where the copy lives.
+    """
+
+    def __init__(self, spec: ChainSpec, device: torch.device) -> None:
+        self._spec, self.device = spec, device
+        self.model = copy.deepcopy(spec.model).to(device)
+        self.model.train(spec.config.mode == "train")
+        names = selected(self.model, spec.config.restrict_to)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in names)
+            parameter.grad = None
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self._buffers = [
+            (module, name, buffer)
+            for module in self.model.modules()
+            for name, buffer in module._buffers.items()
+            if self.model.training and buffer is not None
+        ]
+
+    def losses(self, batch: object, chain: int = 0, step: int = 0) -> Tensor:
+        """Losses of a batch on this device: shape (examples,), or () for a batch mean.
+
+        What the model draws at random is a function of (seed, chain, step); buffers that a
+        train-mode forward pass moves (batch-norm statistics) are put back.
+        """
+        with self._seeded(chain, step), self._still_buffers():
+            return self._spec.loss(self.model, batch)
+
+    def move(self, batch: object) -> object:
+        """The batch on this device."""
+        if self.device.type == "cpu":
+            return batch
+        return map_tensors(lambda tensor: tensor.to(self.device, non_blocking=True), batch)
+
+    @contextlib.contextmanager
+    def _seeded(self, chain: int, step: int) -> Iterator[None]:
+        if not self._spec.stochastic:
+            yield
+            return
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(step_seed(self._spec.config.seed, chain, step))
+            yield
+
+    @contextlib.contextmanager
+    def _still_buffers(self) -> Iterator[None]:
+        """Lets the forward pass move copies: the backward pass may still need the ones it used."""
+        for module, name, buffer in self._buffers:
+            module._buffers[name] = buffer.clone()
+        yield
+        for module, name, buffer in self._buffers:
+            module._buffers[name] = buffer
+
+
+def selected(model: nn.Module, patterns: tuple[str, ...] | None) -> set[str]:
+    """Names of the parameters that move.
+
+    Args:
+        model: the model.
+        patterns: names, or regular expressions that match a whole name; None: all that require a
+            gradient.
+
+    Raises:
+        ConfigError: if the model has no trainable parameter, or a pattern matches none.
+    """
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not names:
+        raise ConfigError(
+            f"the model must have a parameter with requires_grad=True: {type(model).__name__} has "
+            f"{sum(1 for _ in model.parameters())} parameters, none of them trainable"
+        )
+    if patterns is None:
+        return set(names)
+    return {name for pattern in patterns for name in _matching(pattern, names)}
+
+
+def _matching(pattern: str, names: list[str]) -> list[str]:
+    try:
+        matching = [name for name in names if name == pattern or re.fullmatch(pattern, name)]
+    except re.error as error:
+        raise ConfigError(
+            f"restrict_to must hold names or regular expressions: {pattern!r}: {error}"
+        ) from None
+    if not matching:
+        raise ConfigError(
+            "restrict_to must match a trainable parameter: "
+            + unknown_name("pattern", pattern, names)
+        )
+    return matching
+
+
+def inspect_loss(model: nn.Module, rows: Rows, loss: Loss, mode: str) -> tuple[bool, bool]:
+    """Calls the loss once, on two examples, and leaves model and global generator as they were.
+
+    Args:
+        model: at w*.
+        rows: the data.
+        loss: as in ChainSpec.
+        mode: "train" or "eval".
+
+    Returns:
+        Whether it gives one value per example, and whether it draws from the global generator.
+
+    Raises:
+        ConfigError: if it raises, gives another shape, or needs no gradient.
+    """
+    size = min(2, len(rows))
+    device = next(model.parameters()).device
+    batch = map_tensors(lambda tensor: tensor.to(device), rows.take(np.arange(size)))
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    training = model.training
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            model.train(mode == "train")
+            before = _generator_states(device)
+            found = loss(model, batch)
+            after = _generator_states(device)
+    except Exception as error:
+        raise ConfigError(
+            f"loss(model, batch) must work on {size} examples, but it raised "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    finally:
+        model.train(training)
+        with torch.no_grad():
+            for buffer, saved in zip(model.buffers(), buffers, strict=True):
+                buffer.copy_(saved)
+    _check_loss(found, size)
+    stochastic = not all(map(torch.equal, before, after))
+    return found.ndim == 1, stochastic
+
+
+def _check_loss(found: object, size: int) -> None:
+    wanted = f"loss(model, batch) must return one value per example, shape ({size},), or a mean, ()"
+    if not isinstance(found, Tensor):
+        raise ConfigError(f"{wanted}: got {type(found).__name__}")
+    if found.shape not in ((), (size,)):
+        raise ConfigError(f"{wanted}: got shape {tuple(found.shape)}")
+    if not found.requires_grad:
+        raise ConfigError(
+            "loss(model, batch) must depend on the model's parameters by way of autograd: its "
+            "result needs no gradient; remove no_grad, detach or item from it"
+        )
+
+
+def _generator_states(device: torch.device) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states

@@ -1,0 +1,141 @@
+"""Run: what a run directory says. Reads with numpy, zarr, xarray and ArviZ alone."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import xarray as xr
+
+from distsampler import diagnostics, estimators, inference_data
+from distsampler.diagnostics import Diagnosis, Verdict
+from distsampler.errors import DistsamplerError, StoreError
+from distsampler.estimators import LLCEstimate, WBICEstimate
+from distsampler.inference_data import InferenceData
+from distsampler.manifest import Manifest
+from distsampler.trace import Trace
+
+
+class NotConverged(DistsamplerError):
+    """An estimate was asked for that the verdict does not support."""
+
+
+class NotConvergedWarning(UserWarning):
+    """An estimate was given that the verdict does not support."""
+
+
+class Run:
+    """A run, as its directory holds it; it may still be running elsewhere.
+
+    Args:
+        store: the run directory.
+
+    Raises:
+        StoreError: if there is none, or it is damaged.
+
+    Example:
+        >>> import distsampler as ds
+        >>> print(ds.open("runs/digits").llc())  # doctest: +SKIP
+    """
+
+    def __init__(self, store: str | Path) -> None:
+        self._trace = Trace(store)
+
+    @property
+    def store(self) -> Path:
+        """The run directory."""
+        return self._trace.path
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the run is and how it stands."""
+        return self._trace.manifest
+
+    @property
+    def lost_chains(self) -> dict[int, str]:
+        """Chain -> why it is not in the posterior."""
+        return dict(self._trace.manifest.retired)
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """What happened: started, lost, retired, verdict, finished."""
+        return self._trace.events()
+
+    @cached_property
+    def inference_data(self) -> InferenceData:
+        """arviz.InferenceData (0.23) or xarray.DataTree (1.x)."""
+        return inference_data.build(self._trace)
+
+    @cached_property
+    def posterior(self) -> xr.Dataset:
+        """The draws after burn-in, dims (chain, draw, ...)."""
+        return inference_data.group(self.inference_data, "posterior")
+
+    @cached_property
+    def diagnosis(self) -> Diagnosis:
+        """R-hat, ESS and MCSE of the posterior."""
+        return diagnostics.diagnose(self.posterior)
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """Whether the run's estimates can be trusted."""
+        return diagnostics.gate(self.diagnosis, self.manifest.config.gate)
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """nbeta, n, localization, init_loss as recorded at the start.
+
+        Raises:
+            StoreError: if the run ended before the anchor pass.
+        """
+        facts = self._trace.facts()
+        if "init_loss" not in facts:
+            raise StoreError(f"{self.store} holds no loss at w*: it ended before any draw was made")
+        return facts
+
+    def llc(self, on_unconverged: Literal["warn", "raise", "ignore"] = "warn") -> LLCEstimate:
+        """The Local Learning Coefficient, with its error and its verdict.
+
+        Args:
+            on_unconverged: what to do if the verdict is not CONVERGED.
+
+        Raises:
+            NotConverged: if asked to.
+        """
+        self._speak(on_unconverged)
+        lost = tuple(sorted(self.lost_chains))
+        return estimators.llc(self.posterior, self.facts, self.diagnosis, self.verdict, lost)
+
+    def wbic(self, on_unconverged: Literal["warn", "raise", "ignore"] = "warn") -> WBICEstimate:
+        """Watanabe's WBIC; needs a run at nbeta = n / log n.
+
+        Args:
+            on_unconverged: what to do if the verdict is not CONVERGED.
+
+        Raises:
+            NotConverged: if asked to.
+            ConfigError: if the run's nbeta is another.
+        """
+        self._speak(on_unconverged)
+        return estimators.wbic(self.posterior, self.facts, self.diagnosis, self.verdict)
+
+    def _speak(self, on_unconverged: Literal["warn", "raise", "ignore"]) -> None:
+        if on_unconverged not in ("warn", "raise", "ignore"):
+            raise ValueError(
+                f"on_unconverged must be 'warn', 'raise' or 'ignore', got {on_unconverged!r}"
+            )
+        if self.verdict.converged or on_unconverged == "ignore":
+            return
+        if on_unconverged == "raise":
+            raise NotConverged(str(self.verdict))
+        warnings.warn(str(self.verdict), NotConvergedWarning, stacklevel=3)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.store)!r}, status={self.manifest.status!r})"
+
+
+def open_run(store: str | Path) -> Run:
+    """Opens a run directory for reading; needs neither Ray nor model nor data."""
+    return Run(store)

@@ -1,0 +1,92 @@
+"""Randomness as a function of position: (seed, chain, stream) -> generators, step -> batch indices.
+
+Nothing here keeps a state that a restart could lose, and no global seed is set or read.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+GROUP = 64  # steps whose batch indices are drawn together: a generator costs more than its numbers
+
+
+class Stream(IntEnum):
+    """Independent uses of one chain's (or one run's) seed."""
+
+    NOISE = 0
+    BATCHES = 1
+    MODEL = 2
+    PROBE = 3
+    PROJECTIONS = 4
+
+
+def noise_seed(seed: int, chain: int) -> int:
+    """Seed of a chain's torch generator: 64 bits, the low 32 differ for every chain of a run.
+
+    torch's CPU generator keeps only the low 32 bits of its seed, so a hash would let two of many
+    chains draw the same noise; here they count upwards from a hash of the run's seed instead.
+    """
+    low = int(np.random.SeedSequence(seed, spawn_key=(Stream.NOISE,)).generate_state(1)[0])
+    high = int(np.random.SeedSequence(seed, spawn_key=(chain, Stream.NOISE)).generate_state(1)[0])
+    return (high >> 1) << 32 | (low + chain) % 2**32
+
+
+def generator(seed: int, stream: Stream, chain: int | None = None) -> np.random.Generator:
+    """A numpy generator of one stream of a chain, or (chain None) of the run."""
+    key = (stream,) if chain is None else (chain, stream)
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)))
+
+
+def step_seed(seed: int, chain: int, step: int) -> int:
+    """Seed of what a model draws at one step (dropout), for a forked global generator."""
+    key = (chain, Stream.MODEL, step)
+    return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1)[0])
+
+
+class BatchStream:
+    """The minibatches of one chain: indices as a function of the step.
+
+    Philox keyed by (seed, chain); its counter is the group of 64 steps (with replacement) or the
+    epoch (one permutation each; what an epoch leaves over of a batch is not used).
+
+    Args:
+        seed: of the run.
+        chain: index.
+        n: examples in the data.
+        batch_size: examples a step.
+        epochs: permutations instead of draws with replacement.
+    """
+
+    def __init__(self, seed: int, chain: int, n: int, batch_size: int, *, epochs: bool) -> None:
+        sequence = np.random.SeedSequence(seed, spawn_key=(chain, Stream.BATCHES))
+        self._key = sequence.generate_state(2, np.uint64)
+        self._n, self._batch_size, self._epochs = n, batch_size, epochs
+        self._group_steps = n // batch_size if epochs else GROUP
+        self._group = -1
+        self._indices = np.empty((0, 0), np.int64)
+
+    def indices(self, step: int) -> NDArray[np.int64]:
+        """Rows of the batch of one step, shape (batch_size,)."""
+        group, offset = divmod(step, self._group_steps)
+        if group != self._group:
+            self._indices, self._group = self._draw(group), group
+        rows: NDArray[np.int64] = self._indices[offset]
+        return rows
+
+    def _draw(self, group: int) -> NDArray[np.int64]:
+        rng = np.random.Generator(np.random.Philox(key=self._key, counter=[0, 0, 0, group]))
+        shape = (self._group_steps, self._batch_size)
+        if self._epochs:
+            order: NDArray[np.int64] = rng.permutation(self._n)
+            return order[: shape[0] * shape[1]].reshape(shape)
+        drawn: NDArray[np.int64] = rng.integers(0, self._n, shape)
+        return drawn
+
+
+def probe_rows(seed: int, n: int, size: int) -> NDArray[np.int64]:
+    """Rows of the probe: a fixed subset, the same for every chain of a run, in rising order."""
+    rows = generator(seed, Stream.PROBE).choice(n, min(size, n), replace=False)
+    return np.sort(rows)

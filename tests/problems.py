@@ -1,0 +1,63 @@
+"""Small models with data and loss, for tests that are not about statistics."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import distsampler as ds
+from distsampler.chain import Chain
+from distsampler.pool import SerialPool, WorkDone
+from distsampler.replica import ChainSpec
+from distsampler.run import prepare
+from distsampler.worker import AnchorPass
+
+
+def squared_error(model: nn.Module, batch: Any) -> Tensor:
+    inputs, targets = batch
+    return (model(inputs) - targets).square().sum(1)
+
+
+def mean_squared_error(model: nn.Module, batch: Any) -> Tensor:
+    return squared_error(model, batch).mean()
+
+
+def regression(n: int = 300, inputs: int = 5) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    """A linear model at its least-squares solution, and its data."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, inputs, generator=generator)
+    y = x @ torch.randn(inputs, 1, generator=generator) + torch.randn(n, 1, generator=generator)
+    model = nn.Linear(inputs, 1, bias=False)
+    with torch.no_grad():
+        # LAPACK's last bits depend on where its memory lies: solved in double, they are cut off.
+        model.weight.copy_(torch.linalg.lstsq(x.double(), y.double()).solution.T)
+    return model, (x, y)
+
+
+def config(**fields: Any) -> ds.RunConfig:
+    """A short run that moves."""
+    sampler = fields.pop("sampler", ds.SamplerConfig(lr=1e-3, localization=10.0))
+    defaults = {"chains": 2, "draws": 40, "burn_in": 10, "thin": 3, "batch_size": 16, "probe": 32}
+    return ds.RunConfig(**{"sampler": sampler, "device": "cpu", **defaults, **fields})
+
+
+def anchored(spec: ChainSpec) -> Any:
+    """The anchor of a spec, measured in this process."""
+    from distsampler import anchor
+
+    pool, parts = SerialPool(), []
+    pool.start(spec, [0])
+    pool.wait(0)
+    for part in anchor.plan(len(spec.rows), 1):
+        pool.submit(0, AnchorPass(part))
+        (done,) = pool.wait(0)
+        assert isinstance(done, WorkDone), done
+        parts.append(done.result)
+    return anchor.reduce(parts, spec)
+
+
+def chain(index: int = 0, loss: Any = squared_error, **fields: Any) -> Chain:
+    """One chain of the regression."""
+    model, data = regression()
+    spec = prepare(model, data, loss, config(**fields))
+    return Chain(spec, index, anchored(spec))

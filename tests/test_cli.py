@@ -1,0 +1,197 @@
+"""The command line as a user meets it: in a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import RAY_ENVIRONMENT
+
+CODE = Path(__file__).parent / "user_code.py"
+CONFIG: dict[str, Any] = {
+    "model": f"{CODE}:model",
+    "data": f"{CODE}:data",
+    "loss": f"{CODE}:loss",
+    "sampler": {"name": "sgld", "lr": 5e-3, "localization": 5.0},
+    "chains": 2,
+    "draws": 900,
+    "burn_in": 100,
+    "thin": 5,
+    "batch_size": 100,
+    "device": "cpu",
+    "placement": {"cpus_per_chain": 0.5, "chains_per_actor": 2},
+}
+
+
+def command(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from distsampler.cli import main; main()", *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **RAY_ENVIRONMENT},
+        timeout=120,
+    )
+
+
+def written(path: Path, **changes: object) -> Path:
+    file = path / "config.yaml"
+    file.write_text(yaml.safe_dump({**CONFIG, **changes}))
+    return file
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    path = tmp_path_factory.mktemp("cli")
+    out = command("run", written(path), "--store", path / "run", "--quiet", "--set", "gate.ess=100")
+    return path / "run", out
+
+
+@pytest.mark.ray
+def test_a_run_prints_llc_verdict_and_store(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    store, out = finished
+    assert out.returncode == 0, out.stderr
+    llc, verdict, where = out.stdout.splitlines()
+    assert llc.startswith("LLC ")
+    assert "2 of 2 chains" in llc
+    assert verdict.startswith("CONVERGED")
+    assert where == f"run {store}"
+    assert "Traceback" not in out.stderr
+
+
+@pytest.mark.ray
+def test_the_numbers_are_read_again_without_ray_model_or_data(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    store, out = finished
+    read = command("llc", store, "--json")
+    assert read.returncode == 0, read.stderr
+    found = json.loads(read.stdout)
+    assert f"LLC {found['llc']:.2f}"[:7] == out.stdout[:7]
+    assert found["chains"] == [0, 1]
+    plain = command("llc", store)
+    assert plain.stdout.splitlines()[0] == out.stdout.splitlines()[0]
+
+
+@pytest.mark.ray
+def test_diagnose_prints_the_table(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    store, _ = finished
+    out = command("diagnose", store)
+    assert out.returncode == 0
+    for part in ("R-hat", "probe_loss", "projections[7]", "weight_projections[0]", "CONVERGED"):
+        assert part in out.stdout
+    found = json.loads(command("diagnose", store, "--json").stdout)
+    assert found["verdict"] == "CONVERGED"
+    assert {row["name"] for row in found["rows"]} >= {"probe_loss", "excess_loss", "distance"}
+
+
+@pytest.mark.ray
+def test_report_writes_a_file(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    store, _ = finished
+    out = command("report", store)
+    assert out.returncode == 0
+    assert Path(out.stdout.strip()).read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.ray
+def test_a_stopped_run_exits_130_diagnoses_as_3_and_goes_on(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """SIGINT commits what is in flight; the continued run has the bits of one undisturbed."""
+    store = tmp_path / "run"
+    slow = {"commit_seconds": 0.2, "placement": {**CONFIG["placement"], "block": 2}}
+    words = ["run", str(written(tmp_path, **slow)), "--store", str(store), "--set", "gate.ess=100"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from distsampler.cli import main; main()", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **RAY_ENVIRONMENT},
+    )
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+        if (store / "run.json").exists():
+            if max(json.loads((store / "run.json").read_text())["n_committed"]) > 4:
+                break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "committed cleanly; go on with" in errors
+    assert "Traceback" not in errors
+    counts = json.loads((store / "run.json").read_text())["n_committed"]
+    assert 4 < min(counts) <= max(counts) < 1000
+    stopped = command("diagnose", store)
+    assert stopped.returncode == 3
+    refused = command(*words)
+    assert refused.returncode == 2
+    assert "it holds a run" in refused.stderr
+    again = command(*words, "--resume", "auto", "--quiet")
+    assert again.returncode == 0, again.stderr
+    undisturbed, _ = finished
+    results = [command("llc", path, "--json").stdout for path in (store, undisturbed)]
+    assert results[0] == results[1]
+
+
+def test_help_loads_nothing_heavy() -> None:
+    out = subprocess.run(
+        [
+            sys.executable,
+            "-X",
+            "importtime",
+            "-c",
+            "import distsampler.cli as c; c.app(['--help'])",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = {line.rpartition("|")[2].strip() for line in out.stderr.splitlines()}
+    assert "typer" in loaded
+    assert not loaded & {
+        "torch",
+        "ray",
+        "arviz",
+        "xarray",
+        "zarr",
+        "numpy",
+        "pydantic",
+        "matplotlib",
+    }
+    for name in ("run", "diagnose", "llc", "report"):
+        assert name in out.stdout
+
+
+def test_the_package_alone_loads_neither_ray_nor_arviz() -> None:
+    out = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", "import distsampler"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in out.stderr.splitlines()}
+    assert "distsampler" in loaded
+    assert not loaded & {"ray", "arviz", "torch"}
+
+
+def test_every_public_name_resolves() -> None:
+    import distsampler as ds
+
+    for name in ds.__all__:
+        assert getattr(ds, name).__doc__, name
+        assert name in dir(ds)
+    with pytest.raises(AttributeError, match="no attribute 'sampel'"):
+        _ = ds.sampel  # type: ignore[attr-defined]

@@ -1,0 +1,85 @@
+import pickle
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+import distsampler as ds
+from distsampler.config import looks
+from distsampler.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"drawz": 5}, "did you mean 'draws'"),
+        ({"gate": {"rhatt": 1.1}}, "gate: unknown option 'rhatt': did you mean 'rhat'"),
+        ({"placement": {"gpus": 1}}, "gpus_per_chain"),
+        ({"draws": "many"}, "draws: input should be a valid integer"),
+        ({"chains": 0}, "chains: input should be greater than or equal to 1, got 0"),
+        ({"gate": {"ess": float("nan")}}, "gate: ess: input should be a finite number, got nan"),
+        ({"mode": "test"}, "'eval' or 'train'"),
+        ({"chains": 2, "min_chains": 3}, "min_chains must be at most chains=2: 3"),
+    ],
+)
+def test_a_wrong_config_says_what_was_got(fields: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ds.RunConfig(**fields)
+    assert sentence in str(caught.value)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_a_config_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        ds.RunConfig().draws = 3
+
+
+configs = st.builds(
+    ds.RunConfig,
+    sampler=st.builds(
+        ds.SamplerConfig,
+        name=st.sampled_from(["sgld", "sgnht"]),
+        lr=st.floats(1e-12, 1.0),
+        nbeta=st.none() | st.floats(0.1, 1e6),
+    ),
+    chains=st.integers(2, 1000),
+    draws=st.integers(1, 10**6),
+    seed=st.integers(0, 2**63 - 1),
+    restrict_to=st.none() | st.lists(st.text("abc.*", min_size=1), max_size=3).map(tuple),
+    gate=st.builds(
+        ds.GateConfig, rhat=st.floats(1.001, 2), every=st.none() | st.integers(1, 10**6)
+    ),
+    placement=st.builds(ds.PlacementConfig, gpus_per_chain=st.none() | st.floats(0, 8)),
+)
+
+
+@given(configs)
+def test_any_config_survives_yaml_and_json(config: ds.RunConfig) -> None:
+    text = yaml.safe_dump(config.model_dump(mode="json"))
+    assert ds.RunConfig(**yaml.safe_load(text)) == config
+    assert ds.RunConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_looks_are_spaced_geometrically_and_end_at_the_budget() -> None:
+    config = ds.RunConfig(draws=1000, gate=ds.GateConfig(every=200))
+    assert looks(config) == (200, 300, 450, 675, 1000)
+    assert looks(ds.RunConfig(draws=1000)) == (1000,)
+
+
+def test_optimal_nbeta_is_n_over_log_n() -> None:
+    assert ds.optimal_nbeta(1000) == pytest.approx(144.7648, rel=1e-6)
+    with pytest.raises(ConfigError, match="at least 2 examples"):
+        ds.optimal_nbeta(1)
+
+
+def test_optimal_nbeta_of_a_loader_shows_both_numbers() -> None:
+    from torch.utils.data import DataLoader
+
+    loader = DataLoader(list(range(1000)), batch_size=100)  # type: ignore[arg-type]
+    with pytest.warns(UserWarning, match=r"21\.7147.*1000 examples it would be 144\.765"):
+        assert ds.optimal_nbeta(loader) == pytest.approx(21.7147, rel=1e-5)
+
+
+def test_one_chain_is_allowed() -> None:
+    assert ds.RunConfig(chains=1).min_chains == 1

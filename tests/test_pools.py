@@ -1,0 +1,232 @@
+"""The same bits whatever runs the chains: one process or Ray, few actors or many, killed or not."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import distsampler as ds
+from distsampler.errors import ConfigError, PlacementError
+from tests.problems import config, regression, squared_error
+
+pytestmark = pytest.mark.ray
+
+
+def run(store: Path, pool: Any = None, **fields: Any) -> ds.Run:
+    model, data = regression()
+    fields = {"chains": 4, "placement": ds.PlacementConfig(cpus_per_chain=1), **fields}
+    return ds.sample(
+        model, data, squared_error, config(**fields), store=store, pool=pool, quiet=True
+    )
+
+
+def assert_same(one: ds.Run, other: ds.Run) -> None:
+    """Two runs hold the same draws, bit for bit, warm-up included."""
+    for group in ("warmup_posterior", "posterior", "sample_stats"):
+        for variable in one.manifest.variables:
+            if group.endswith(variable.group):
+                a, b = (r._trace.read(group, variable.name) for r in (one, other))
+                assert a.size
+                assert np.array_equal(a, b), (group, variable.name)
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory: pytest.TempPathFactory) -> ds.Run:
+    return run(tmp_path_factory.mktemp("serial") / "run", ds.SerialPool())
+
+
+def started(found: ds.Run) -> list[dict[str, Any]]:
+    return [event for event in found.events if event["event"] == "started"]
+
+
+@pytest.mark.parametrize(("chains_per_actor", "actors"), [(4, 1), (2, 2), (1, 4)])
+def test_one_two_and_four_actors_give_the_bits_of_one_process(
+    ray_cluster: None, serial: ds.Run, tmp_path: Path, chains_per_actor: int, actors: int
+) -> None:
+    placement = ds.PlacementConfig(cpus_per_chain=1, chains_per_actor=chains_per_actor)
+    found = run(tmp_path / "run", placement=placement)
+    assert len({event["pid"] for event in started(found)}) == actors
+    assert str(os.getpid()) not in {event["pid"] for event in started(found)}
+    assert_same(found, serial)
+    assert found.llc("ignore") == serial.llc("ignore")
+
+
+@pytest.mark.parametrize("block", [7, 50])
+def test_the_length_of_a_block_changes_no_bit(
+    ray_cluster: None, serial: ds.Run, tmp_path: Path, block: int
+) -> None:
+    placement = ds.PlacementConfig(cpus_per_chain=1, chains_per_actor=4, block=block)
+    found = run(tmp_path / "run", placement=placement)
+    assert_same(found, serial)
+
+
+def test_more_chains_than_slots_rotate(ray_cluster: None, serial: ds.Run, tmp_path: Path) -> None:
+    found = run(tmp_path / "run", placement=ds.PlacementConfig(cpus_per_chain=2, block=5))
+    assert len(started(found)) == 2
+    assert_same(found, serial)
+
+
+def test_chain_k_of_four_is_chain_k_of_eight(serial: ds.Run, tmp_path: Path) -> None:
+    eight = run(tmp_path / "run", ds.SerialPool(), chains=8)
+    for name in ("loss", "probe_loss", "weight_projections"):
+        values = [found._trace.read("posterior", name) for found in (serial, eight)]
+        assert np.array_equal(values[0], values[1][:4])
+        assert not np.array_equal(values[1][:4], values[1][4:])
+
+
+class Slow:
+    """A loss that takes its time, so that there is time to kill it."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __call__(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        time.sleep(self.seconds)
+        return squared_error(model, batch)
+
+
+def test_an_actor_that_is_killed_changes_no_bit(
+    ray_cluster: None, serial: ds.Run, tmp_path: Path
+) -> None:
+    model, data = regression()
+    store = tmp_path / "run"
+    settings = config(
+        chains=4,
+        placement=ds.PlacementConfig(cpus_per_chain=1, block=4),
+        commit_seconds=0.2,
+    )
+    killed: list[int] = []
+
+    def kill_one_that_has_committed() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not killed:
+            time.sleep(0.05)
+            if (store / "run.json").exists():
+                found = ds.open(store)
+                if min(found.manifest.n_committed) >= 8:
+                    killed.append(int(started(found)[2]["pid"]))
+                    os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one_that_has_committed)
+    killer.start()
+    found = ds.sample(model, data, Slow(0.04), settings, store=store, quiet=True)
+    killer.join()
+    assert killed
+    (lost,) = [event for event in found.events if event["event"] == "lost"]
+    assert lost["losses"] == 1
+    assert len(started(found)) == 5
+    assert_same(found, serial)
+    assert found.llc("ignore").mean == serial.llc("ignore").mean
+
+
+def test_each_chain_has_a_gpu_of_its_own(ray_cluster: None, tmp_path: Path) -> None:
+    placement = ds.PlacementConfig(gpus_per_chain=1, cpus_per_chain=1)
+    found = run(tmp_path / "run", chains=2, placement=placement)
+    assert sorted(event["cuda_visible_devices"] for event in started(found)) == ["0", "1"]
+
+
+def test_four_chains_of_half_a_gpu_share_two(ray_cluster: None, tmp_path: Path) -> None:
+    placement = ds.PlacementConfig(gpus_per_chain=0.5, cpus_per_chain=1)
+    found = run(tmp_path / "run", placement=placement)
+    devices = sorted(event["cuda_visible_devices"] for event in started(found))
+    assert devices == ["0", "0", "1", "1"]
+
+
+@pytest.mark.parametrize(
+    ("placement", "sentence"),
+    [
+        (
+            {"gpus_per_chain": 3},
+            "an actor of 1 CPU and 3 GPU, but the cluster has 1 nodes, the largest with 4 CPU and 2 GPU",
+        ),
+        ({"cpus_per_chain": 64}, "an actor of 64 CPU"),
+        ({"label_selector": {"zone": "moon"}}, "with labels {'zone': 'moon'}"),
+    ],
+)
+def test_a_placement_that_can_never_be_met_fails_at_once(
+    ray_cluster: None, tmp_path: Path, placement: dict[str, Any], sentence: str
+) -> None:
+    began = time.monotonic()
+    with pytest.raises(PlacementError) as caught:
+        run(tmp_path / "run", placement=ds.PlacementConfig(**placement))
+    assert sentence in str(caught.value)
+    assert time.monotonic() - began < 10
+    assert not (tmp_path / "run").exists()
+
+
+class Unpicklable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(5, 1, bias=False))
+        self.inner[0].lock = threading.Lock()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.inner(x)
+        return out
+
+
+def test_a_model_that_cannot_be_pickled_names_the_attribute(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"model\.inner\.0\.lock \(lock\) is not"):
+        ds.sample(
+            Unpicklable(),
+            regression()[1],
+            squared_error,
+            config(),
+            store=tmp_path / "run",
+            quiet=True,
+        )
+    assert not (tmp_path / "run").exists()
+
+
+class Broken:
+    """A loss that raises in the actors, after the first calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        self.calls += 1
+        if self.calls > 10:
+            raise KeyError("no such label")
+        return squared_error(model, batch)
+
+
+def test_an_error_in_the_loss_names_chain_and_draws_and_carries_the_traceback(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    model, data = regression()
+    one = ds.PlacementConfig(chains_per_actor=2)
+    with pytest.raises(
+        ds.RunFailed, match=r"chain \d at draws \d+\.\.\d+ failed: KeyError"
+    ) as caught:
+        ds.sample(model, data, Broken(), config(placement=one), store=tmp_path / "run", quiet=True)
+    assert "in __call__" in str(caught.value)
+    assert ds.open(tmp_path / "run").manifest.status == "failed"
+
+
+def test_what_was_not_started_is_not_stopped(ray_cluster: None, tmp_path: Path) -> None:
+    import ray
+
+    run(tmp_path / "run", chains=2, placement=ds.PlacementConfig(chains_per_actor=2))
+    assert ray.is_initialized()
+
+
+def test_shared_data_are_not_copied(ray_cluster: None) -> None:
+    import ray
+
+    from distsampler.shards import TensorRows, as_rows
+
+    def owns_its_memory(rows: TensorRows) -> bool:
+        return bool(rows._tree.array.flags.writeable)  # type: ignore[attr-defined]
+
+    there = ray.get(ray.remote(owns_its_memory).remote(ray.put(as_rows(torch.zeros(10**6)))))
+    assert not there
