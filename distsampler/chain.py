@@ -55,7 +55,7 @@ class Chain:
         spec: the recipe.
         index: of the chain.
         anchor: the losses at w*.
-        anchors: the parameters at w*, shared and never written; None: the replica's own.
+        anchors: the flat parameters at w*, shared and never written; None: the replica's own.
         device: where it runs.
     """
 
@@ -74,12 +74,14 @@ class Chain:
         self._generator = torch.Generator(self._replica.device)
         self._generator.manual_seed(noise_seed(config.seed, index))
         if anchors is None:
-            anchors = [p.detach().clone() for p in self._replica.parameters]
+            anchors = [flat.detach().clone() for flat in self._replica.flats]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the sampler's cautions were given before the run
             self._sampler: Any = build(
-                config.sampler, self._replica.parameters, anchors, spec.nbeta, self._generator
+                config.sampler, self._replica.flats, anchors, spec.nbeta, self._generator
             )
+        # A sampler of ours moves without the profiler's mark and the hooks of a public step.
+        self._step_sampler = getattr(self._sampler, "move", self._sampler.step)
         streams = (config.seed, index, len(spec.rows), config.batch_size)
         self._batches = BatchStream(*streams, epochs=config.batches == "epoch")
         # An epoch's own batch is not independent of w_t: its excess loss would be biased.
@@ -128,7 +130,7 @@ class Chain:
             {
                 "draw": self._draw,
                 "last_loss": self._last_loss,
-                "parameters": [p.detach() for p in self._replica.parameters],
+                "parameters": [flat.detach() for flat in self._replica.flats],
                 "generator": self._generator.get_state(),
                 "sampler": sampler,
             }
@@ -139,8 +141,8 @@ class Chain:
         """Goes to a state that ``state`` gave."""
         state = checkpoint.parse(data)
         self._draw, self._last_loss = state["draw"], state["last_loss"]
-        for parameter, saved in zip(self._replica.parameters, state["parameters"], strict=True):
-            parameter.copy_(saved)
+        for flat, saved in zip(self._replica.flats, state["parameters"], strict=True):
+            flat.copy_(saved)
         fresh = self._sampler.state_dict()
         for key, entry in fresh["state"].items():
             if "anchor" in entry:
@@ -174,7 +176,5 @@ class Chain:
 
     def _move(self, losses: Tensor) -> None:
         """One step of the sampler along the gradient of the mean loss."""
-        losses.mean().backward()  # type: ignore[no-untyped-call]
-        self._sampler.step()
-        for parameter in self._replica.parameters:
-            parameter.grad = None
+        self._replica.gradient(losses)
+        self._step_sampler()

@@ -6,6 +6,7 @@ minibatch noise: they carry the verdict. Distances and projections of the weight
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -57,7 +58,7 @@ class Observer:
     Args:
         spec: the recipe.
         replica: the chain's model.
-        anchors: the parameters at w*, in the replica's order.
+        anchors: the replica's flat parameters at w*.
         anchor: the losses at w*.
         chain: index.
     """
@@ -106,17 +107,16 @@ class Observer:
         return self._anchor.init_loss if self._anchor.losses is None else self._anchor.losses[rows]
 
     def _distance(self) -> float:
-        pairs = zip(self._replica.parameters, self._anchors, strict=True)
-        norms = [torch.linalg.vector_norm(p - anchor, dtype=torch.float64) for p, anchor in pairs]
-        return float(torch.linalg.vector_norm(torch.stack(norms)))
+        pairs = zip(self._replica.flats, self._anchors, strict=True)
+        return math.hypot(*(float(torch.dist(w, anchor)) for w, anchor in pairs))
 
     def _moved(self) -> NDArray[np.float64]:
-        return self._pick(self._replica.parameters) - self._picked
+        return self._pick(self._replica.flats) - self._picked
 
     def _pick(self, tensors: Sequence[Tensor]) -> NDArray[np.float64]:
         pairs = zip(tensors, self._picks, strict=True)
-        picked = [t.detach().reshape(-1).index_select(0, picks) for t, picks in pairs]
-        return torch.cat(picked).double().cpu().numpy()
+        picked = [flat.index_select(0, picks).double().cpu().numpy() for flat, picks in pairs]
+        return picked[0] if len(picked) == 1 else np.concatenate(picked)
 
 
 def _projections(spec: ChainSpec) -> int:

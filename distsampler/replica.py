@@ -51,6 +51,10 @@ class ChainSpec:
 class Replica:
     """A copy of the model, and its loss as a function of a batch.
 
+    The parameters that move, and their gradients, are views of one flat tensor (one for each
+    dtype): what samples and measures them has one tensor to deal with, however many layers there
+    are.
+
     Args:
         spec: the recipe; its model is copied, and stays as it is.
         device: where the copy lives.
@@ -63,8 +67,7 @@ class Replica:
         names = selected(self.model, spec.config.restrict_to)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in names)
-            parameter.grad = None
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.flats = _flatten([p for p in self.model.parameters() if p.requires_grad])
         self._buffers = [
             (module, name, buffer)
             for module in self.model.modules()
@@ -72,12 +75,20 @@ class Replica:
             if self.model.training and buffer is not None
         ]
 
+    def gradient(self, losses: Tensor) -> None:
+        """Leaves the gradient of the mean loss in the flat tensors' ``grad``."""
+        for flat in self.flats:
+            flat.grad.zero_()  # type: ignore[union-attr]  # made in _flatten, never dropped
+        losses.mean().backward()  # type: ignore[no-untyped-call]
+
     def losses(self, batch: object, chain: int = 0, step: int = 0) -> Tensor:
         """Losses of a batch on this device: shape (examples,), or () for a batch mean.
 
         What the model draws at random is a function of (seed, chain, step); buffers that a
         train-mode forward pass moves (batch-norm statistics) are put back.
         """
+        if not (self._spec.stochastic or self._buffers):
+            return self._spec.loss(self.model, batch)
         with self._seeded(chain, step), self._still_buffers():
             return self._spec.loss(self.model, batch)
 
@@ -105,6 +116,29 @@ class Replica:
         yield
         for module, name, buffer in self._buffers:
             module._buffers[name] = buffer
+
+
+def _flatten(parameters: list[nn.Parameter]) -> list[Tensor]:
+    """Moves parameters, memory format and all, into one flat tensor for each dtype.
+
+    Returns:
+        Leaf tensors that share their memory, with a ``grad`` that shares the gradients'.
+    """
+    flats = []
+    for dtype in dict.fromkeys(p.dtype for p in parameters):
+        members = [p for p in parameters if p.dtype == dtype]
+        size = sum(p.numel() for p in members)
+        flat = torch.empty(size, dtype=dtype, device=members[0].device, requires_grad=True)
+        flat.grad = torch.zeros_like(flat)
+        start = 0
+        for p in members:
+            dense = p.detach().clone(memory_format=torch.preserve_format)
+            place = (dense.shape, dense.stride(), start)
+            p.data = flat.detach().as_strided(*place).copy_(dense)
+            p.grad = flat.grad.as_strided(*place)
+            start += p.numel()
+        flats.append(flat)
+    return flats
 
 
 def selected(model: nn.Module, patterns: tuple[str, ...] | None) -> set[str]:

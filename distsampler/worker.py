@@ -61,7 +61,7 @@ class Worker:
     def __init__(self, spec: ChainSpec, device: torch.device, capacity: int = 1) -> None:
         self._spec, self._device, self._capacity = spec, device, capacity
         self._base = Replica(spec, device)
-        self._anchors = [p.detach() for p in self._base.parameters]
+        self._anchors = [flat.detach() for flat in self._base.flats]
         self._chains: OrderedDict[int, Chain] = OrderedDict()
 
     def perform(self, work: Work) -> Result:

@@ -76,19 +76,19 @@ def test_a_draw_is_one_point() -> None:
     anchor = anchored(spec)
     walker = Chain(spec, 0, anchor)
     walker.advance(12)
-    before = [p.detach().clone() for p in walker._replica.parameters]
+    before = walker._replica.flats[0].detach().clone()
     rows = walker._batches.indices(12).copy()
     block = walker.advance(1)
     moved = nn.Linear(5, 1, bias=False)
     with torch.no_grad():
-        moved.weight.copy_(before[0])
+        moved.weight.copy_(before.view(1, 5))
     x, y = data
     batch = (x[rows], y[rows])
     there, start = (squared_error(m, batch).double().mean().item() for m in (moved, model))
     assert block.values["step"][0] == 12
     assert block.values["loss"][0] == pytest.approx(there, rel=1e-6)
     assert block.values["excess_loss"][0] == pytest.approx(there - start, abs=1e-6)
-    distance = (before[0] - model.weight.detach()).norm().item()
+    distance = (before - model.weight.detach().view(-1)).norm().item()
     assert block.values["distance"][0] == pytest.approx(distance, rel=1e-6)
 
 

@@ -86,9 +86,14 @@ class Sampler(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self.move()
+        return loss
+
+    @torch.no_grad()
+    def move(self) -> None:
+        """:meth:`step` alone: no closure, no hooks, no mark for the profiler."""
         self._move()
         self._count()
-        return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its anchors are its present weights, or those under ``anchors``.
