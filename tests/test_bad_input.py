@@ -90,7 +90,7 @@ def test_a_store_that_exists_says_what_to_do(tmp_path: Path) -> None:
     sample(tmp_path / "run", config=short)
     before = (tmp_path / "run/run.json").read_bytes()
     with pytest.raises(
-        StoreError, match="give another store, read it with .* resume='auto', or delete"
+        StoreError, match=r"give another store, read it with .* resume='auto', or delete"
     ):
         sample(tmp_path / "run", config=short)
     assert (tmp_path / "run/run.json").read_bytes() == before

@@ -124,9 +124,9 @@ def test_a_stopped_run_exits_130_diagnoses_as_3_and_goes_on(
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
-        if (store / "run.json").exists():
-            if max(json.loads((store / "run.json").read_text())["n_committed"]) > 4:
-                break
+        manifest = store / "run.json"
+        if manifest.exists() and max(json.loads(manifest.read_text())["n_committed"]) > 4:
+            break
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors

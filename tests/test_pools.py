@@ -144,7 +144,8 @@ def test_four_chains_of_half_a_gpu_share_two(ray_cluster: None, tmp_path: Path) 
     [
         (
             {"gpus_per_chain": 3},
-            "an actor of 1 CPU and 3 GPU, but the cluster has 1 nodes, the largest with 4 CPU and 2 GPU",
+            "an actor of 1 CPU and 3 GPU, but the cluster has 1 nodes, "
+            "the largest with 4 CPU and 2 GPU",
         ),
         ({"cpus_per_chain": 64}, "an actor of 64 CPU"),
         ({"label_selector": {"zone": "moon"}}, "with labels {'zone': 'moon'}"),

@@ -249,7 +249,7 @@ def test_a_number_is_printed_to_two_digits_of_its_error(
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="holds no run.json"):
+    with pytest.raises(StoreError, match=r"holds no run\.json"):
         ds.open(tmp_path)
 
 

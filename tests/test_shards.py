@@ -1,5 +1,6 @@
 import pickle
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -123,5 +124,5 @@ def test_blocks_cover_the_data_and_pieces_are_whole_blocks(n: int, places: int) 
     for parts in (cut, pieces):
         assert parts[0][0] == 0
         assert parts[-1][1] == n
-        assert all(a[1] == b[0] for a, b in zip(parts, parts[1:], strict=False))
+        assert all(a[1] == b[0] for a, b in pairwise(parts))
     assert {stop for _, stop in pieces} <= {stop for _, stop in cut}

@@ -1,6 +1,7 @@
 """The driver's decisions, without pool, disk or clock."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -158,7 +159,7 @@ def test_no_block_crosses_a_look_and_chains_keep_together() -> None:
         end = work.first_draw + work.draws
         assert not any(work.first_draw < look < end for look in (40, 55))
     firsts = [w.first_draw for w in play.submitted(Advance)]  # type: ignore[union-attr]
-    assert all(b >= a - 8 for a, b in zip(firsts, firsts[1:], strict=False))
+    assert all(b >= a - 8 for a, b in pairwise(firsts))
 
 
 def test_the_gate_looks_at_committed_draws_only() -> None:
