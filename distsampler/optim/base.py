@@ -66,7 +66,8 @@ class Sampler(Optimizer):
         self._generator = generator
         self._forget()
         super().__init__(params, defaults)
-        for text in {text for group in self.param_groups for text in self._cautions(group)}:
+        cautions = [text for group in self.param_groups for text in self._cautions(group)]
+        for text in dict.fromkeys(cautions):
             warnings.warn(text, UserWarning, stacklevel=3)
 
     # The contract of torch.optim.Optimizer
@@ -147,7 +148,8 @@ class Sampler(Optimizer):
     def generator(self) -> torch.Generator:
         """The source of all randomness of this sampler."""
         if self._generator is None:
-            self._generator = fresh_generator(self.param_groups[0]["params"][0].device)
+            params = [p for group in self.param_groups for p in group["params"]]
+            self._generator = fresh_generator(params[0].device if params else torch.device("cpu"))
         return self._generator
 
     def metrics(self) -> dict[str, Tensor]:
