@@ -151,7 +151,8 @@ def preconditioner_root(
     torch._foreach_div_(root, unbiased)
     torch._foreach_sqrt_(root)
     torch._foreach_add_(root, stability)
-    torch._foreach_rsqrt_(root)
+    torch._foreach_sqrt_(root)
+    torch._foreach_reciprocal_(root)
 
 
 def preconditioned(chunk: Chunk, at: Point, u: Potential, lr: float, root: list[Tensor]) -> None:
