@@ -65,6 +65,16 @@ def sgnht(lr: float, kappas: Sequence[float], a: float) -> tuple[list[float], fl
     return _settled(law, lr, a)
 
 
+def sgnht_damped_after(lr: float, kappas: Sequence[float], a: float) -> tuple[list[float], float]:
+    """As :func:`sgnht` with friction on the gradient too: u <- (1 - xi)(u - lr grad U) + noise."""
+
+    def law(xi: float) -> tuple[list[float], float]:
+        laws = [_underdamped(lr, (1 - xi) * kappa, 1 - xi, 2 * lr * a) for kappa in kappas]
+        return [float(s[0, 0]) for s in laws], sum(float(s[1, 1]) for s in laws) / len(laws)
+
+    return _settled(law, lr, a)
+
+
 def badodab(lr: float, kappas: Sequence[float], a: float) -> tuple[list[float], float]:
     """As :func:`sgnht`, for the symmetric splitting: u^2 is read before and after the noise."""
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from distsampler.errors import ConfigError
 from distsampler.optim import SGLD
 from distsampler.optim import plan as planning
 
@@ -91,3 +92,12 @@ def test_a_group_without_anything_to_move_is_harmless() -> None:
     sampler.step()
     assert not p.any()
     assert not sampler.noise[0][0].any()
+
+
+def test_a_model_converted_after_the_sampler_was_made_is_refused() -> None:
+    model = torch.nn.Linear(3, 2)
+    sampler = SGLD(model.parameters(), nbeta=2.0)
+    sampler.step()
+    model.bfloat16()
+    with pytest.raises(ConfigError, match="keep their precision"):
+        sampler.step()

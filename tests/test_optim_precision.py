@@ -96,3 +96,13 @@ def test_float64_parameters_are_sampled_in_float64() -> None:
     sampler = SGLD([p], lr=1.0, nbeta=2.0)
     sampler.step()
     assert (p.detach() != p.detach().float().double()).any()
+
+
+def test_a_state_saved_without_masters_takes_them_from_the_parameters() -> None:
+    p = torch.nn.Parameter(torch.ones(10, dtype=torch.bfloat16))
+    sampler = SGLD([p], nbeta=2.0)
+    saved = sampler.state_dict()
+    del saved["state"][0]["master"]
+    p.data.fill_(3.0)
+    sampler.load_state_dict(saved)
+    assert (sampler.state[p]["master"] == 3.0).all()

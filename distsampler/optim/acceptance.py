@@ -26,7 +26,7 @@ def mala_acceptance(before: Side, after: Side) -> Tensor:
     ``min(1, exp(U(w) - U(w') + log q(w|w') - log q(w'|w)))`` with
     ``log q(b|a) = -|b - a + (lr/2) grad U(a)|^2 / (2 lr)``
 
-    Source: Roberts & Tweedie 1996, section 1.4. A diagnostic of the step size only: an acceptance
+    Source: Roberts & Tweedie 1996 (MALA). A diagnostic of the step size only: an acceptance
     near 1 does not say that the chain has converged, nor that its minibatches are large enough.
 
     Args:

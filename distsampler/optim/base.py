@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
-from distsampler.optim import kernels, options
-from distsampler.optim.acceptance import Side
+from distsampler.optim import kernels, landmarks, options
 from distsampler.optim.kernels import Potential
-from distsampler.optim.plan import Chunk, Plan, Point, is_half, make_plans, working_dtype
+from distsampler.optim.plan import Chunk, Plan, Point, make_plans
 from distsampler.optim.randomness import continue_stream, fresh_generator
 from distsampler.optim.readings import Readings
 
@@ -67,7 +66,8 @@ class Sampler(Optimizer):
         self._generator = generator
         self._forget()
         super().__init__(params, defaults)
-        for text in {text for group in self.param_groups for text in self._cautions(group)}:
+        cautions = [text for group in self.param_groups for text in self._cautions(group)]
+        for text in dict.fromkeys(cautions):
             warnings.warn(text, UserWarning, stacklevel=3)
 
     # The contract of torch.optim.Optimizer
@@ -153,7 +153,8 @@ class Sampler(Optimizer):
     def generator(self) -> torch.Generator:
         """The source of all randomness of this sampler."""
         if self._generator is None:
-            self._generator = fresh_generator(self.param_groups[0]["params"][0].device)
+            params = [p for group in self.param_groups for p in group["params"]]
+            self._generator = fresh_generator(params[0].device if params else torch.device("cpu"))
         return self._generator
 
     def metrics(self) -> dict[str, Tensor]:
@@ -214,28 +215,6 @@ class Sampler(Optimizer):
         """One step more."""
         for group in self.param_groups:
             group["steps"] += 1
-
-    def _side(self, loss: Tensor | float) -> Side:
-        """The present point for the Metropolis ratio: copies of w and grad U, and U."""
-        weights: list[Tensor] = []
-        drift: list[Tensor] = []
-        step_sizes: list[float] = []
-        energy = torch.zeros((), dtype=torch.float64, device=self.generator.device)
-        nbetas = {self._potential(group).nbeta for group in self.param_groups}
-        if len(nbetas) > 1:
-            options.refuse("all groups must have one nbeta", f"{nbetas}", "set it for all")
-        for group, plan in zip(self.param_groups, self._current_plans(), strict=True):
-            u, grads = self._potential(group), plan.grads()
-            slopes = [torch.empty_like(w, requires_grad=False) for w in plan.weights]
-            for chunk in plan.chunks:
-                at = plan.point(chunk, grads, plan.column(self.state, "anchor"))
-                energy += kernels.prior_energy(chunk, at, u)
-                kernels.put_drift(chunk, at, u)
-                torch._foreach_copy_(chunk.part(slopes), chunk.views)
-            weights += [w.detach().clone() for w in plan.weights]
-            drift += slopes
-            step_sizes += [group["lr"]] * len(slopes)
-        return Side(weights, drift, nbetas.pop() * loss + energy, step_sizes)
 
     def _check(self, group: dict[str, Any]) -> None:
         """Raise ConfigError if an option of the group is wrong; subclasses add their own."""
@@ -322,7 +301,7 @@ class Sampler(Optimizer):
             options.check_parameter(p)
             options.check_device(p, self.generator)
         for p, anchor in zip(params, anchors or [None] * len(params), strict=True):
-            self.state[p].update(_landmarks(p, anchor))
+            self.state[p].update(landmarks.of(p, anchor))
         group.setdefault("steps", 0)
         self._plans = None
 
@@ -331,17 +310,8 @@ class Sampler(Optimizer):
         group["optimize_over"] = options.masks(group["optimize_over"], group["params"])
 
     def _restore(self, saved: StateDict, anchors: dict[Tensor, Tensor]) -> None:
-        """Give loaded state its own precision, shared anchors and the generator's state."""
-        params = [p for group in self.param_groups for p in group["params"]]
-        for key, values in saved["state"].items():
-            p = params[key]
-            for name, value in values.items():
-                if isinstance(value, Tensor):
-                    self.state[p][name] = value.to(p.device, copy=True)
-        for p, anchor in anchors.items():
-            loaded = self.state[p].get("anchor")
-            if loaded is None or torch.equal(loaded, anchor):
-                self.state[p]["anchor"] = anchor
+        """After torch's own loading: precision, shared anchors, masks, the random stream."""
+        landmarks.restore(self, saved, anchors)
         for group in self.param_groups:
             self._normalise(group)
         if "generator" in saved:
@@ -362,14 +332,3 @@ class Sampler(Optimizer):
             self._begin(group, plan)
         self._dimension = sum(plan.dimension for plan in plans)
         return plans
-
-
-def _landmarks(param: Tensor, anchor: Tensor | None) -> dict[str, Tensor]:
-    """w*, and the fp32 master of a half-precision parameter."""
-    dtype, present = working_dtype(param), param.detach()
-    if anchor is None or anchor.data_ptr() == param.data_ptr():
-        anchor = present.to(dtype, copy=True)
-    landmarks = {"anchor": anchor.detach().to(param.device, dtype)}
-    if is_half(param):
-        landmarks["master"] = present.to(dtype, copy=True)
-    return landmarks

@@ -6,10 +6,10 @@ injects: the chain is too hot. Injecting that much less removes the heat to firs
 
     factor^2 = max(0, 1 - lr nbeta^2 v / (4 m))
 
-per coordinate, as the noise terms of SGHMC (Chen et al. 2014, eq. 14) and SGFS (Ahn, Korattikara &
-Welling 2012) do. Where the minibatch brings more than the step may inject nothing is left to take
-away: those entries are clipped, and their share is reported as ``noise_clipped``. Only the diagonal
-is removed; correlated gradient noise keeps its other part.
+per coordinate, as the noise terms of SGHMC (Chen et al. 2014, section 3.3) and SGFS (Ahn,
+Korattikara & Welling 2012) do. Where the minibatch brings more than the step may inject nothing is
+left to take away: those entries are clipped, and their share is reported as ``noise_clipped``. Only
+the diagonal is removed; correlated gradient noise keeps its other part.
 """
 
 from typing import Any, NamedTuple

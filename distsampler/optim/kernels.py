@@ -146,12 +146,13 @@ def average(at: Point, mean: list[Tensor], beta1: float) -> None:
 def preconditioner_root(
     root: list[Tensor], averages: list[Tensor], unbiased: float, stability: float
 ) -> None:
-    """Root <- 1 / sqrt(sqrt(v / unbiased) + a), the root of P; Li et al. 2016, eq. 6."""
+    """Root <- 1 / sqrt(sqrt(v / unbiased) + a), the root of P (Li et al. 2016)."""
     torch._foreach_copy_(root, averages)
     torch._foreach_div_(root, unbiased)
     torch._foreach_sqrt_(root)
     torch._foreach_add_(root, stability)
-    torch._foreach_rsqrt_(root)
+    torch._foreach_sqrt_(root)
+    torch._foreach_reciprocal_(root)
 
 
 def preconditioned(chunk: Chunk, at: Point, u: Potential, lr: float, root: list[Tensor]) -> None:

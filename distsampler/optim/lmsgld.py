@@ -19,7 +19,7 @@ class LMSGLD(HeatCorrected):
 
     ``dw = -(lr/2) (nbeta g + gamma (w - w*) + lam w) + sqrt(lr) sigma (R_t + R_(t+1)) / 2``
 
-    Source: Leimkuhler & Matthews 2013, eq. 8, the large-friction limit of BAOAB. On a quadratic the
+    Source: Leimkuhler & Matthews 2013, the large-friction limit of BAOAB. On a quadratic the
     stationary variance is exactly 1 / kappa at every stable step (lr kappa < 4); elsewhere the
     error is second order in lr. Takes one buffer more than SGLD, the last noise.
 

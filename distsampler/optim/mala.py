@@ -10,12 +10,12 @@ from torch.optim.optimizer import ParamsT
 
 from distsampler.optim import kernels, options
 from distsampler.optim.acceptance import log_ratio
-from distsampler.optim.base import Sampler
 from distsampler.optim.kernels import Potential
+from distsampler.optim.langevin import LangevinProposal
 from distsampler.optim.plan import Chunk, Plan, Point, is_half
 
 
-class MALA(Sampler):
+class MALA(LangevinProposal):
     """SGLD's step as a proposal, accepted or refused: the law is exact at every step size.
 
     ``w' = w - (lr/2) grad U(w) + sqrt(lr) N(0, I)``, accepted with probability

@@ -107,11 +107,18 @@ class Plan:
     """The group's ``optimize_over`` that this plan was made for."""
     rounded: bool
     """Some weights are masters and are written back rounded."""
+    dtype: torch.dtype | None
+    """Precision of the first parameter when the plan was made."""
     columns: dict[str, list[Tensor]] = field(default_factory=dict)
     """State tensors by name, one a trainable parameter; filled when first asked for."""
 
     def fits(self, group: Mapping[str, Any]) -> bool:
         """Whether the group still is what this plan was made for."""
+        if self.params and self.params[0].dtype != self.dtype:
+            raise ConfigError(
+                f"parameters must keep their precision once a sampler has them; got "
+                f"{self.params[0].dtype} where {self.dtype} was; convert the model first"
+            )
         return self.masks is group["optimize_over"] and not any(p.requires_grad for p in self.idle)
 
     def column(self, state: Mapping[Tensor, Mapping[str, Any]], key: str) -> list[Tensor]:
@@ -210,6 +217,7 @@ def _outline(
         dimension=sum(p.numel() if m is None else int(m.sum()) for _, p, m in members),
         masks=group["optimize_over"],
         rounded=any(is_half(p) for p in params),
+        dtype=params[0].dtype if params else None,
     )
     return plan, kept
 

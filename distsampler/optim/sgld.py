@@ -12,12 +12,13 @@ from distsampler.optim import kernels, options
 from distsampler.optim.acceptance import Side
 from distsampler.optim.heat import HeatCorrected
 from distsampler.optim.kernels import Potential
+from distsampler.optim.langevin import LangevinProposal
 from distsampler.optim.plan import Chunk, Plan, Point
 
 _NOT_LANGEVIN = ("bounding_box_size", "gradient_variance")
 
 
-class SGLD(HeatCorrected):
+class SGLD(HeatCorrected, LangevinProposal):
     """Langevin dynamics on minibatch gradients, localised at w*.
 
     ``dw = -(lr/2) (nbeta g + gamma (w - w*) + lam w) + sqrt(lr) sigma N(0, I)``

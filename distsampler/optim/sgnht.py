@@ -23,12 +23,12 @@ class SGNHT(Sampler):
     with u the momentum times sqrt(lr), A the ``diffusion_factor``, xi the thermostat (one for each
     parameter group, d its trainable entries). Start: u ~ sqrt(lr) N(0, I), xi = A.
 
-    Source: Ding et al. 2014, algorithm 2, reparametrised with lr the square of their step. The
-    documented formula of the field writes w in the friction and in the thermostat; it means u. This
-    Euler form has a bias in A, not in lr: a quadratic in d dimensions returns about d/2 (1 - A/2)
-    (lr only shifts energy between directions, by lr (kappa - mean kappa) / 4, relative). Damping
-    after the gradient, u <- (1 - xi)(u - lr grad U) + noise, as other libraries do, is another
-    first-order form: the same limit, another trajectory.
+    Source: Ding et al. 2014, reparametrised: lr = h^2 and u = h p, h their step, p the momentum.
+    The documented formula of the field writes w in the friction and in the thermostat; it means u.
+    This Euler form has a bias in A, not in lr: a quadratic in d dimensions returns about
+    d/2 (1 - A/2) (lr only shifts energy between directions, by lr (kappa - mean kappa) / 4,
+    relative). Damping after the gradient, u <- (1 - xi)(u - lr grad U) + noise, as other libraries
+    do, is another first-order form: the same limit, another trajectory.
 
     With ``scheme="badodab"`` the step is the symmetric splitting of Leimkuhler & Shang 2016
     (kick, half drift, half thermostat, exact friction and noise, half thermostat, half drift; the

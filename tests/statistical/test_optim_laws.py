@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distsampler.optim import LMSGLD, SAMPLERS, SGHMC, SGLD, SGNHT, Sampler
+from distsampler.optim import LMSGLD, SAMPLERS, SGHMC, SGLD, SGNHT, RMSPropSGLD, Sampler
 from tests import laws
 from tests.assertions import assert_variance
 from tests.targets import NoisyQuadratic, Quadratic, parameter, run
@@ -187,6 +187,34 @@ def test_heat_of_minibatches_and_its_correction(
     law = laws.sgld if sampler is SGLD else laws.lmsgld
     expected = spread([law(lr, k, heat, left) for k in KAPPAS])
     if claimed is corrected:
+        assert_variance(w.detach(), expected)
+    else:
+        with pytest.raises(AssertionError, match="standard errors off"):
+            assert_variance(w.detach(), expected)
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+def test_heat_correction_follows_the_step_sizes_of_rmsprop(corrected: bool) -> None:
+    """Corrected, noise and heat add up to what SGLD with step lr P_i injects."""
+    lr, variance, batch = 0.02, 30.0, 16
+    target = NoisyQuadratic(TARGET.curvature, variance, batch, torch.Generator().manual_seed(5))
+    w = parameter(COORDINATES)
+    options = {"gradient_variance": [torch.full((COORDINATES,), variance)], "batch_size": batch}
+    chain = RMSPropSGLD(
+        [w],
+        lr,
+        nbeta=NBETA,
+        localization=GAMMA + LAM,
+        stability=0.5,
+        freeze_after=50,
+        generator=torch.Generator().manual_seed(0),
+        **(options if corrected else {}),
+    )
+    run(chain, w, target.gradient, 500)
+    kappa, step = spread(KAPPAS), lr * frozen_preconditioner(chain)
+    assert float((step * NBETA**2 * variance / (4 * batch)).max()) < 1  # nothing is clipped
+    expected = 1 / (kappa * (1 - step * kappa / 4))
+    if corrected:
         assert_variance(w.detach(), expected)
     else:
         with pytest.raises(AssertionError, match="standard errors off"):
