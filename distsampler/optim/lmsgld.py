@@ -43,7 +43,7 @@ class LMSGLD(HeatCorrected):
         >>> sampler.step()
     """
 
-    def __init__(  # noqa: PLR0917 - the options are the signature
+    def __init__(
         self,
         params: ParamsT,
         lr: float = 0.01,

@@ -44,7 +44,7 @@ class MALA(LangevinProposal):
         >>> loss = sampler.step(closure)
     """
 
-    def __init__(  # noqa: PLR0917 - the options are the signature
+    def __init__(
         self,
         params: ParamsT,
         lr: float = 0.01,

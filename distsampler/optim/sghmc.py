@@ -39,7 +39,7 @@ class SGHMC(Sampler):
         >>> sampler.step()
     """
 
-    def __init__(  # noqa: PLR0917 - the options are the signature
+    def __init__(
         self,
         params: ParamsT,
         lr: float = 0.01,

@@ -47,7 +47,7 @@ class SGLD(HeatCorrected, LangevinProposal):
         >>> sampler.step()
     """
 
-    def __init__(  # noqa: PLR0917 - the options are the signature
+    def __init__(
         self,
         params: ParamsT,
         lr: float = 0.01,
