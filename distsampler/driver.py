@@ -104,7 +104,9 @@ class Driver:
             config.placement.block,
             anchor.plan(len(self._spec.rows), len(places)),
         )
-        state = begin(plan, places, self._trace.committed, self._anchor is not None)
+        retired = frozenset(self._trace.manifest.retired)
+        anchored = self._anchor is not None
+        state = begin(plan, places, self._trace.committed, retired, anchored)
         try:
             while not state.over:
                 for event in self._next_events(state):

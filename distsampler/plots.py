@@ -31,9 +31,9 @@ def plot_trace(
     parts = ([] if warmup is None else [warmup]) + [posterior]
     for chain in posterior["chain"].values:
         values = np.concatenate([part["probe_loss"].sel(chain=chain).values for part in parts])
-        ax.plot(np.arange(len(values)) - burn_in, values, lw=0.7, label=f"chain {chain}")
+        ax.plot(np.arange(len(values)) - burn_in, values, lw=0.5, alpha=0.7)
     if burn_in:
-        ax.axvspan(-burn_in, 0, color="0.5", alpha=0.15, lw=0, label="burn-in")
+        ax.axvspan(-burn_in, 0, color="0.5", alpha=0.2, lw=0, label="burn-in")
     ax.set(xlabel="draw", ylabel="loss on the probe", title="Loss along the chains")
     _legend(ax)
     return ax
@@ -86,10 +86,10 @@ def plot_rank(posterior: xr.Dataset, ax: Axes | None = None) -> Axes:
     expected = values.shape[1] / bins
     for number, chain in enumerate(posterior["chain"].values):
         heights, _ = np.histogram(ranks[number], edges)
-        ax.stairs(heights / expected, edges, label=f"chain {chain}", lw=1.2)
+        ax.stairs(heights / expected, edges, baseline=None, label=f"chain {chain}", lw=1.2)
     ax.axhline(1.0, color="black", lw=0.8, ls="--")
     ax.set(
-        xlabel="rank of the probe loss", ylabel="draws over expected", title="Ranks", ylim=(0, None)
+        xlabel="rank of the probe loss", ylabel="draws over expected", title="Ranks", ylim=(0, 2)
     )
     _legend(ax)
     return ax
@@ -108,4 +108,4 @@ def _legend(ax: Axes) -> None:
     """A legend for a few chains; for many it would cover the picture."""
     handles, labels = ax.get_legend_handles_labels()
     if 0 < len(handles) <= 8:
-        ax.legend(handles, labels, fontsize="small", frameon=False, ncols=2)
+        ax.legend(handles, labels, fontsize="small", framealpha=0.8, ncols=2)

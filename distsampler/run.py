@@ -60,7 +60,8 @@ def sample(  # noqa: PLR0913 (the signature is the public contract)
         config: of the run; None: the defaults.
         store: the run directory, which must be new; None: a temporary one.
         pool: where chains run; None: ``RayPool(config.placement)``.
-        resume: "auto" continues a run that the store holds, "must" insists that there is one.
+        resume: "auto" continues a run that the store holds (a finished one is returned as it is),
+            "must" insists that there is one.
         quiet: show no progress.
 
     Returns:
@@ -82,6 +83,8 @@ def sample(  # noqa: PLR0913 (the signature is the public contract)
     manifest = _manifest(spec)
     if going_on:
         _check_same(path, manifest)
+        if Run(path).manifest.status == "finished":
+            return Run(path)
     pool = pool or _ray_pool(spec.config)
     with _end(pool), Reporter(quiet) as reporter, _stop_flag(spec.config) as stopped:
         places = tuple(pool.start(spec, range(spec.config.chains)))

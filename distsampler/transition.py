@@ -199,25 +199,32 @@ class State:
 Step = tuple[State, list[Action]]
 
 
-def begin(plan: Plan, places: tuple[int, ...], committed: tuple[int, ...], anchored: bool) -> State:
+def begin(
+    plan: Plan,
+    places: tuple[int, ...],
+    committed: tuple[int, ...],
+    retired: frozenset[int] = frozenset(),
+    anchored: bool = False,
+) -> State:
     """The state before anything has happened.
 
     Args:
         plan: of the run.
         places: that are being brought up.
         committed: draws of each chain that exist already.
+        retired: chains that were taken out already.
         anchored: whether the anchor pass is recorded already.
     """
-    done = [i for i, look in enumerate(plan.looks) if min(committed) >= plan.burn_in + look]
-    return State(
+    state = State(
         plan,
         {place: Place() for place in places},
         received=committed,
         committed=committed,
+        retired=retired,
         todo=() if anchored else plan.parts,
-        look=min(len(done), len(plan.looks) - 1),
         block=plan.block or FIRST_BLOCK,
     )
+    return _enough_left(state, "they were lost before")
 
 
 def transition(state: State, event: Event) -> Step:
@@ -276,10 +283,7 @@ def _failed(state: State, event: WorkFailed) -> Step:
         state = _received(state, event.error.block)
     state = replace(state, retired=state.retired | {chain})
     actions += [Retire(chain, str(event.error)), CommitNow()]
-    if len(state.alive) < state.plan.min_chains:
-        reason = f"{len(state.alive)} of {len(state.received)} chains are left, and the run needs "
-        state = _fail(state, f"{reason}{state.plan.min_chains}: {event.error}")
-    return state, actions
+    return _enough_left(state, str(event.error)), actions
 
 
 def _lost(state: State, event: PlaceLost) -> Step:
@@ -317,6 +321,13 @@ def _stop(state: State, reason: str) -> State:
     if state.phase is Phase.DRAINING:
         return state
     return replace(state, phase=Phase.DRAINING, reason=reason, interrupted=True)
+
+
+def _enough_left(state: State, cause: str) -> State:
+    if len(state.alive) >= state.plan.min_chains:
+        return state
+    left = f"{len(state.alive)} of {len(state.received)} chains are left"
+    return _fail(state, f"{left}, and the run needs {state.plan.min_chains}: {cause}")
 
 
 def _fail(state: State, reason: str) -> State:

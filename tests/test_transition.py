@@ -57,7 +57,7 @@ class Play:
     """A run played by hand: keeps what a driver would."""
 
     def __init__(self, plan: Plan = PLAN, places: int = 3, chains: int = 4) -> None:
-        self.state = begin(plan, tuple(range(places)), (0,) * chains, anchored=False)
+        self.state = begin(plan, tuple(range(places)), (0,) * chains)
         self.actions: list[Action] = []
         self.ends = [0] * chains
         self.verdicts = [Status.NOT_CONVERGED, Status.CONVERGED]

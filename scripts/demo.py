@@ -1,0 +1,60 @@
+"""The demo: a trained network, four chains, a verdict, an LLC, a report."""
+
+import argparse
+import time
+from pathlib import Path
+
+import mnist
+
+import distsampler as ds
+from distsampler import plots, report
+
+# gamma: how far the chains may go from the trained weights; of the posterior, so of the LLC too.
+# lr: about 0.25 / (nbeta h_max + gamma), where the step's own bias is a few percent of the LLC.
+CONFIG = ds.RunConfig(
+    sampler=ds.SamplerConfig(name="sgld", lr=7e-5, localization=1000.0),  # nbeta: n / log n
+    chains=4,
+    draws=2000,
+    burn_in=200,
+    thin=10,
+    batch_size=256,
+    seed=0,
+    device="cpu",
+    gate=ds.GateConfig(rhat=1.01, ess=400, every=1000),
+    placement=ds.PlacementConfig(cpus_per_chain=0.5),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--store", default="runs/demo", help="the run directory")
+    store = Path(parser.parse_args().store)
+    began = time.monotonic()
+    model = mnist.trained_network(store.with_name(f"{store.name}-weights.pt"))
+    print(f"network: {sum(p.numel() for p in model.parameters()):,} parameters, "
+          f"trained in {time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
+    run = ds.sample(model, mnist.data(), mnist.loss, CONFIG, store=store, resume="auto")
+    estimate = run.llc("ignore")
+    figure(run, store / "demo.png")
+    print(f"sampled for {run.manifest.seconds:.0f} s: {run.manifest.reason}")
+    print(f"accuracy on 1,000 held-out digits {mnist.accuracy(model):.1%}")
+    print(run.verdict)
+    print(estimate)
+    print(f"report {report.write(run)}")
+
+
+def figure(run: ds.Run, path: Path) -> None:
+    """The README's picture: loss along the chains, running LLC, ranks."""
+    from matplotlib.figure import Figure
+
+    sheet = Figure(figsize=(11, 3.2), layout="constrained")
+    axes = sheet.subplots(1, 3)
+    plots.plot_trace(run.posterior, run.inference_data["warmup_posterior"], axes[0])
+    estimate = run.llc("ignore")
+    plots.plot_running_llc(run.posterior, estimate.nbeta, axes[1], estimate.se)
+    plots.plot_rank(run.posterior, axes[2])
+    sheet.savefig(path, dpi=80)
+
+
+if __name__ == "__main__":
+    main()
