@@ -79,7 +79,7 @@ def _train(model: nn.Sequential, seed: int, steps: int, batch_size: int) -> nn.S
 
 
 def trained_network(weights: str | Path = WEIGHTS) -> nn.Sequential:
-    """The trained network: from the file `weights`, else trained and written to it."""
+    """The network trained, or read from the file `weights` where an earlier call left it."""
     path = Path(weights)
     if path.exists():
         model = network()
@@ -110,7 +110,7 @@ def main() -> None:
     mean_loss, gradient = gradient_norm(model)
     print(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, "
-        f"held-out accuracy {accuracy(model):.1%}, training {accuracy(model, 'train'):.2%}, "
+        f"accuracy {accuracy(model):.1%} held out, {accuracy(model, 'train'):.2%} in training, "
         f"training loss {mean_loss:.5f}, |gradient| {gradient:.5f}"
     )
 
