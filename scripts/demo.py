@@ -7,22 +7,7 @@ from pathlib import Path
 import mnist
 
 import distsampler as ds
-from distsampler import plots, report
-
-# gamma: how far the chains may go from the trained weights; of the posterior, so of the LLC too.
-# lr: about 0.25 / (nbeta h_max + gamma), where the step's own bias is a few percent of the LLC.
-CONFIG = ds.RunConfig(
-    sampler=ds.SamplerConfig(name="sgld", lr=7e-5, localization=1000.0),  # nbeta: n / log n
-    chains=4,
-    draws=2000,
-    burn_in=200,
-    thin=10,
-    batch_size=256,
-    seed=0,
-    device="cpu",
-    gate=ds.GateConfig(rhat=1.01, ess=400, every=1000),
-    placement=ds.PlacementConfig(cpus_per_chain=0.5),
-)
+from distsampler import plots, recipe, report
 
 
 def main() -> None:
@@ -30,10 +15,11 @@ def main() -> None:
     parser.add_argument("--store", default="runs/demo", help="the run directory")
     store = Path(parser.parse_args().store)
     began = time.monotonic()
-    model = mnist.trained_network(store.with_name(f"{store.name}-weights.pt"))
+    demo = recipe.load(Path(__file__).with_name("mnist.yaml"))
+    model = demo.model
     print(f"network: {sum(p.numel() for p in model.parameters()):,} parameters, "
           f"trained in {time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
-    run = ds.sample(model, mnist.data(), mnist.loss, CONFIG, store=store, resume="auto")
+    run = ds.sample(model, demo.data, demo.loss, demo.config, store=store, resume="auto")
     estimate = run.llc("ignore")
     figure(run, store / "demo.png")
     print(f"sampled for {run.manifest.seconds:.0f} s: {run.manifest.reason}")

@@ -1,0 +1,63 @@
+"""What the README says is run here."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from torch import nn
+
+from distsampler import recipe
+from distsampler.cli import app
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore::distsampler.results.NotConvergedWarning")
+def test_the_python_of_the_readme_runs(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[:1]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 17
+    monkeypatch.chdir(tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(200, 4, generator=generator)
+    train_set = torch.utils.data.TensorDataset(inputs, (inputs[:, 0] > 0).long())
+    # The cluster of the tests has GPUs by name only: the README's default would ask for them.
+    code = code.replace("seed=0,", 'seed=0, device="cpu",')
+    names: dict[str, Any] = {"model": nn.Linear(4, 2), "train_set": train_set}
+    exec(compile(code, "README.md", "exec"), names)
+    assert re.match(r"LLC \S+ \+- \S+ \| 4 of 4 chains, R-hat ", capsys.readouterr().out)
+    assert names["run"].manifest.status == "finished"
+    assert (tmp_path / "runs/digits/run.json").exists()
+
+
+def test_the_command_lines_of_the_readme_are_understood() -> None:
+    lines = re.findall(r"^    (distsampler .*?)(?:\s+#.*)?$", README, re.MULTILINE)
+    assert len(lines) >= 4
+    group = typer.main.get_command(app)
+    for line in lines:
+        _, name, *words = shlex.split(line)
+        command = group.get_command(typer.Context(group), name)  # type: ignore[attr-defined]
+        assert command is not None, line
+        command.make_context(name, words)
+    with pytest.raises(Exception, match=r"[Nn]o such option"):
+        command.make_context(name, [*words, "--no-such-option"])
+
+
+def test_files_that_the_readme_names_exist() -> None:
+    for path in re.findall(r"(?:scripts|cluster)/[\w./-]*\w", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_demos_config_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = recipe.load(
+        ROOT / "scripts/mnist.yaml",
+        ["model=tests.user_code:model", "data=tests.user_code:data", "loss=tests.user_code:loss"],
+    ).config
+    assert config.chains == 4
