@@ -64,7 +64,7 @@ class _Running:
         self.draws, self.count, self.excess = 0, 0, 0.0
         self.loss = self.rate = math.nan
         self.series: list[float] = []
-        self.stride, self._skip, self._since = 1, 0, time.monotonic()
+        self.stride, self._seen, self._since = 1, 0, time.monotonic()
 
     def add(self, block: DrawBlock, burn_in: int) -> None:
         now = time.monotonic()
@@ -79,11 +79,11 @@ class _Running:
             self._append(value)
 
     def _append(self, value: float) -> None:
-        if self._skip == 0:
+        if self._seen % self.stride == 0:
             self.series.append(value)
             if len(self.series) >= SERIES:
                 self.series, self.stride = self.series[::2], 2 * self.stride
-        self._skip = (self._skip + 1) % self.stride
+        self._seen += 1
 
 
 def _floats(block: DrawBlock, name: str) -> NDArray[np.float64]:

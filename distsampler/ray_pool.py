@@ -20,7 +20,6 @@ import ray
 import torch
 from ray import cloudpickle
 from ray.exceptions import (
-    ActorDiedError,
     ActorUnschedulableError,
     ObjectLostError,
     OutOfMemoryError,
@@ -193,9 +192,8 @@ class RayPool:
         """Forgets a place; what an actor's constructor raised will be raised again."""
         slot = self._slots.pop(place)
         ray.kill(slot.actor)
-        in_constructor = isinstance(error, ActorDiedError) and "init" in str(error)[:400]
-        reason = str(error).strip()
-        return PlaceLost(place, reason, fatal=fatal or (in_constructor and not slot.ready))
+        in_constructor = isinstance(error, RayActorError) and error.actor_init_failed
+        return PlaceLost(place, str(error).strip(), fatal=fatal or in_constructor)
 
     def _overdue(self) -> list[PoolEvent]:
         """Places that have not come up in time; says which are waited for."""

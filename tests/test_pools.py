@@ -214,6 +214,31 @@ def test_an_error_in_the_loss_names_chain_and_draws_and_carries_the_traceback(
     assert ds.open(tmp_path / "run").manifest.status == "failed"
 
 
+class HomeOnly:
+    """A loss that cannot be rebuilt in another process."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        if os.getpid() != state["pid"]:
+            raise OSError("the file of labels is not on this machine")
+        self.__dict__.update(state)
+
+    def __call__(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        return squared_error(model, batch)
+
+
+def test_an_actor_that_can_never_start_is_not_tried_again(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    model, data = regression()
+    one = config(placement=ds.PlacementConfig(chains_per_actor=2))
+    with pytest.raises(ds.RunFailed, match="the file of labels is not on this machine"):
+        ds.sample(model, data, HomeOnly(), one, store=tmp_path / "run", quiet=True)
+    assert sum(event["event"] == "lost" for event in ds.open(tmp_path / "run").events) == 1
+
+
 def test_what_was_not_started_is_not_stopped(ray_cluster: None, tmp_path: Path) -> None:
     import ray
 

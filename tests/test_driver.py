@@ -1,0 +1,129 @@
+"""The loop with real chains and a pool whose places die."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import distsampler as ds
+from distsampler import driver
+from distsampler.pool import ChainPool
+from tests.fakes import FlakyPool
+from tests.problems import config, regression, squared_error
+
+SHORT = {"placement": ds.PlacementConfig(block=6), "chains": 3, "draws": 120}
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver.random, "uniform", lambda low, high: 0.0)
+
+
+def sample(store: Path, pool: ChainPool, resume: Any = "never", **fields: Any) -> ds.Run:
+    model, data = regression()
+    settings = config(**{**SHORT, **fields})
+    return ds.sample(model, data, squared_error, settings, store=store, pool=pool, resume=resume,
+                     quiet=True)  # fmt: skip
+
+
+def draws(run: ds.Run) -> dict[str, Any]:
+    return {name: run.posterior[name].values for name in run.posterior}
+
+
+def assert_same(one: ds.Run, other: ds.Run) -> None:
+    for name, values in draws(one).items():
+        assert values.size
+        assert np.array_equal(values, draws(other)[name]), name
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> ds.Run:
+    return sample(tmp_path_factory.mktemp("runs") / "run", ds.SerialPool())
+
+
+@pytest.mark.parametrize("deaths", [[0], [1], [5], [20, 21, 22], list(range(3, 60, 7))])
+def test_deaths_change_no_bit(tmp_path: Path, undisturbed: ds.Run, deaths: list[int]) -> None:
+    pool = FlakyPool(2, deaths)
+    run = sample(tmp_path / "run", pool)
+    assert pool.died == len(deaths)
+    assert sum(event["event"] == "lost" for event in run.events) == len(deaths)
+    assert_same(run, undisturbed)
+
+
+def test_a_place_gone_for_good_leaves_its_chains_to_the_others(
+    tmp_path: Path, undisturbed: ds.Run
+) -> None:
+    pool = FlakyPool(3, [9], fatal=True)
+    run = sample(tmp_path / "run", pool)
+    assert pool.died == 1
+    assert_same(run, undisturbed)
+
+
+def test_when_every_place_is_gone_the_run_fails_and_can_be_continued(
+    tmp_path: Path, undisturbed: ds.Run
+) -> None:
+    pool = FlakyPool(1, [30], fatal=True)
+    with pytest.raises(ds.RunFailed, match="no place is left to run on: killed by the script"):
+        sample(tmp_path / "run", pool)
+    assert pool.stopped
+    failed = ds.open(tmp_path / "run")
+    assert failed.manifest.status == "failed"
+    assert min(failed.manifest.n_committed) > 0
+    assert_same(sample(tmp_path / "run", FlakyPool(2), resume="must"), undisturbed)
+
+
+def test_max_seconds_stops_cleanly_and_the_rest_follows(
+    tmp_path: Path, undisturbed: ds.Run
+) -> None:
+    run = sample(tmp_path / "run", ds.SerialPool(), max_seconds=0.15)
+    assert run.manifest.status == "interrupted"
+    assert "max_seconds=0.15 is over" in run.manifest.reason
+    counts = run.manifest.n_committed
+    assert max(counts) < 130
+    again = sample(tmp_path / "run", ds.SerialPool(), resume="auto")
+    assert again.manifest.status == "finished"
+    assert_same(again, undisturbed)
+
+
+def test_a_finished_run_is_returned_as_it_is(tmp_path: Path) -> None:
+    first = sample(tmp_path / "run", ds.SerialPool(), draws=5)
+    before = (first.store / "run.json").read_bytes()
+    pool = FlakyPool()
+    again = sample(tmp_path / "run", pool, resume="auto", draws=5)
+    assert pool.works == 0
+    assert (again.store / "run.json").read_bytes() == before
+
+
+def test_the_gate_ends_a_run_at_the_first_look_that_converged(tmp_path: Path) -> None:
+    easy = ds.GateConfig(rhat=3.0, ess=1.0, every=100)
+    run = sample(tmp_path / "run", ds.SerialPool(), draws=1000, gate=easy)
+    assert (run.manifest.kept, run.manifest.reason) == (100, "converged")
+    assert run.posterior.sizes["draw"] == 100
+    assert run.verdict.converged
+
+
+def test_a_diverged_chain_is_named_and_the_others_finish(tmp_path: Path) -> None:
+    from tests.problems import Exploding
+
+    model, data = regression()
+    run = ds.sample(
+        model, data, Exploding(chain=1, after=20), config(chains=3), store=tmp_path / "run",
+        pool=ds.SerialPool(), quiet=True,
+    )  # fmt: skip
+    assert list(run.lost_chains) == [1]
+    assert "chain 1 diverged at step" in run.lost_chains[1]
+    assert run.posterior["chain"].values.tolist() == [0, 2]
+    assert run.manifest.n_committed[1] < min(run.manifest.n_committed[0], 50)
+    assert "2 of 3 chains" in str(run.llc("ignore"))
+
+
+def test_below_min_chains_the_run_fails_with_what_it_has(tmp_path: Path) -> None:
+    model, data = regression()
+    hot = config(sampler=ds.SamplerConfig(lr=1.0, localization=100.0), thin=1, draws=200)
+    with pytest.raises(ds.RunFailed, match=r"1 of 2 chains are left.*lower sampler\.lr"):
+        ds.sample(
+            model, data, squared_error, hot, store=tmp_path / "run", pool=ds.SerialPool(),
+            quiet=True,
+        )  # fmt: skip
+    assert ds.open(tmp_path / "run").lost_chains
