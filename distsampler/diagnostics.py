@@ -17,6 +17,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from distsampler.config import GateConfig
+from distsampler.inference_data import arviz_module
 
 GATED = ("probe_loss", "projections")
 ADVISORY = ("excess_loss", "distance", "weight_projections")
@@ -183,8 +184,7 @@ def _judge(diagnosis: Diagnosis, config: GateConfig) -> tuple[Status, str, str]:
 @np.errstate(invalid="ignore", divide="ignore")  # a constant trace gives NaN: undetermined
 def _statistics(data: xr.Dataset) -> list[xr.Dataset]:
     """MCSE, R-hat, bulk and tail ESS of every variable, in the order of Row's fields."""
-    import arviz
-
+    arviz = arviz_module()
     mcse = arviz.mcse(data, method="mean")
     several = data.sizes["chain"] > 1
     return [

@@ -7,6 +7,7 @@ Datasets, so that nothing above this file can tell them apart.
 from __future__ import annotations
 
 import json
+import warnings
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 import numpy as np
@@ -24,6 +25,14 @@ InferenceData: TypeAlias = Union["arviz.InferenceData", xr.DataTree]
 GROUPS: tuple[Group, ...] = ("posterior", "sample_stats")
 
 
+def arviz_module() -> Any:  # noqa: ANN401 (an untyped module)
+    """ArviZ, imported late for its weight, and without the news that 0.23 warns of once a day."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "\nArviZ is undergoing", FutureWarning)
+        import arviz
+    return arviz
+
+
 def build(trace: Trace) -> InferenceData:
     """The run as arviz.InferenceData (0.23) or xarray.DataTree (1.x).
 
@@ -33,8 +42,7 @@ def build(trace: Trace) -> InferenceData:
     Raises:
         StoreError: if a committed draw is missing or damaged.
     """
-    import arviz
-
+    arviz = arviz_module()
     groups = datasets(trace)
     attrs = {
         "config": trace.manifest.config.model_dump_json(),

@@ -30,13 +30,15 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def command(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def command(
+    *words: object, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", "from distsampler.cli import main; main()", *map(str, words)],
         capture_output=True,
         text=True,
         cwd=cwd,
-        env={**os.environ, **RAY_ENVIRONMENT},
+        env={**os.environ, **RAY_ENVIRONMENT, **environment},
         timeout=120,
     )
 
@@ -86,11 +88,12 @@ def test_the_numbers_are_read_again_without_ray_model_or_data(
 
 @pytest.mark.ray
 def test_diagnose_prints_the_table(
-    finished: tuple[Path, subprocess.CompletedProcess[str]],
+    finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     store, _ = finished
-    out = command("diagnose", store)
+    out = command("diagnose", store, XDG_CACHE_HOME=str(tmp_path))  # ArviZ warns of news once a day
     assert out.returncode == 0
+    assert out.stderr == ""
     for part in ("R-hat", "probe_loss", "projections[7]", "weight_projections[0]", "CONVERGED"):
         assert part in out.stdout
     found = json.loads(command("diagnose", store, "--json").stdout)
