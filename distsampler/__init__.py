@@ -43,7 +43,10 @@ if TYPE_CHECKING:
     from distsampler.ray_pool import RayPool as RayPool
     from distsampler.results import Run as Run
     from distsampler.results import open_run as open  # noqa: F401 (a public name)
+    from distsampler.run import resume as resume
     from distsampler.run import sample as sample
+    from distsampler.run import start as start
+    from distsampler.running import Running as Running
 
 __version__ = "0.1.0"
 
@@ -56,7 +59,8 @@ _HOMES = {
     "pool": ("SerialPool",),
     "ray_pool": ("RayPool",),
     "results": ("Run", "open"),
-    "run": ("sample",),
+    "run": ("resume", "sample", "start"),
+    "running": ("Running",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME)

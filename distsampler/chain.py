@@ -7,6 +7,8 @@ to the bit.
 
 from __future__ import annotations
 
+import time
+import traceback
 import warnings
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from distsampler import checkpoint
 from distsampler.draws import Anchor, DrawBlock
-from distsampler.errors import DistsamplerError
+from distsampler.errors import DistsamplerError, WorkFailedError
 from distsampler.observables import Observer, Values, variables
 from distsampler.optim.by_name import build
 from distsampler.replica import ChainSpec, Replica
@@ -25,26 +27,26 @@ from distsampler.seeding import BatchStream, noise_seed
 
 
 class ChainDiverged(DistsamplerError):
-    """A chain met a value that is not finite; its draws before that are in ``block``.
+    """A chain met a value that is not finite, or left for good; its draws before are in ``block``.
 
     Args:
         chain: index.
         step: of the chain.
-        name: of the value.
+        what: is wrong.
         last_loss: the last finite minibatch loss that was recorded.
         block: the finite draws of the interrupted advance.
     """
 
     def __init__(
-        self, chain: int, step: int, name: str, last_loss: float, block: DrawBlock
+        self, chain: int, step: int, what: str, last_loss: float, block: DrawBlock
     ) -> None:
-        super().__init__(chain, step, name, last_loss, block)
-        self.chain, self.step, self.name, self.last_loss, self.block = self.args
+        super().__init__(chain, step, what, last_loss, block)
+        self.chain, self.step, self.what, self.last_loss, self.block = self.args
 
     def __str__(self) -> str:
         return (
-            f"chain {self.chain} diverged at step {self.step}: {self.name} is not finite (last "
-            f"finite loss {self.last_loss:.6g}); lower sampler.lr or raise sampler.localization"
+            f"chain {self.chain} diverged at step {self.step}: {self.what} (last finite loss "
+            f"{self.last_loss:.6g}); lower sampler.lr or raise sampler.localization"
         )
 
 
@@ -90,6 +92,7 @@ class Chain:
         self._variables = variables(spec)
         self._draw = 0
         self._last_loss = anchor.init_loss
+        self._moving = sum(flat.numel() for flat in self._replica.flats)
 
     @property
     def draw(self) -> int:
@@ -109,7 +112,7 @@ class Chain:
             for step in range(last - thin + 1, last):
                 self._step(step)
             measured = self._measured_step(last)
-            bad = next((name for name, x in measured.items() if not np.all(np.isfinite(x))), None)
+            bad = self._sick(measured)
             if bad is not None:
                 finite = {name: array[:kept] for name, array in values.items()}
                 block = DrawBlock(self._index, first, finite, b"")
@@ -118,7 +121,9 @@ class Chain:
                 array[kept] = measured[name]
             self._last_loss = float(values["loss"][kept])
             self._draw += 1
-        return DrawBlock(self._index, first, values, self.state())
+        began = time.perf_counter()
+        state = self.state()
+        return DrawBlock(self._index, first, values, state, time.perf_counter() - began)
 
     def state(self) -> bytes:
         """All that the next step depends on, but what the recipe gives."""
@@ -150,6 +155,23 @@ class Chain:
         self._sampler.load_state_dict(fresh | state["sampler"])
         self._generator.set_state(state["generator"])
 
+    def _sick(self, measured: Values) -> str | None:
+        """What is wrong with a draw, if anything."""
+        for name, value in measured.items():
+            if not np.all(np.isfinite(value)):
+                return f"{name} is not finite"
+        factor = self._spec.config.divergence_factor
+        if factor is None:
+            return None
+        excess = float(measured["probe_loss"]) - self._anchor.probe_init_loss
+        found, limit = self._spec.nbeta * excess, factor * self._moving / 2
+        if found <= limit:
+            return None
+        return (
+            f"nbeta times the probe's excess loss is {found:.4g}, beyond divergence_factor * d/2 = "
+            f"{limit:.4g}"
+        )
+
     def _step(self, step: int) -> None:
         """Moves once, measuring nothing."""
         self._move(self._losses(self._batches.indices(step), step))
@@ -171,8 +193,15 @@ class Chain:
 
     def _losses(self, rows: NDArray[np.int64], step: int) -> Tensor:
         """Losses of some rows at the present weights."""
-        batch = self._replica.move(self._spec.rows.take(rows))
-        return self._replica.losses(batch, self._index, step)
+        try:
+            batch = self._replica.move(self._spec.rows.take(rows))
+            return self._replica.losses(batch, self._index, step)
+        except Exception as error:  # the user's code: anything can come
+            indices = np.array2string(rows, threshold=24, edgeitems=8, separator=", ")
+            raise WorkFailedError(
+                f"chain {self._index} failed at step {step}, on the examples {indices}: "
+                f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+            ) from None
 
     def _move(self, losses: Tensor) -> None:
         """One step of the sampler along the gradient of the mean loss."""

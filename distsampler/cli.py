@@ -27,14 +27,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-Store = Annotated[Path, typer.Argument(help="The run directory.", show_default=False)]
+Store = Annotated[str, typer.Argument(help="The run directory.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
 @app.command()
 def run(
     config: Annotated[Path, typer.Argument(help="YAML: RunConfig, and model, data, loss.")],
-    store: Annotated[Path | None, typer.Option(help="The run directory; must be new.")] = None,
+    store: Annotated[str | None, typer.Option(help="The run directory; must be new.")] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="Set a field: sampler.lr=1e-5.")
     ] = None,
@@ -45,25 +45,33 @@ def run(
     from distsampler import recipe
 
     found = recipe.load(config, changes or [])
-    from distsampler.run import sample  # after the file is read: a mistake there is told at once
+    from distsampler.run import sample_recipe  # after the file is read: mistakes are told at once
 
-    done = sample(
-        found.model,
-        found.data,
-        found.loss,
-        found.config,
-        store=store,
-        resume=resume,  # type: ignore[arg-type]  # sample() checks it
-        quiet=quiet,
-    )
-    if done.manifest.status == "interrupted":
-        reason = f"interrupted ({done.manifest.reason}), committed cleanly; go on with"
-        typer.echo(f"{reason} --store {done.store} --resume auto", err=True)
-        raise typer.Exit(INTERRUPTED)
-    _say(str(done.llc("ignore")))
-    _say(str(done.verdict))
-    _say(f"run {done.store}")
-    raise typer.Exit(_code(done))
+    _finish(sample_recipe(found, store, resume, quiet))  # type: ignore[arg-type]  # checked there
+
+
+@app.command()
+def resume(
+    store: Store,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Set a field: draws=5000 extends the run.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+) -> None:
+    """Go on with a run that was interrupted, or extend a finished one."""
+    from distsampler import recipe
+    from distsampler.errors import StoreError
+
+    manifest = _open(store).manifest
+    if manifest.recipe is None:
+        raise StoreError(
+            f"the run in {store} was started from Python, and its model has no name to be imported "
+            f"by: continue it there, with distsampler.resume({str(store)!r}, model, data, loss)"
+        )
+    found = recipe.reload(manifest.recipe, manifest.config, changes or [])
+    from distsampler.run import sample_recipe
+
+    _finish(sample_recipe(found, str(store), "must", quiet))
 
 
 @app.command()
@@ -102,6 +110,7 @@ def report(
 def main() -> None:
     """The console script: errors made on purpose are one message and an exit code."""
     from distsampler.errors import DistsamplerError, RunFailed, WorkFailedError
+    from distsampler.files import StoreFault
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     logging.captureWarnings(True)
@@ -110,10 +119,22 @@ def main() -> None:
         app()
     except DistsamplerError as error:
         typer.echo(f"error: {error}", err=True)
-        sys.exit(FAILED if isinstance(error, RunFailed | WorkFailedError) else USAGE)
+        sys.exit(FAILED if isinstance(error, RunFailed | WorkFailedError | StoreFault) else USAGE)
 
 
-def _open(store: Path) -> Run:
+def _finish(done: Run) -> None:
+    """Says how a run ended, and exits with the code for that."""
+    if done.manifest.status == "interrupted":
+        reason = f"interrupted ({done.manifest.reason}), committed cleanly; go on with"
+        typer.echo(f"{reason}: distsampler resume {done.store}", err=True)
+        raise typer.Exit(INTERRUPTED)
+    _say(str(done.llc("ignore")))
+    _say(str(done.verdict))
+    _say(f"run {done.store}")
+    raise typer.Exit(_code(done))
+
+
+def _open(store: str) -> Run:
     from distsampler.results import open_run
 
     return open_run(store)

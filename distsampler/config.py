@@ -91,6 +91,7 @@ class PlacementConfig(_Frozen):
     label_selector: dict[str, str] | None = None
     runtime_env: dict[str, Any] | None = None
     start_timeout: Annotated[float, Field(gt=0)] = 300.0
+    answer_timeout: Annotated[float, Field(gt=0)] = 60.0
     block: Annotated[int, Field(ge=1)] | None = None
 
 
@@ -118,6 +119,10 @@ class RunConfig(_Frozen):
         gate: when the run counts as converged.
         placement: where the chains run.
         commit_seconds: seconds between two commits.
+        fsync: make each commit survive a power loss, not only the death of any process.
+        max_state_mb: larger states of chains (in MB) go from the actor to the store directly.
+        divergence_factor: a chain is retired when nbeta times the excess loss on the probe exceeds
+            so many times d/2, what a regular model of d parameters has; None: never for that.
 
     Example:
         >>> RunConfig(chains=2, sampler=SamplerConfig(lr=1e-4)).sampler.options
@@ -143,6 +148,9 @@ class RunConfig(_Frozen):
     gate: GateConfig = GateConfig()
     placement: PlacementConfig = PlacementConfig()
     commit_seconds: Annotated[float, Field(gt=0)] = 5.0
+    fsync: bool = False
+    max_state_mb: Annotated[float, Field(ge=0)] = 64.0
+    divergence_factor: Annotated[float, Field(gt=1)] | None = 100.0
 
     @field_validator("restrict_to", mode="before")
     @classmethod

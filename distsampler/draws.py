@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -34,6 +34,19 @@ class Variable:
 
 
 @dataclass(frozen=True)
+class StateFile:
+    """A state that lies in the store already.
+
+    Args:
+        name: of the file, within the run directory; it holds the digest.
+        size: bytes.
+    """
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True)
 class DrawBlock:
     """Consecutive draws of one chain, and the state behind the last of them.
 
@@ -41,13 +54,16 @@ class DrawBlock:
         chain: index of the chain.
         first_draw: position of the first draw, counted from the chain's start (burn-in included).
         values: name -> array of shape (draws, ...).
-        state: the chain after the last draw; bytes to everybody but chain and checkpoint.
+        state: the chain after the last draw; bytes to everybody but chain and checkpoint, or the
+            file that holds them.
+        state_seconds: that it took to write the state down.
     """
 
     chain: int
     first_draw: int
     values: Mapping[str, NDArray[np.generic]]
-    state: bytes = field(repr=False)
+    state: bytes | StateFile = field(repr=False)
+    state_seconds: float = 0.0
 
     @property
     def end(self) -> int:
@@ -58,6 +74,11 @@ class DrawBlock:
     def draws(self) -> int:
         """How many draws."""
         return min((len(array) for array in self.values.values()), default=0)
+
+    def after(self, draws: int) -> DrawBlock:
+        """The same without its first draws."""
+        values = {name: array[draws:] for name, array in self.values.items()}
+        return replace(self, first_draw=self.first_draw + draws, values=values)
 
 
 @dataclass(frozen=True)

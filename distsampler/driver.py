@@ -8,15 +8,15 @@ from __future__ import annotations
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Protocol, assert_never
+from typing import Protocol, assert_never, cast
 
 from distsampler import anchor
 from distsampler.config import looks
 from distsampler.diagnostics import Verdict
-from distsampler.draws import DrawBlock
-from distsampler.errors import DistsamplerError
+from distsampler.draws import DrawBlock, StateFile
+from distsampler.errors import DistsamplerError, StoreError
 from distsampler.optim.by_name import signature_options
 from distsampler.pool import ChainPool, PlaceLost
 from distsampler.progress import Progress, Snapshot
@@ -80,12 +80,13 @@ class Driver:
         self._judge, self._observer, self._stopped = judge, observer, stopped
         self._anchor = trace.anchor()
         self._pending: list[DrawBlock] = []
-        self._states: dict[int, bytes] = {}
+        self._states: dict[int, bytes | StateFile] = {}
         self._events: deque[Event] = deque()
-        self._restarts: list[tuple[float, int]] = []
+        self._restarts: list[tuple[float, int, int]] = []
         self._began = self._last_commit = time.monotonic()
         config = spec.config
-        self._progress = Progress(config.chains, config.burn_in, config.draws, spec.nbeta)
+        self._received = trace.restart_points()
+        self._progress = Progress(self._received, config.burn_in, config.draws, spec.nbeta)
 
     def run(self, places: tuple[int, ...]) -> State:
         """Runs to the end.
@@ -106,7 +107,8 @@ class Driver:
         )
         retired = frozenset(self._trace.manifest.retired)
         anchored = self._anchor is not None
-        state = begin(plan, places, self._trace.committed, retired, anchored)
+        committed = self._trace.committed
+        state = begin(plan, places, committed, retired, anchored, self._received)
         try:
             while not state.over:
                 for event in self._next_events(state):
@@ -114,8 +116,12 @@ class Driver:
                     for action in actions:
                         self._perform(action)
                 self._observer.show(self._progress.snapshot(str(state.phase), state.retired))
-        finally:
+        except StoreError:
+            raise  # nothing more can be written
+        except BaseException:
             self._commit()
+            raise
+        self._commit()
         return state
 
     def _next_events(self, state: State) -> list[Event]:
@@ -136,9 +142,9 @@ class Driver:
         match action:
             case Submit(place, work):
                 self._pool.submit(place, self._filled(work))
-            case Restart(place, losses):
-                delay = random.uniform(2.0, 3.0 + 0.5 * losses)
-                self._restarts.append((time.monotonic() + delay, place))
+            case Restart(place, incarnation, losses):
+                delay = random.uniform(2.0, 3.0 + 0.5 * min(losses, 4))
+                self._restarts.append((time.monotonic() + delay, place, incarnation))
             case Keep(block):
                 self._pending.append(block)
                 self._states[block.chain] = block.state
@@ -153,16 +159,23 @@ class Driver:
                 self._trace.event("retired", chain=chain, reason=reason)
                 self._trace.retire(chain, reason)
             case Note(kind, details):
-                self._trace.event(kind, **details)
+                self._note(kind, details)
             case _:
                 assert_never(action)
+
+    def _note(self, kind: str, details: Mapping[str, object]) -> None:
+        if kind == "started":
+            self._trace.record_device(str(details["device"]))
+        elif kind == "lost" and "chain" in details:
+            self._progress.lost(cast(int, details["chain"]))
+        self._trace.event(kind, **details)
 
     def _filled(self, work: Work) -> Work:
         """The work with all that its place needs."""
         if isinstance(work, AnchorPass):
             return work
         state = self._states.get(work.chain) or self._trace.state(work.chain)
-        return replace(work, anchor=self._anchor, state=state)
+        return replace(work, anchor=self._anchor, state=state, files=self._trace.files)
 
     def _record(self, parts: tuple[anchor.AnchorPart, ...]) -> None:
         self._anchor = anchor.reduce(parts, self._spec)
@@ -183,9 +196,10 @@ class Driver:
 
     def _bring_up(self) -> None:
         now = time.monotonic()
-        for due, place in [entry for entry in self._restarts if entry[0] <= now]:
-            self._restarts.remove((due, place))
+        for entry in [entry for entry in self._restarts if entry[0] <= now]:
+            self._restarts.remove(entry)
+            _, place, incarnation = entry
             try:
                 self._pool.start(self._spec, [place])
             except DistsamplerError as error:
-                self._events.append(PlaceLost(place, str(error), fatal=True))
+                self._events.append(PlaceLost(place, str(error), "fatal", incarnation))

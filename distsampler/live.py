@@ -91,7 +91,7 @@ def _row(chain: ChainProgress) -> tuple[str, ...]:
         _number(chain.rate),
         _number(chain.loss),
         _number(chain.llc),
-        "lost" if chain.retired else "",
+        "lost" if chain.retired else "restarting" if chain.restarting else "",
     )
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -12,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from distsampler.config import RunConfig
 from distsampler.draws import Variable
 from distsampler.errors import StoreError
+from distsampler.files import Files
 
 SCHEMA_VERSION = 1
 Status = Literal["running", "finished", "interrupted", "failed"]
@@ -26,7 +25,9 @@ class Manifest(BaseModel):
         fingerprint: what the bits of the trace depend on beside the config.
         variables: what a draw holds.
         versions: of the libraries that wrote it.
+        recipe: the config file's model, data and loss, and the file; None for a run from Python.
         status: how the run stands.
+        epoch: how many drivers the run has had.
         n_committed: draws of each chain, burn-in included; repeated from the trace.
         kept: draws after burn-in that every chain was cut to when the run was sealed.
         retired: chain -> why it is not in the posterior.
@@ -41,7 +42,9 @@ class Manifest(BaseModel):
     fingerprint: dict[str, str]
     variables: tuple[Variable, ...]
     versions: dict[str, str]
+    recipe: dict[str, Any] | None = None
     status: Status = "running"
+    epoch: int = 1
     n_committed: tuple[int, ...]
     kept: int | None = None
     retired: dict[int, str] = {}
@@ -49,19 +52,20 @@ class Manifest(BaseModel):
     seconds: float = 0.0
 
 
-def write(path: Path, manifest: Manifest) -> None:
-    """Puts the manifest in place of the one before, whole or not at all."""
-    write_atomically(path, manifest.model_dump_json(indent=1).encode())
+def write(files: Files, name: str, manifest: Manifest) -> None:
+    """Puts the manifest in place of the one before, whole or not at all, safe from power loss."""
+    files.write(name, manifest.model_dump_json(indent=1).encode(), fsync=True)
 
 
-def read(path: Path) -> Manifest:
+def read(files: Files, name: str) -> Manifest:
     """The manifest of a run directory.
 
     Raises:
         StoreError: if there is none, or it is torn, or of another version.
     """
+    path = files.path(name)
     try:
-        data: dict[str, Any] = json.loads(path.read_text())
+        data: dict[str, Any] = json.loads(files.read(name))
         found = data.get("schema_version")
         if found != SCHEMA_VERSION:
             raise StoreError(
@@ -69,20 +73,12 @@ def read(path: Path) -> Manifest:
                 "read it with the version of distsampler that wrote it"
             )
         return Manifest.model_validate(data)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise StoreError(
-            f"{path.parent} must be a run directory, but it holds no run.json: give the store of a "
-            "run"
+            f"{files} must be a run directory, but it holds no {name}: give the store of a run"
         ) from None
     except (OSError, ValueError, AttributeError, ValidationError) as error:
-        raise StoreError(f"{path} must be a manifest, but it cannot be read: {error}") from error
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Bytes into a file, durable and whole: temporary file, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+        raise StoreError(
+            f"{path} must be a manifest, but it cannot be read: {error}; restore it from a copy, "
+            "or delete the store and sample again: the same seed gives the same bits"
+        ) from error

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 
@@ -17,13 +17,16 @@ from distsampler.errors import ConfigError, DistsamplerError
 from distsampler.replica import ChainSpec
 from distsampler.worker import Result, Work, Worker
 
+Loss = Literal["infrastructure", "preempted", "memory", "start", "fatal"]
+
 
 @dataclass(frozen=True)
 class PlaceReady:
-    """A place is up."""
+    """A place is up. Incarnation: how often the place was started, here and below."""
 
     place: int
     info: Mapping[str, str]
+    incarnation: int = 1
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class WorkDone:
     work: Work
     result: Result = field(repr=False)
     seconds: float = 0.0
+    incarnation: int = 1
 
 
 @dataclass(frozen=True)
@@ -43,18 +47,36 @@ class WorkFailed:
     place: int
     work: Work
     error: DistsamplerError
+    incarnation: int = 1
 
 
 @dataclass(frozen=True)
 class PlaceLost:
-    """A place is gone, and the work it had with it."""
+    """A place is gone, and the work it had with it.
+
+    Args:
+        place: number.
+        reason: for people.
+        kind: whose fault it was; a fatal loss would only repeat itself.
+        incarnation: of the place.
+    """
 
     place: int
     reason: str
-    fatal: bool = False
+    kind: Loss = "infrastructure"
+    incarnation: int = 1
 
 
-PoolEvent = PlaceReady | WorkDone | WorkFailed | PlaceLost
+@dataclass(frozen=True)
+class PlaceDraining:
+    """A place's node will go away: its work may end, new work would be lost."""
+
+    place: int
+    reason: str
+    incarnation: int = 1
+
+
+PoolEvent = PlaceReady | WorkDone | WorkFailed | PlaceLost | PlaceDraining
 
 
 class ChainPool(Protocol):

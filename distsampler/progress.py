@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,7 @@ class ChainProgress:
         loss: minibatch loss, mean of its last block.
         llc: running mean after burn-in; NaN before.
         retired: whether it was taken out.
+        restarting: whether its place was lost, and it has not made a draw since.
     """
 
     chain: int
@@ -36,6 +37,7 @@ class ChainProgress:
     loss: float
     llc: float
     retired: bool
+    restarting: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,14 +62,15 @@ class Snapshot:
 class _Running:
     """Running sums of one chain."""
 
-    def __init__(self) -> None:
-        self.draws, self.count, self.excess = 0, 0, 0.0
+    def __init__(self, draws: int) -> None:
+        self.draws, self.count, self.excess = draws, 0, 0.0
+        self.restarting = False
         self.loss = self.rate = math.nan
         self.series: list[float] = []
         self.stride, self._seen, self._since = 1, 0, time.monotonic()
 
     def add(self, block: DrawBlock, burn_in: int) -> None:
-        now = time.monotonic()
+        now, self.restarting = time.monotonic(), False
         rate = block.draws / max(now - self._since, 1e-3)
         self.rate = rate if math.isnan(self.rate) else 0.7 * self.rate + 0.3 * rate
         self.draws, self._since = block.end, now
@@ -94,21 +97,25 @@ class Progress:
     """Adds up the blocks of a run.
 
     Args:
-        chains: how many.
+        made: draws that each chain begins with.
         burn_in: draws before the posterior.
         draws: after it.
         nbeta: inverse temperature times n.
     """
 
-    def __init__(self, chains: int, burn_in: int, draws: int, nbeta: float) -> None:
+    def __init__(self, made: Sequence[int], burn_in: int, draws: int, nbeta: float) -> None:
         self._burn_in, self._total, self._nbeta = burn_in, burn_in + draws, nbeta
-        self._chains = [_Running() for _ in range(chains)]
+        self._chains = [_Running(draws) for draws in made]
         self._began = time.monotonic()
 
     def add(self, block: DrawBlock) -> None:
         """Counts a block."""
         if block.draws:
             self._chains[block.chain].add(block, self._burn_in)
+
+    def lost(self, chain: int) -> None:
+        """Its place is gone; it goes on elsewhere."""
+        self._chains[chain].restarting = True
 
     def snapshot(self, phase: str, retired: Container[int]) -> Snapshot:
         """The run now."""
@@ -118,7 +125,16 @@ class Progress:
             phase,
             time.monotonic() - self._began,
             tuple(
-                ChainProgress(i, c.draws, self._total, c.rate, c.loss, self._llc(c), i in retired)
+                ChainProgress(
+                    i,
+                    c.draws,
+                    self._total,
+                    c.rate,
+                    c.loss,
+                    self._llc(c),
+                    i in retired,
+                    c.restarting,
+                )
                 for i, c in enumerate(self._chains)
             ),
             float(np.mean(llcs)) if llcs else math.nan,

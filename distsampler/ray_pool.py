@@ -6,11 +6,12 @@ without an error. The driver brings a place up again, from what is committed.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import sys
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.machinery import PathFinder
@@ -20,6 +21,7 @@ import ray
 import torch
 from ray import cloudpickle
 from ray.exceptions import (
+    ActorUnavailableError,
     ActorUnschedulableError,
     ObjectLostError,
     OutOfMemoryError,
@@ -31,6 +33,8 @@ from distsampler.config import PlacementConfig
 from distsampler.draws import Anchor
 from distsampler.errors import ConfigError, PlacementError
 from distsampler.pool import (
+    Loss,
+    PlaceDraining,
     PlaceLost,
     PlaceReady,
     PoolEvent,
@@ -45,6 +49,9 @@ from distsampler.worker import Advance, Work, Worker
 log = logging.getLogger(__name__)
 LOSSES = (RayActorError, ActorUnschedulableError, ObjectLostError, OutOfMemoryError)
 SAY_EVERY = 20.0
+SILENCE = 5.0  # seconds of a call before its actor is asked whether it lives
+NODE_LABEL = "ray.io/node-id"
+DRAIN_EVERY = 2.0  # seconds between two looks at which nodes go away
 
 
 class ChainActor:
@@ -69,6 +76,10 @@ class ChainActor:
         node = ray.get_runtime_context().get_node_id()
         return {**place_info(self._device), "node": node}
 
+    @ray.method(concurrency_group="probe")  # type: ignore[untyped-decorator]
+    def ping(self) -> None:
+        """Answers, in a thread of its own, while work is done."""
+
     def perform(self, place: int, work: Work, anchor: Anchor | None) -> WorkDone | WorkFailed:
         """Does the work; the anchor comes beside it, so that it is shared memory too."""
         if isinstance(work, Advance):
@@ -78,13 +89,18 @@ class ChainActor:
 
 @dataclass
 class _Slot:
-    """One place: its actor, and the call it is waited for."""
+    """One place: its actor, the call it is waited for, and the probe whether it lives."""
 
     actor: Any
+    incarnation: int
     call: Any
     began: float
     ready: bool = False
+    node: str = ""
     work: Work | None = None
+    probe: Any = None
+    heard: float = 0.0
+    draining: bool = False
     resident: OrderedDict[int, int] = field(default_factory=OrderedDict)  # chain -> its draw
 
 
@@ -105,6 +121,10 @@ class RayPool:
     def __init__(self, placement: PlacementConfig | None = None, **fields: object) -> None:
         self._placement = placement or PlacementConfig.model_validate(fields)
         self._slots: dict[int, _Slot] = {}
+        self._starts: Counter[int] = Counter()
+        self._left: dict[int, str] = {}  # place -> the node it was lost on
+        self._drained: dict[str, int] = {}
+        self._drain_seen = 0.0
         self._spec: Any = None
         self._anchors: tuple[Any, Any] = (None, None)
         self._owns_ray = False
@@ -122,16 +142,23 @@ class RayPool:
             places = places[: min(wanted, slots)]
             self._spec = ray.put(spec)
             self._device = self._choose_device(spec)
-        actor_class = ray.remote(ChainActor).options(**self._options)
+        actor_class = ray.remote(concurrency_groups={"probe": 1})(ChainActor)
         for place in places:
-            actor = actor_class.remote(self._spec, self._device, self._placement.chains_per_actor)
-            self._slots[place] = _Slot(actor, actor.info.remote(), time.monotonic())
+            if place in self._slots:
+                self._end(self._slots.pop(place))
+            options = self._options | self._elsewhere(place)
+            actor = actor_class.options(**options).remote(
+                self._spec, self._device, self._placement.chains_per_actor
+            )
+            self._starts[place] += 1
+            now = time.monotonic()
+            self._slots[place] = _Slot(actor, self._starts[place], actor.info.remote(), now)
         return places
 
     def submit(self, place: int, work: Work) -> None:
         """Sends the work; the state only where the actor does not hold the chain already."""
         slot, anchor = self._slots[place], None
-        slot.work = work
+        slot.work, slot.heard = work, time.monotonic()
         if isinstance(work, Advance):
             if self._anchors[0] is not work.anchor:
                 self._anchors = (work.anchor, ray.put(work.anchor))
@@ -143,42 +170,122 @@ class RayPool:
     def wait(self, timeout: float) -> Sequence[PoolEvent]:
         """Collects what has come in."""
         calls = {slot.call: place for place, slot in self._slots.items() if slot.call is not None}
-        if not calls:
+        probes = {slot.probe: place for place, slot in self._slots.items() if slot.probe}
+        both = [*calls, *probes]
+        if not both:
             time.sleep(timeout)
-            return []
-        ready, _ = ray.wait(list(calls), num_returns=1, timeout=timeout)
+            return self._draining()
+        ready, _ = ray.wait(both, num_returns=1, timeout=timeout)
         if ready:
-            ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
-        events = [self._collect(calls[call]) for call in ready]
-        return [*events, *self._overdue()]
+            ready, _ = ray.wait(both, num_returns=len(both), timeout=0)
+        events = [self._collect(calls[call]) for call in ready if call in calls]
+        events += [self._answered(probes[call]) for call in ready if call in probes]
+        found = [event for event in events if event is not None]
+        return [*found, *self._overdue(), *self._silent(), *self._draining()]
 
     def stop(self) -> None:
         """Ends the actors, and Ray if this pool started it."""
         if not ray.is_initialized():
             return
         for slot in self._slots.values():
-            ray.kill(slot.actor)
+            self._end(slot)
         self._slots.clear()
+        self._starts.clear()
         self._spec, self._anchors = None, (None, None)
         if self._owns_ray:
             ray.shutdown()
             self._owns_ray = False
 
-    def _collect(self, place: int) -> PoolEvent:
+    def _collect(self, place: int) -> PoolEvent | None:
         slot = self._slots[place]
         call, slot.call = slot.call, None
         try:
             value = ray.get(call)
+        except ActorUnavailableError:
+            # The call may or may not have run. If the actor answers, it is asked again.
+            slot.probe = slot.probe or slot.actor.ping.remote()
+            slot.resident.clear()
+            return None
         except LOSSES as error:
-            return self._lose(place, error)
+            return self._lose(place, str(error), self._kind(slot, error))
         except RayTaskError as error:
-            return self._lose(place, error, fatal=True)
+            return self._lose(place, str(error), "fatal")
+        slot.heard = time.monotonic()
         if not slot.ready:
-            slot.ready = True
-            return PlaceReady(place, value)
+            slot.ready, slot.node = True, value["node"]
+            self._left.pop(place, None)
+            return PlaceReady(place, value, slot.incarnation)
         work, slot.work = slot.work, None
-        done: WorkDone | WorkFailed = replace(value, work=work)
+        done: WorkDone | WorkFailed = replace(value, work=work, incarnation=slot.incarnation)
         return done
+
+    def _answered(self, place: int) -> PlaceLost | None:
+        """An actor that was asked whether it lives has said so, or is gone."""
+        slot = self._slots.get(place)
+        if slot is None:
+            return None
+        probe, slot.probe = slot.probe, None
+        try:
+            ray.get(probe)
+        except LOSSES as error:
+            return self._lose(place, str(error), self._kind(slot, error))
+        slot.heard = time.monotonic()
+        if slot.call is None and slot.work is not None:
+            self.submit(place, slot.work)
+        elif slot.call is None and not slot.ready:
+            slot.call = slot.actor.info.remote()
+        return None
+
+    def _silent(self) -> list[PoolEvent]:
+        """Asks actors that have long said nothing; gives up those that do not answer."""
+        now, events = time.monotonic(), list[PoolEvent]()
+        for place, slot in list(self._slots.items()):
+            if not slot.ready or slot.work is None:
+                continue
+            silent = now - slot.heard
+            if slot.probe is None and silent > SILENCE:
+                slot.probe = slot.actor.ping.remote()
+            elif silent > SILENCE + self._placement.answer_timeout:
+                reason = f"the actor has not answered for {silent:.0f} s"
+                events.append(self._lose(place, reason, "infrastructure"))
+        return events
+
+    def _draining(self) -> list[PoolEvent]:
+        """Places on nodes that are about to go away."""
+        now = time.monotonic()
+        if now - self._drain_seen > DRAIN_EVERY:
+            self._drain_seen, self._drained = now, _draining_nodes()
+        events: list[PoolEvent] = []
+        for place, slot in self._slots.items():
+            if slot.node in self._drained and not slot.draining:
+                slot.draining = True
+                reason = f"node {slot.node} is draining"
+                events.append(PlaceDraining(place, reason, slot.incarnation))
+        return events
+
+    def _kind(self, slot: _Slot, error: Exception) -> Loss:
+        """Whose fault a loss was."""
+        if isinstance(error, OutOfMemoryError):
+            return "memory"
+        if isinstance(error, RayActorError) and error.actor_init_failed:
+            return "fatal"  # what a constructor raised it will raise again
+        if slot.node in self._drained or getattr(error, "preempted", False):
+            return "preempted"
+        return "infrastructure" if slot.ready else "start"
+
+    def _elsewhere(self, place: int) -> dict[str, Any]:
+        """Keeps a place away from nodes that were lost or go away, where there is another."""
+        avoided = {*self._drained, self._left.get(place, "")} - {""}
+        labels = self._options.get("label_selector", {})
+        request = {"CPU": self._options["num_cpus"], "GPU": self._options["num_gpus"]}
+        others = [n for n in ray.nodes() if n["Alive"] and n["NodeID"] not in avoided]
+        if not avoided or not any(_holds(node, request, labels) for node in others):
+            return {}
+        return {"label_selector": {**labels, NODE_LABEL: f"!in({','.join(sorted(avoided))})"}}
+
+    def _end(self, slot: _Slot) -> None:
+        with contextlib.suppress(Exception):  # it may be gone already
+            ray.kill(slot.actor)
 
     def _make_resident(self, slot: _Slot, work: Advance) -> bool:
         """Whether the actor holds the chain there; keeps account of what its worker keeps."""
@@ -188,12 +295,12 @@ class RayPool:
             slot.resident.popitem(last=False)
         return held == work.first_draw
 
-    def _lose(self, place: int, error: Exception, fatal: bool = False) -> PlaceLost:
-        """Forgets a place; what an actor's constructor raised will be raised again."""
+    def _lose(self, place: int, reason: str, kind: Loss) -> PlaceLost:
+        """Forgets a place."""
         slot = self._slots.pop(place)
-        ray.kill(slot.actor)
-        in_constructor = isinstance(error, RayActorError) and error.actor_init_failed
-        return PlaceLost(place, str(error).strip(), fatal=fatal or in_constructor)
+        self._left[place] = slot.node
+        self._end(slot)
+        return PlaceLost(place, reason.strip(), kind, slot.incarnation)
 
     def _overdue(self) -> list[PoolEvent]:
         """Places that have not come up in time; says which are waited for."""
@@ -203,8 +310,8 @@ class RayPool:
             log.warning("waiting for %d actors to start: %s", len(waiting), self._options)
         limit = self._placement.start_timeout
         late = [p for p in waiting if now - self._slots[p].began > limit]
-        error = PlacementError(f"an actor must start within start_timeout={limit:g} s, it did not")
-        return [self._lose(place, error, fatal=True) for place in late]
+        reason = f"an actor must start within start_timeout={limit:g} s, it did not"
+        return [self._lose(place, reason, "fatal") for place in late]
 
     def _join(self, spec: ChainSpec) -> None:
         """Joins the Ray that is meant; starts one on this machine if there is none."""
@@ -271,6 +378,15 @@ class RayPool:
                 "device 'cuda' needs gpus_per_chain > 0 and a cluster with GPUs; it has none"
             )
         return asked
+
+
+def _draining_nodes() -> dict[str, int]:
+    """Nodes that will go away, and when. Ray has no public call for that."""
+    with contextlib.suppress(Exception):  # a private call: it may be gone in another version
+        from ray._private.state import state
+
+        return dict(state.get_draining_nodes())
+    return {}
 
 
 def _holds(node: dict[str, Any], request: dict[str, float], labels: dict[str, str]) -> int:

@@ -24,12 +24,14 @@ class Recipe:
     """What a YAML file asks for.
 
     Args:
+        record: how model, data and loss are named, and from where; a run remembers it.
         config: of the run.
         model: the trained module.
         data: the data set.
         loss: ``loss(model, batch)``.
     """
 
+    record: dict[str, Any]
     config: RunConfig
     model: Any
     data: object
@@ -52,19 +54,42 @@ def load(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
     fields = _read(Path(path))
     for change in changes:
         _set(fields, change)
-    parts = {part: fields.pop(part, None) for part in PARTS}
-    options = {part: fields.pop(f"{part}_kwargs", None) or {} for part in PARTS}
+    record: dict[str, Any] = {"folder": str(Path(path).parent.absolute())}
+    for part in PARTS:
+        record[part] = fields.pop(part, None)
+        record[f"{part}_kwargs"] = fields.pop(f"{part}_kwargs", None) or {}
     known = (*RunConfig.model_fields, *PARTS, *(f"{part}_kwargs" for part in PARTS))
     for key in fields:
         if key not in RunConfig.model_fields:
             raise ConfigError(f"{path}: {unknown_name('option', str(key), known)}")
-    config = RunConfig(**fields)
-    found = {part: _find(part, name, Path(path).parent) for part, name in parts.items()}
-    loss, bound = found["loss"], options["loss"]
+    return resolve(record, RunConfig(**fields))
+
+
+def reload(record: dict[str, Any], config: RunConfig, changes: Sequence[str] = ()) -> Recipe:
+    """The recipe of a run that was started from a YAML file, with fields changed.
+
+    Raises:
+        ConfigError: if a field cannot be set, or what the file named is gone.
+    """
+    fields = config.model_dump(mode="json")
+    for change in changes:
+        _set(fields, change)
+    return resolve(record, RunConfig(**fields) if changes else config)
+
+
+def resolve(record: dict[str, Any], config: RunConfig) -> Recipe:
+    """Imports and calls what a record names.
+
+    Raises:
+        ConfigError: if something cannot be imported or called.
+    """
+    found = {part: _find(part, record[part], Path(record["folder"])) for part in PARTS}
+    loss, bound = found["loss"], record["loss_kwargs"]
     return Recipe(
+        record,
         config,
-        _call("model", found["model"], options["model"]),
-        _call("data", found["data"], options["data"]),
+        _call("model", found["model"], record["model_kwargs"]),
+        _call("data", found["data"], record["data_kwargs"]),
         functools.partial(loss, **bound) if bound else loss,
     )
 

@@ -13,8 +13,8 @@ import xarray as xr
 
 from distsampler import plots
 from distsampler.diagnostics import Row
+from distsampler.files import Files
 from distsampler.inference_data import group
-from distsampler.manifest import write_atomically
 from distsampler.results import Run
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ pre { overflow-x: auto; font-size: .8rem; }
 HEADINGS = ("quantity", "mean", "sd", "MCSE", "R-hat", "bulk ESS", "tail ESS")
 
 
-def write(run: Run, path: str | Path | None = None) -> Path:
+def write(run: Run, path: str | Path | None = None) -> str:
     """Writes the report of a run.
 
     Args:
@@ -47,15 +47,17 @@ def write(run: Run, path: str | Path | None = None) -> Path:
     Returns:
         The path.
     """
-    path = run.store / "report.html" if path is None else Path(path)
-    write_atomically(path, html(run).encode())
-    return path
+    files, name = run.files, "report.html"
+    if path is not None:
+        files, name = Files(Path(path).parent), Path(path).name
+    files.write(name, html(run).encode())
+    return files.path(name)
 
 
 def html(run: Run) -> str:
     """The report as text."""
     estimate, verdict = run.llc("ignore"), run.verdict
-    title = f"distsampler: {run.store.name}"
+    title = f"distsampler: {run.store.rstrip('/').rpartition('/')[2]}"
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="headline {verdict.status}">{escape(str(estimate))}</p>',

@@ -13,6 +13,7 @@ from distsampler import diagnostics, estimators, inference_data
 from distsampler.diagnostics import Diagnosis, Verdict
 from distsampler.errors import DistsamplerError, StoreError
 from distsampler.estimators import LLCEstimate, WBICEstimate
+from distsampler.files import Files
 from distsampler.inference_data import InferenceData
 from distsampler.manifest import Manifest
 from distsampler.trace import Trace
@@ -40,13 +41,18 @@ class Run:
         >>> print(ds.open("runs/digits").llc())  # doctest: +SKIP
     """
 
-    def __init__(self, store: str | Path) -> None:
+    def __init__(self, store: str | Path | Files) -> None:
         self._trace = Trace(store)
 
     @property
-    def store(self) -> Path:
-        """The run directory."""
+    def store(self) -> str:
+        """The run directory: a path, or an fsspec URL."""
         return self._trace.path
+
+    @property
+    def files(self) -> Files:
+        """The files of the run directory."""
+        return self._trace.files
 
     @property
     def manifest(self) -> Manifest:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import signal
 import tempfile
@@ -13,30 +12,33 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
-import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
 from distsampler import diagnostics, inference_data, trace
 from distsampler.config import RunConfig, optimal_nbeta
 from distsampler.diagnostics import Verdict
-from distsampler.driver import Driver
+from distsampler.driver import Driver, Observer
 from distsampler.errors import ConfigError, RunFailed, StoreError
+from distsampler.files import Files
+from distsampler.fingerprint import check_same, fingerprint
+from distsampler.lease import Lease
 from distsampler.live import Reporter
 from distsampler.manifest import Manifest
 from distsampler.observables import variables
 from distsampler.optim import by_name
 from distsampler.pool import ChainPool
+from distsampler.recipe import Recipe
 from distsampler.replica import ChainSpec, Loss, inspect_loss, selected
 from distsampler.results import Run
+from distsampler.running import Running
 from distsampler.shards import as_rows
-from distsampler.trace import Trace
+from distsampler.trace import Trace, as_files, check_new, refuse_existing
 from distsampler.transition import Phase, State
 
 Resume = Literal["never", "auto", "must"]
-FREE = ("placement", "commit_seconds", "max_seconds", "min_chains", "gate")  # change no bit
 
 
 def sample(  # noqa: PLR0913 (the signature is the public contract)
@@ -77,26 +79,118 @@ def sample(  # noqa: PLR0913 (the signature is the public contract)
         >>> run = sample(model, train_set, loss, RunConfig(), store="runs/one")  # doctest: +SKIP
         >>> print(run.llc())  # doctest: +SKIP
     """
-    path = Path(store) if store is not None else Path(tempfile.mkdtemp(prefix="distsampler-"))
-    going_on = _continues(path, resume)
-    spec = prepare(model, data, loss, config or RunConfig())
-    manifest = _manifest(spec)
-    if going_on:
-        _check_same(path, manifest)
-        if Run(path).manifest.status == "finished":
-            return Run(path)
-    pool = pool or _ray_pool(spec.config)
-    with _end(pool), Reporter(quiet) as reporter, _stop_flag(spec.config) as stopped:
-        places = tuple(pool.start(spec, range(spec.config.chains)))
-        found = Trace(path) if going_on else Trace.create(path, manifest)
-        found.reopen()
-        began = time.monotonic()
-        driver = Driver(spec, pool, found, _judge(found), reporter, stopped)
-        state = driver.run(places)
-        _seal(found, state, time.monotonic() - began)
-    if state.phase is Phase.FAILED:
-        raise RunFailed(f"{state.reason}\nwhat was committed stays readable in {path}")
-    return Run(path)
+    job = _Job(prepare(model, data, loss, config or RunConfig()), store, pool, resume)
+    with Reporter(quiet) as reporter, _stop_on_signals() as stopped:
+        return job.run(reporter, stopped)
+
+
+def resume(  # noqa: PLR0913 (as sample)
+    store: str | Path,
+    model: nn.Module,
+    data: object,
+    loss: Loss,
+    *,
+    draws: int | None = None,
+    pool: ChainPool | None = None,
+    quiet: bool = False,
+) -> Run:
+    """Goes on with a run that was interrupted, or extends a finished one.
+
+    Args:
+        store: the run directory.
+        model: as at the run's start, and so are data and loss: what differs is refused.
+        data: see ``sample``.
+        loss: see ``sample``.
+        draws: kept draws of a chain, if more are wanted than the run was started with.
+        pool: where chains run; None: as the run was started.
+        quiet: show no progress.
+
+    Raises:
+        StoreError: if there is no such run, another driver has it, or something differs.
+    """
+    config = Run(store).manifest.config
+    if draws is not None:
+        config = config.model_copy(update={"draws": draws})
+    return sample(model, data, loss, config, store=store, pool=pool, resume="must", quiet=quiet)
+
+
+def start(  # noqa: PLR0913 (as sample)
+    model: nn.Module,
+    data: object,
+    loss: Loss,
+    config: RunConfig | None = None,
+    *,
+    store: str | Path | None = None,
+    pool: ChainPool | None = None,
+    resume: Resume = "never",
+) -> Running:
+    """``sample`` without waiting: what it refuses, this refuses at once; the rest is told by wait.
+
+    Returns:
+        A handle with ``progress``, ``wait(timeout)`` and ``stop()``.
+
+    Example:
+        >>> running = start(model, data, loss, store="runs/one")  # doctest: +SKIP
+        >>> running.stop()  # doctest: +SKIP
+        >>> running.wait().llc()  # doctest: +SKIP
+    """
+    job = _Job(prepare(model, data, loss, config or RunConfig()), store, pool, resume)
+    return Running(job.run)
+
+
+def sample_recipe(recipe: Recipe, store: str | None, resume: Resume, quiet: bool) -> Run:
+    """``sample`` of what a YAML file asks for; the run remembers the file's names."""
+    spec = prepare(recipe.model, recipe.data, recipe.loss, recipe.config)
+    job = _Job(spec, store, None, resume, recipe.record)
+    with Reporter(quiet) as reporter, _stop_on_signals() as stopped:
+        return job.run(reporter, stopped)
+
+
+class _Job:
+    """A run that was checked and can be run: what ``sample`` and ``start`` have in common."""
+
+    def __init__(
+        self,
+        spec: ChainSpec,
+        store: str | Path | Files | None,
+        pool: ChainPool | None,
+        resume: Resume,
+        recipe: dict[str, Any] | None = None,
+    ) -> None:
+        self._spec, self._pool = spec, pool
+        self._files = as_files(tempfile.mkdtemp(prefix="distsampler-") if store is None else store)
+        self._files.fsync = spec.config.fsync
+        self._continues = _continues(self._files, resume)
+        self._manifest = _manifest(spec, recipe)
+
+    def run(self, observer: Observer, stopped: Callable[[], str | None]) -> Run:
+        """Runs it to its end."""
+        spec, files, config = self._spec, self._files, self._spec.config
+        before = None
+        if self._continues:
+            before = check_same(files, self._manifest)
+            if before.finished(config):
+                return Run(files)
+        pool = self._pool or _ray_pool(config)
+        with contextlib.ExitStack() as stack:
+            if before is not None:
+                lease = stack.enter_context(_lease(files))
+            stack.callback(pool.stop)
+            places = tuple(pool.start(spec, range(config.chains)))
+            if before is not None:
+                found = Trace(files)
+                found.reopen(config, lease.epoch)
+            else:
+                stack.enter_context(_lease(files))
+                refuse_existing(files)
+                found = Trace.create(files, self._manifest)
+            began = time.monotonic() - found.manifest.seconds
+            limit = _until(config, stopped)
+            state = Driver(spec, pool, found, _judge(found), observer, limit).run(places)
+            _seal(found, state, time.monotonic() - began)
+        if state.phase is Phase.FAILED:
+            raise RunFailed(f"{state.reason}\nwhat was committed stays readable in {files}")
+        return Run(files)
 
 
 def prepare(model: nn.Module, data: object, loss: Loss, config: RunConfig) -> ChainSpec:
@@ -132,62 +226,45 @@ def _ray_pool(config: RunConfig) -> ChainPool:
     return RayPool(config.placement)
 
 
-def _continues(path: Path, resume: Resume) -> bool:
+def _continues(files: Files, resume: Resume) -> bool:
     """Whether the store holds a run to go on with; sees that it can be made, if not."""
     if resume not in ("never", "auto", "must"):
         raise ConfigError(f"resume must be 'never', 'auto' or 'must', got {resume!r}")
-    exists = (path / "run.json").exists()
+    exists = files.exists(trace.MANIFEST)
     if resume == "must" and not exists:
-        raise StoreError(f"resume='must' needs a run in {path}, which holds none")
+        raise StoreError(f"resume='must' needs a run in {files}, which holds none")
     if exists and resume != "never":
         return True
-    trace.check_new(path)
+    check_new(files)
     return False
 
 
-def _manifest(spec: ChainSpec) -> Manifest:
+@contextlib.contextmanager
+def _lease(files: Files) -> Iterator[Lease]:
+    """The right to write; every write sees first that it still holds."""
+    try:
+        lease = Lease(files)
+    except OSError as error:
+        raise StoreError(f"the store {files} cannot be written: {error}") from error
+    with lease:
+        files.guard = lease.check
+        try:
+            yield lease
+        finally:
+            files.guard = lambda: None
+
+
+def _manifest(spec: ChainSpec, recipe: dict[str, Any] | None) -> Manifest:
     config = spec.config
     names = ("distsampler", "torch", "numpy", "zarr", "xarray", "arviz", "ray")
     return Manifest(
         config=config,
-        fingerprint={
-            "torch": torch.__version__,
-            "cpu": torch.backends.cpu.get_cpu_capability(),
-            "data": f"{len(spec.rows)} examples, {spec.rows.digest()}",
-            "model": _model_digest(spec.model),
-        },
+        fingerprint=fingerprint(spec),
         variables=variables(spec),
         versions={name: version(name) for name in names},
         n_committed=(0,) * config.chains,
+        recipe=recipe,
     )
-
-
-def _model_digest(model: nn.Module) -> str:
-    """Names, shapes and bits of all parameters and buffers."""
-    state = hashlib.blake2b(digest_size=16)
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        state.update(flat.view(torch.uint8).numpy().data)
-    return state.hexdigest()
-
-
-def _check_same(path: Path, manifest: Manifest) -> None:
-    """Sees that the run in the store is the one that is asked for.
-
-    Raises:
-        StoreError: lists every key that differs, with the stored and the present value.
-    """
-    stored = Trace(path).manifest
-    pairs = {key: (stored.fingerprint.get(key), now) for key, now in manifest.fingerprint.items()}
-    old, new = stored.config.model_dump(), manifest.config.model_dump()
-    pairs |= {f"config.{key}": (old[key], new[key]) for key in new if key not in FREE}
-    lines = [f"  {key}: stored {a!r}, now {b!r}" for key, (a, b) in pairs.items() if a != b]
-    if lines:
-        raise StoreError(
-            f"the run in {path} can only be continued as it was started; different are\n"
-            + "\n".join(lines)
-        )
 
 
 def _judge(found: Trace) -> Callable[[int], Verdict]:
@@ -208,28 +285,22 @@ def _seal(found: Trace, state: State, seconds: float) -> None:
     found.event(found.manifest.status, reason=state.reason)
 
 
-@contextlib.contextmanager
-def _end(pool: ChainPool) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        pool.stop()
+def _until(config: RunConfig, stopped: Callable[[], str | None]) -> Callable[[], str | None]:
+    """A reason to stop: that of another, or that the time is up."""
+    began = time.monotonic()
 
-
-@contextlib.contextmanager
-def _stop_flag(config: RunConfig) -> Iterator[Callable[[], str | None]]:
-    """A function that says why to stop, once a signal has come or the time is up.
-
-    A second signal ends the process at once.
-    """
-    began, caught = time.monotonic(), list[str]()
-
-    def stopped() -> str | None:
-        if caught:
-            return caught[0]
+    def reason() -> str | None:
         if config.max_seconds is not None and time.monotonic() - began > config.max_seconds:
             return f"max_seconds={config.max_seconds:g} is over"
-        return None
+        return stopped()
+
+    return reason
+
+
+@contextlib.contextmanager
+def _stop_on_signals() -> Iterator[Callable[[], str | None]]:
+    """A function that names the signal to stop, once one has come; the second ends the process."""
+    caught = list[str]()
 
     def handle(number: int, frame: FrameType | None) -> None:
         if caught:
@@ -237,11 +308,11 @@ def _stop_flag(config: RunConfig) -> Iterator[Callable[[], str | None]]:
         caught.append(signal.Signals(number).name)
 
     if threading.current_thread() is not threading.main_thread():
-        yield stopped
+        yield lambda: None
         return
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stopped
+        yield lambda: caught[0] if caught else None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

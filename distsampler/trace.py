@@ -1,74 +1,88 @@
-"""The run directory: zarr trace, manifest, checkpoints, events. One driver writes, anybody reads.
+"""The run directory: zarr trace, manifest, states, events, lease. One driver writes, anybody reads.
 
-A draw exists if and only if ``n_committed`` says so: it is written last, after the state behind
-the draw and the draw itself. All that lies beyond it is what an interrupted commit left.
+A draw exists if and only if the counts say so: they are written last, after the state behind the
+draw and the draw itself. All that lies beyond them is what an interrupted commit left.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from distsampler import manifest as manifests
-from distsampler.draws import Anchor, DrawBlock, Variable
+from distsampler import states
+from distsampler.arrays import WARMUP, Draws, ZarrFiles, array_of, codecs
+from distsampler.config import RunConfig, looks
+from distsampler.draws import Anchor, DrawBlock, StateFile
 from distsampler.errors import StoreError
+from distsampler.files import Files, StoreFault, is_url
 from distsampler.manifest import Manifest, Status
 
-CHUNK = (64, 1024)  # chains and draws of a chunk, at most
-KEPT_CHECKPOINTS = 2
-WARMUP = "warmup_"
+__all__ = ["WARMUP", "Trace", "check_new"]
+MANIFEST, EVENTS, ZARR = "run.json", "events.jsonl", "trace.zarr"
+OURS = {"lease.json", EVENTS, ZARR, "checkpoints"}  # all that a start cut short can leave
+DATASETS = {"probe_losses": ("probe",), "init_losses": ("example",)}
+AGAIN = (
+    "restore it from a copy; or continue the run, which computes what is missing again; or delete "
+    "the store and sample again: the same seed gives the same bits"
+)
+T = TypeVar("T")
 
 
 class Trace:
     """One run directory.
 
     Args:
-        path: of a directory that ``create`` made.
+        store: of a directory that ``create`` made: its path, or its files.
 
     Raises:
         StoreError: if it is no run directory, or damaged.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.manifest = manifests.read(self.path / "run.json")
+    def __init__(self, store: str | Path | Files) -> None:
+        self.files = as_files(store)
+        self.manifest = manifests.read(self.files, MANIFEST)
+        config = self.manifest.config
         try:
-            self._root = zarr.open_group(self.path / "trace.zarr", mode="r+", zarr_format=3)
-            counts = np.asarray(self._array("n_committed")[:])
-        except Exception as error:
-            raise StoreError(f"{self.path / 'trace.zarr'} cannot be read: {error}") from error
-        self._committed = [int(count) for count in counts]
+            self._root = zarr.open_group(ZarrFiles(self.files, ZARR), mode="r+", zarr_format=3)
+        except Exception as error:  # zarr raises what it likes
+            where = self.files.path(f"{ZARR}/zarr.json")
+            raise StoreError(f"{where} cannot be read: {error}; {AGAIN}") from error
+        self._draws = Draws(self._root, self.manifest.variables, config.burn_in)
+        self._committed = self._counts()
 
     @classmethod
-    def create(cls, path: str | Path, manifest: Manifest) -> Trace:
+    def create(cls, store: str | Path | Files, manifest: Manifest) -> Trace:
         """Makes the run directory of a new run; run.json is written last."""
-        path = Path(path)
-        config = manifest.config
+        files, config = as_files(store), manifest.config
         try:
-            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            root = zarr.create_group(path / "trace.zarr", zarr_format=3, overwrite=True)
+            root = zarr.create_group(ZarrFiles(files, ZARR), zarr_format=3, overwrite=True)
             root.attrs["config"] = config.model_dump_json()
-            for prefix, draws in (("", config.draws), (WARMUP, config.burn_in)):
-                for group in ("posterior", "sample_stats"):
-                    named = [v for v in manifest.variables if v.group == group]
-                    _create_group(root, prefix + group, named, config.chains, draws)
+            Draws(root, manifest.variables, config.burn_in).create(config.chains, config.draws)
             root.create_group("constant_data")
-            zeros = np.zeros(config.chains, np.int64)
-            root.create_array("n_committed", data=zeros, dimension_names=("chain",), **_codecs())
-            manifests.write(path / "run.json", manifest)
+            root.create_array(
+                "n_committed",
+                data=np.zeros(config.chains, np.int64),
+                fill_value=-1,
+                dimension_names=("chain",),
+                **codecs(),
+            )
+            manifests.write(files, MANIFEST, manifest)
         except OSError as error:
-            raise StoreError(f"the store {path} cannot be written: {error}") from error
-        return cls(path)
+            raise StoreError(f"the store {files} cannot be written: {error}") from error
+        return cls(files)
+
+    @property
+    def path(self) -> str:
+        """Where it is, for people."""
+        return str(self.files)
 
     @property
     def committed(self) -> tuple[int, ...]:
@@ -90,228 +104,297 @@ class Trace:
         return tuple(c for c in range(self.manifest.config.chains) if c not in retired)
 
     def record_facts(self, anchor: Anchor, facts: Mapping[str, float]) -> None:
-        """Writes the anchor pass and the run's numbers, once."""
-        group = self._root.require_group("constant_data")
-        numbers = {
-            **facts,
-            "init_loss": anchor.init_loss,
-            "probe_init_loss": anchor.probe_init_loss,
-            "probe_losses": anchor.probe_losses,
-        }
-        arrays: dict[str, NDArray[Any]] = {k: np.asarray(v) for k, v in numbers.items()}
-        dims = {"probe_losses": ("probe",), "init_losses": ("example",)}
+        """Writes the anchor pass and the run's numbers, once; the probe's losses last."""
+        arrays: dict[str, Any] = {**facts, "init_loss": anchor.init_loss}
+        arrays["probe_init_loss"] = anchor.probe_init_loss
         if anchor.losses is not None:
             arrays["init_losses"] = anchor.losses
-        for name, value in arrays.items():
-            group.create_array(
-                name, data=value, dimension_names=dims.get(name, ()), overwrite=True, **_codecs()
-            )
+        arrays["probe_losses"] = anchor.probe_losses
+        self._writing(lambda: self._put_constants(arrays))
 
     def facts(self) -> dict[str, float]:
         """The run's numbers: nbeta, n, init_loss, localization ..."""
         return {
-            name: _scalar(array) for name, array in self._arrays("constant_data") if array.ndim == 0
+            name: float(self._constant(name, array))
+            for name, array in self._arrays("constant_data")
+            if array.ndim == 0
         }
 
     def anchor(self) -> Anchor | None:
-        """The anchor pass as recorded; None before it has been."""
+        """The anchor pass as recorded; None before it has been.
+
+        Raises:
+            StoreError: if it is damaged.
+        """
         arrays = dict(self._arrays("constant_data"))
         if "probe_losses" not in arrays:
             return None
-        losses = arrays.get("init_losses")
+        found = {name: self._constant(name, array) for name, array in arrays.items()}
+        losses = found.get("init_losses")
         return Anchor(
-            losses=None if losses is None else np.asarray(losses[:], np.float32),
-            init_loss=_scalar(arrays["init_loss"]),
-            probe_init_loss=_scalar(arrays["probe_init_loss"]),
-            probe_losses=np.asarray(arrays["probe_losses"][:], np.float64),
+            losses=None if losses is None else losses.astype(np.float32),
+            init_loss=float(found["init_loss"]),
+            probe_init_loss=float(found["probe_init_loss"]),
+            probe_losses=found["probe_losses"].astype(np.float64),
         )
 
     def commit(self, blocks: Sequence[DrawBlock]) -> None:
         """Makes blocks durable together: states, then draws, then the counts that make them exist.
 
+        Draws that exist already, computed again after a state was lost, are left as they are.
+
         Raises:
-            StoreError: if a block does not begin where its chain ends, or writing fails.
+            StoreError: if a block begins beyond where its chain ends.
+            StoreFault: if writing fails.
         """
-        counts = list(self._committed)
+        counts, new = list(self._committed), []
         for block in blocks:
-            if block.first_draw != counts[block.chain]:
+            known = counts[block.chain] - block.first_draw
+            if known < 0:
                 raise StoreError(
                     f"chain {block.chain} must go on at draw {counts[block.chain]}, got a block "
                     f"from {block.first_draw}"
                 )
-            counts[block.chain] = block.end
-        try:
-            self._commit(blocks, counts)
-        except OSError as error:
-            raise StoreError(
-                f"{self.path} can no longer be written: {error}; what was committed stays readable"
-            ) from error
+            if block.draws > known:
+                new.append(block.after(known))
+                counts[block.chain] = block.end
+        if new:
+            self._writing(lambda: self._commit(new, counts))
 
-    def state(self, chain: int) -> bytes | None:
-        """The committed state of a chain; None at its start.
+    def state(self, chain: int) -> bytes | StateFile | None:
+        """The last committed state of a chain that is whole; None at its start.
 
-        Raises:
-            StoreError: if a state must be there and is not.
+        A large one is not read: its place is given.
         """
-        draw = self._committed[chain]
-        if draw == 0:
-            return None
-        path = self._checkpoint(chain, draw)
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise StoreError(f"the state of chain {chain} at draw {draw}: {error}") from error
+        found = states.newest(self.files, chain, self._committed[chain])[1]
+        if found is None or found.size > self.manifest.config.max_state_mb * 2**20:
+            return found
+        return states.read(self.files, found.name)
+
+    def restart_points(self) -> tuple[int, ...]:
+        """The draw from which each chain can go on: that of its last whole state."""
+        return tuple(states.newest(self.files, c, n)[0] for c, n in enumerate(self._committed))
 
     def read(self, group: str, name: str) -> NDArray[Any]:
         """All values of one variable, beyond what is committed too."""
-        return np.asarray(self._array(f"{group}/{name}")[:])
+        try:
+            return self._draws.read(group, name)
+        except StoreError as error:
+            where = self.files.path(f"{ZARR}/{group}/{name}")
+            raise StoreError(f"{where} is damaged: {error}; {AGAIN}") from error
 
     def retire(self, chain: int, reason: str) -> None:
         """Takes a chain out of the posterior; its draws stay."""
         self._update(retired={**self.manifest.retired, chain: reason})
 
-    def reopen(self) -> None:
-        """Marks an interrupted run as running again."""
-        self._update(status="running", reason="")
+    def finished(self, config: RunConfig) -> bool:
+        """Whether there is nothing to do for a config: all draws are there, and whole."""
+        before = self.manifest
+        if before.status != "finished" or config.draws > before.config.draws:
+            return False
+        try:
+            anchored = self.anchor() is not None
+        except StoreError:
+            return False
+        counts = self._counts_to(config.burn_in + (before.kept or 0))
+        return anchored and self._draws.intact(counts) == tuple(counts)
+
+    def reopen(self, config: RunConfig, epoch: int) -> None:
+        """Makes a run that was interrupted, damaged or finished ready to go on.
+
+        What was half written is removed. Draws that are damaged count as not committed, with all
+        that follow them: they will be computed again, to the same bits.
+
+        Args:
+            config: of the run; it may ask for more draws.
+            epoch: of the new driver.
+        """
+
+        def ready() -> None:
+            self.files.sweep()
+            counts = list(self._committed)
+            if self.manifest.kept is not None:  # sealed: what lay beyond was cut off
+                counts = self._counts_to(config.burn_in + self.manifest.kept)
+            if self.manifest.kept is not None or config.draws != self.manifest.config.draws:
+                self._draws.resize(config.draws)
+                self._root.attrs["config"] = config.model_dump_json()
+            intact = list(self._draws.intact(counts))
+            if intact != counts:
+                self._draws.mend()
+                self.event("damaged", committed=counts, intact=intact)
+            if intact != self._committed:
+                self._count(intact)
+            states.sweep(self.files, tuple(intact))
+            self._drop_damaged_anchor()
+
+        self._writing(ready)
+        self._update(
+            status="running",
+            reason="",
+            kept=None,
+            config=config,
+            epoch=epoch,
+            n_committed=tuple(self._committed),
+        )
+
+    def record_device(self, device: str) -> None:
+        """Notes the device that the chains run on; a run stays on one type.
+
+        Raises:
+            StoreError: if it has begun on another type.
+        """
+        before = self.manifest.fingerprint.get("device")
+        if before is None:
+            self._update(fingerprint={**self.manifest.fingerprint, "device": device})
+        elif _kind(before) != _kind(device):
+            raise StoreError(
+                f"the run in {self.path} can only be continued as it was started; different are\n"
+                f"  device: stored {before!r}, now {device!r}"
+            )
+        elif before != device:
+            self.event("device_changed", stored=before, now=device)
 
     def seal(self, status: Status, reason: str, kept: int | None, seconds: float) -> None:
         """Ends the run; kept: the draws after burn-in that all chains are cut to."""
-        if kept is not None:
-            for group in ("posterior", "sample_stats"):
-                self._array(f"{group}/draw").resize((kept,))
-            for variable in self.manifest.variables:
-                array = self._array(f"{variable.group}/{variable.name}")
-                array.resize((array.shape[0], kept, *array.shape[2:]))
         self._update(status=status, reason=reason, kept=kept, seconds=seconds)
+        if kept is not None:
+            self._writing(lambda: self._draws.resize(kept))
 
     def event(self, kind: str, **details: object) -> None:
         """Appends one line to events.jsonl."""
         line = json.dumps({"time": round(time.time(), 3), "event": kind, **details})
-        with (self.path / "events.jsonl").open("a") as file:
-            file.write(line + "\n")
+        self._writing(lambda: self.files.append(EVENTS, line))
 
     def events(self) -> list[dict[str, Any]]:
-        """All lines of events.jsonl but a torn last one."""
-        path = self.path / "events.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        """All lines of events.jsonl that are whole."""
+        try:
+            lines = self.files.read(EVENTS).decode(errors="replace").splitlines()
+        except FileNotFoundError:
+            return []
+        return [event for event in map(_parsed, lines) if event is not None]
 
     def _commit(self, blocks: Sequence[DrawBlock], counts: list[int]) -> None:
         newest = {block.chain: block for block in blocks if block.state}
         for block in newest.values():
-            path = self._checkpoint(block.chain, block.end)
-            path.parent.mkdir(exist_ok=True)
-            manifests.write_atomically(path, block.state)
-        burn_in = self.manifest.config.burn_in
-        pieces = [piece for block in blocks for piece in _split(block, burn_in)]
-        for prefix in {prefix for prefix, *_ in pieces}:
-            self._write(prefix, [piece[1:] for piece in pieces if piece[0] == prefix])
-        self._array("n_committed")[:] = np.array(counts)
-        self._committed = counts
+            if isinstance(block.state, bytes):
+                states.write(self.files, block.chain, block.end, block.state)
+        self._draws.write(blocks)
+        self._count(counts)
         self._update(n_committed=tuple(counts))
-        for chain in newest:
-            self._forget(chain)
+        config = self.manifest.config
+        ends = [0, *(config.burn_in + look for look in looks(config))]
+        for chain, block in newest.items():
+            boundary = max(end for end in ends if end <= block.end)
+            states.forget(self.files, chain, block.end, boundary)
 
-    def _write(
-        self, prefix: str, pieces: list[tuple[int, int, Mapping[str, NDArray[np.generic]]]]
-    ) -> None:
-        """Draws of several chains into their arrays: each touched chunk is written once."""
-        low = min(start for _, start, _ in pieces)
-        high = max(start + len(values["step"]) for _, start, values in pieces)
-        for variable in self.manifest.variables:
-            array = self._array(f"{prefix}{variable.group}/{variable.name}")
-            region = np.asarray(array[:, low:high])
-            for chain, start, values in pieces:
-                new = values[variable.name]
-                region[chain, start - low : start - low + len(new)] = new
-            array[:, low:high] = region
+    def _counts(self) -> list[int]:
+        """As the trace and, where it is damaged or behind, the manifest say: both are true."""
+        repeated = self.manifest.n_committed
+        try:
+            counts = np.asarray(array_of(self._root, "n_committed")[:])
+        except Exception:  # zarr and its codecs raise what they like
+            return list(repeated)
+        return [max(int(a), b) for a, b in zip(counts, repeated, strict=True)]
 
-    def _forget(self, chain: int) -> None:
-        """Removes all checkpoints of a chain but the newest two."""
-        files = sorted(self._checkpoint(chain, 0).parent.glob("draw-*.pt"))
-        for path in files[:-KEPT_CHECKPOINTS]:
-            path.unlink()
+    def _counts_to(self, end: int) -> list[int]:
+        return [min(count, end) for count in self._committed]
 
-    def _checkpoint(self, chain: int, draw: int) -> Path:
-        return self.path / "checkpoints" / f"chain-{chain:04d}" / f"draw-{draw:08d}.pt"
+    def _count(self, counts: list[int]) -> None:
+        array_of(self._root, "n_committed")[:] = np.array(counts)
+        self._committed = counts
+
+    def _put_constants(self, arrays: Mapping[str, Any]) -> None:
+        group = self._root.require_group("constant_data")
+        for name, value in arrays.items():
+            data = np.asarray(value)
+            group.create_array(
+                name,
+                data=data if data.dtype.kind == "f" else data.astype(np.float64),
+                fill_value=np.nan,
+                dimension_names=DATASETS.get(name, ()),
+                overwrite=True,
+                **codecs(),
+            )
+
+    def _constant(self, name: str, array: zarr.Array[Any]) -> NDArray[Any]:
+        where = self.files.path(f"{ZARR}/constant_data/{name}")
+        try:
+            values = np.asarray(array[...])
+        except Exception as error:  # zarr and its codecs raise what they like
+            raise StoreError(f"{where} is damaged: {error}; {AGAIN}") from error
+        if np.isnan(values).any():
+            raise StoreError(f"{where} lacks a value, its file is missing; {AGAIN}")
+        return values
+
+    def _drop_damaged_anchor(self) -> None:
+        """Forgets an anchor pass that cannot be read: it will be made again."""
+        try:
+            self.anchor()
+        except StoreError as error:
+            self.event("damaged", what=str(error))
+            del self._root["constant_data"]
+            self._root.create_group("constant_data")
 
     def _update(self, **changes: object) -> None:
-        self.manifest = self.manifest.model_copy(update=changes)
-        manifests.write(self.path / "run.json", self.manifest)
+        changed = self.manifest.model_copy(update=changes)
+        self._writing(lambda: manifests.write(self.files, MANIFEST, changed))
+        self.manifest = changed
 
-    def _array(self, name: str) -> zarr.Array[Any]:
-        array = self._root[name]
-        if not isinstance(array, zarr.Array):
-            raise StoreError(f"{name} must be an array")
-        return array
+    def _writing(self, write: Callable[[], T]) -> T:
+        try:
+            return write()
+        except StoreError:
+            raise
+        except OSError as error:
+            raise StoreFault(
+                f"{self.path} can no longer be written: {error}; what was committed stays "
+                "readable: make room or restore access, then continue with resume='auto'"
+            ) from error
 
     def _arrays(self, group: str) -> Iterator[tuple[str, zarr.Array[Any]]]:
         return iter(self._root.require_group(group).arrays())
 
 
-def check_new(path: str | Path) -> None:
+def as_files(store: str | Path | Files) -> Files:
+    """The files of a store."""
+    return store if isinstance(store, Files) else Files(store)
+
+
+def check_new(files: Files) -> None:
     """Sees that a run directory can be made here, making nothing.
 
     Raises:
         StoreError: if there is one already, or something else, or it may not be written.
     """
-    path = Path(path)
-    if re.match(r"\w{2,}:/", str(path)):
-        raise StoreError(f"the store must be a local path, got {path}")
-    if (path / "run.json").exists():
+    refuse_existing(files)
+    local = None if is_url(files.root) else Path(files.root)
+    if local is not None and local.exists():
+        foreign = not local.is_dir() or {path.name for path in local.iterdir()} - OURS
+        if foreign:
+            raise StoreError(f"the store {local} must be new or an empty folder: give another one")
+    files.check_writable()
+
+
+def refuse_existing(files: Files) -> None:
+    """Sees that there is no run.
+
+    Raises:
+        StoreError: if there is.
+    """
+    if files.exists(MANIFEST):
         raise StoreError(
-            f"the store {path} must not exist, but it holds a run: give another store, read it "
-            f"with distsampler.open({str(path)!r}), continue it with resume='auto', or delete it"
-        )
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise StoreError(f"the store {path} must be new or an empty folder: give another one")
-    parent = next(p for p in (path, *path.absolute().parents) if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise StoreError(
-            f"the store {path} must be writable, but {parent} is not: give another one"
+            f"the store {files} must not exist, but it holds a run: give another store, read it "
+            f"with distsampler.open({str(files)!r}), continue it with resume='auto', or delete it"
         )
 
 
-def _create_group(
-    root: zarr.Group, name: str, variables: Sequence[Variable], chains: int, draws: int
-) -> None:
-    group = root.create_group(name)
-    for dim, size in (("chain", chains), ("draw", draws)):
-        group.create_array(dim, data=np.arange(size), dimension_names=(dim,))
-    for variable in variables:
-        kind = np.dtype(variable.dtype)
-        array = group.create_array(
-            variable.name,
-            shape=(chains, draws, *variable.shape),
-            chunks=(min(chains, CHUNK[0]), max(1, min(draws, CHUNK[1])), *variable.shape),
-            dtype=kind,
-            fill_value=np.nan if kind.kind == "f" else -1,
-            dimension_names=("chain", "draw", *variable.dims),
-            **_codecs(),
-        )
-        array.attrs["long_name"] = variable.meaning
-    for dim, size in {
-        d: s for v in variables for d, s in zip(v.dims, v.shape, strict=True)
-    }.items():
-        group.create_array(dim, data=np.arange(size), dimension_names=(dim,))
+def _kind(device: str) -> str:
+    return device.partition(" ")[0].partition(":")[0]
 
 
-def _scalar(array: zarr.Array[Any]) -> float:
-    return float(np.asarray(array[()]))
-
-
-def _codecs() -> dict[str, Any]:
-    return {"compressors": [ZstdCodec(level=3), Crc32cCodec()]}
-
-
-def _split(
-    block: DrawBlock, burn_in: int
-) -> Iterator[tuple[str, int, int, Mapping[str, NDArray[np.generic]]]]:
-    """A block as (group prefix, chain, first draw there, values): its burn-in, then the rest."""
-    cut = min(max(burn_in - block.first_draw, 0), block.draws)
-    if cut:
-        early = {name: array[:cut] for name, array in block.values.items()}
-        yield WARMUP, block.chain, block.first_draw, early
-    if cut < block.draws:
-        late = {name: array[cut:] for name, array in block.values.items()}
-        yield "", block.chain, block.first_draw + cut - burn_in, late
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None

@@ -10,20 +10,37 @@ have committed them: a fault can delay a look but not move it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from operator import ge
 from typing import assert_never
 
 from distsampler.anchor import AnchorPart
 from distsampler.chain import ChainDiverged
 from distsampler.diagnostics import Verdict
 from distsampler.draws import DrawBlock
-from distsampler.pool import PlaceLost, PlaceReady, PoolEvent, WorkDone, WorkFailed
+from distsampler.pool import (
+    Loss,
+    PlaceDraining,
+    PlaceLost,
+    PlaceReady,
+    PoolEvent,
+    WorkDone,
+    WorkFailed,
+)
 from distsampler.worker import Advance, AnchorPass, Work
 
-LOSSES = 5  # of one place, without progress between them, until it is given up
+BUDGETS: dict[Loss, float] = {  # losses of one place until it is given up
+    "infrastructure": 5,  # without progress between them
+    "start": 5,  # before it was up, likewise
+    "memory": 2,
+    "preempted": math.inf,
+    "fatal": 0,
+}
 BLOCK_SECONDS = 2.0
+STATE_SHARE = 40.0  # a block takes so many times as long as its state to write
 FIRST_BLOCK = 10
 
 
@@ -64,11 +81,21 @@ class Plan:
 
 @dataclass(frozen=True)
 class Place:
-    """One place: up or not, what it does, how often it was lost since it last did something."""
+    """One place.
+
+    Args:
+        up: whether it can work.
+        work: what it does.
+        incarnation: how often it was brought up; what an earlier one says is not heard.
+        draining: its node goes away: it gets no new work.
+        losses: how often it was lost, by kind.
+    """
 
     up: bool = False
     work: Work | None = None
-    losses: int = 0
+    incarnation: int = 1
+    draining: bool = False
+    losses: Mapping[Loss, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,10 +132,11 @@ class Submit:
 
 @dataclass(frozen=True)
 class Restart:
-    """Bring a lost place up again, after a while."""
+    """Bring a place up anew, after a while."""
 
     place: int
-    losses: int
+    incarnation: int
+    losses: int = 0
 
 
 @dataclass(frozen=True)
@@ -205,6 +233,7 @@ def begin(
     committed: tuple[int, ...],
     retired: frozenset[int] = frozenset(),
     anchored: bool = False,
+    received: tuple[int, ...] | None = None,
 ) -> State:
     """The state before anything has happened.
 
@@ -214,11 +243,12 @@ def begin(
         committed: draws of each chain that exist already.
         retired: chains that were taken out already.
         anchored: whether the anchor pass is recorded already.
+        received: draws from which each chain goes on, where its last states were lost.
     """
     state = State(
         plan,
         {place: Place() for place in places},
-        received=committed,
+        received=received or committed,
         committed=committed,
         retired=retired,
         todo=() if anchored else plan.parts,
@@ -232,14 +262,11 @@ def transition(state: State, event: Event) -> Step:
     if state.over:
         return state, []
     match event:
-        case PlaceReady():
-            state, actions = _ready(state, event)
-        case WorkDone():
-            state, actions = _done(state, event)
-        case WorkFailed():
-            state, actions = _failed(state, event)
-        case PlaceLost():
-            state, actions = _lost(state, event)
+        case PlaceReady() | WorkDone() | WorkFailed() | PlaceLost() | PlaceDraining():
+            place = state.places.get(event.place)
+            if place is None or place.incarnation != event.incarnation:
+                return state, []  # a late word of one that was given up
+            state, actions = _heard(state, event)
         case Committed():
             state, actions = replace(state, committed=event.counts), []
         case Judged():
@@ -251,33 +278,51 @@ def transition(state: State, event: Event) -> Step:
     return _proceed(state, actions)
 
 
+def _heard(state: State, event: PoolEvent) -> Step:
+    match event:
+        case PlaceReady():
+            return _ready(state, event)
+        case WorkDone():
+            return _done(state, event)
+        case WorkFailed():
+            return _failed(state, event)
+        case PlaceLost():
+            return _lost(state, event)
+        case PlaceDraining():
+            return _draining(state, event)
+        case _:
+            assert_never(event)
+
+
 def _ready(state: State, event: PlaceReady) -> Step:
-    place = replace(state.places[event.place], up=True, work=None)
+    if state.places[event.place].up:
+        return state, []
+    place = replace(state.places[event.place], up=True)
     note = Note("started", {"place": event.place, **event.info})
     return _with_place(state, event.place, place), [note]
 
 
 def _done(state: State, event: WorkDone) -> Step:
     if state.places[event.place].work != event.work:
-        return state, []  # a late reply: its work was given to another
-    state = _with_place(state, event.place, Place(up=True))
+        return state, []  # a reply that came twice
+    state, actions = _freed(state, event.place, progress=True)
     match event.result:
         case AnchorPart():
-            return replace(state, parts=(*state.parts, event.result)), []
+            return replace(state, parts=(*state.parts, event.result)), actions
         case DrawBlock(chain=chain) as block:
             if block.first_draw != state.received[chain]:
-                return state, []
-            state = replace(_received(state, block), block=_block_size(state, event))
-            return state, [Keep(block)]
+                return state, actions
+            size = _block_size(state, event, block)
+            return replace(_received(state, block), block=size), [*actions, Keep(block)]
 
 
 def _failed(state: State, event: WorkFailed) -> Step:
     if state.places[event.place].work != event.work:
         return state, []
-    state = _with_place(state, event.place, Place(up=True))
+    state, actions = _freed(state, event.place, progress=True)
     if isinstance(event.work, AnchorPass):
-        return _fail(state, str(event.error)), []
-    chain, actions = event.work.chain, list[Action]()
+        return _fail(state, str(event.error)), actions
+    chain = event.work.chain
     if isinstance(event.error, ChainDiverged) and event.error.block.draws:
         actions.append(Keep(event.error.block))
         state = _received(state, event.error.block)
@@ -288,21 +333,53 @@ def _failed(state: State, event: WorkFailed) -> Step:
 
 def _lost(state: State, event: PlaceLost) -> Step:
     before = state.places[event.place]
-    todo = state.todo
+    losses = {**before.losses, event.kind: before.losses.get(event.kind, 0) + 1}
+    details: dict[str, object] = {"place": event.place, "fault": event.kind}
+    if isinstance(before.work, Advance):
+        details["chain"] = before.work.chain
+    details |= {"losses": losses[event.kind], "reason": event.reason}
+    note = Note("lost", details)
     if isinstance(before.work, AnchorPass):
-        todo = (*todo, before.work.part)
-    losses = before.losses + 1
-    details = {"place": event.place, "reason": event.reason, "losses": losses}
-    actions: list[Action] = [Note("lost", details)]
-    if not event.fatal and losses <= LOSSES:
-        actions.append(Restart(event.place, losses))
-        state = _with_place(replace(state, todo=todo), event.place, Place(losses=losses))
-        return state, actions
+        state = replace(state, todo=(*state.todo, before.work.part))
+    if losses[event.kind] <= BUDGETS[event.kind]:
+        place = Place(incarnation=before.incarnation + 1, losses=losses)
+        state = _with_place(state, event.place, place)
+        return state, [note, Restart(event.place, place.incarnation, losses[event.kind])]
     places = {p: place for p, place in state.places.items() if p != event.place}
-    state = replace(state, places=places, todo=todo)
-    if not places:
+    state = replace(state, places=places)
+    if event.kind == "memory":
+        state = _fail(
+            state,
+            f"a place ran out of memory {losses[event.kind]} times: lower batch_size or "
+            f"placement.chains_per_actor, or give each chain more of a node: {event.reason}",
+        )
+    elif not places:
         state = _fail(state, f"no place is left to run on: {event.reason}")
-    return state, actions
+    return state, [note]
+
+
+def _draining(state: State, event: PlaceDraining) -> Step:
+    place = state.places[event.place]
+    if place.draining:
+        return state, []
+    note = Note("draining", {"place": event.place, "reason": event.reason})
+    state = _with_place(state, event.place, replace(place, draining=True))
+    if place.work is not None:
+        return state, [note]
+    state, actions = _freed(state, event.place)
+    return state, [note, *actions]
+
+
+def _freed(state: State, number: int, progress: bool = False) -> Step:
+    """A place without work: ready for the next, or brought up elsewhere if its node goes away."""
+    place = state.places[number]
+    losses = place.losses
+    if progress:
+        losses = {kind: n for kind, n in losses.items() if kind not in ("infrastructure", "start")}
+    if not place.draining:
+        return _with_place(state, number, replace(place, work=None, losses=losses)), []
+    place = Place(incarnation=place.incarnation + 1, losses=losses)
+    return _with_place(state, number, place), [Restart(number, place.incarnation)]
 
 
 def _judged(state: State, event: Judged) -> Step:
@@ -336,7 +413,7 @@ def _fail(state: State, reason: str) -> State:
 
 def _proceed(state: State, actions: list[Action]) -> Step:
     """Moves on to the next phase where this one is done, and gives free places work."""
-    if state.phase is Phase.STARTING and all(place.up for place in state.places.values()):
+    if state.phase is Phase.STARTING and any(place.up for place in state.places.values()):
         state = replace(state, phase=Phase.ANCHORING)
     if state.phase is Phase.ANCHORING:
         state, more = _anchor(state)
@@ -345,7 +422,7 @@ def _proceed(state: State, actions: list[Action]) -> Step:
         state, more = _sample(state)
         actions = actions + more
     if state.phase is Phase.DRAINING and not state.busy:
-        if state.committed == state.received:
+        if all(map(ge, state.committed, state.received)):
             state = replace(state, phase=Phase.FINISHED)
         else:
             actions = [*actions, CommitNow()]
@@ -396,11 +473,12 @@ def _next_block(state: State) -> Advance | None:
     return Advance(chain, first, end - first)
 
 
-def _block_size(state: State, event: WorkDone) -> int:
-    """Draws that take about two seconds; at most twice as many as before."""
-    if state.plan.block is not None or not isinstance(event.work, Advance):
+def _block_size(state: State, event: WorkDone, block: DrawBlock) -> int:
+    """Draws that take about two seconds, longer for a large state; at most twice as before."""
+    if state.plan.block is not None:
         return state.block
-    wanted = BLOCK_SECONDS * event.work.draws / max(event.seconds, 1e-3)
+    seconds = max(event.seconds - block.state_seconds, 1e-3)
+    wanted = max(BLOCK_SECONDS, STATE_SHARE * block.state_seconds) * block.draws / seconds
     return max(1, min(int(wanted), 2 * state.block))
 
 
@@ -411,7 +489,11 @@ def _received(state: State, block: DrawBlock) -> State:
 
 
 def _free(state: State) -> list[int]:
-    return [p for p, place in sorted(state.places.items()) if place.up and place.work is None]
+    return [
+        number
+        for number, place in sorted(state.places.items())
+        if place.up and place.work is None and not place.draining
+    ]
 
 
 def _at_work(state: State, place: int, work: Work) -> State:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from distsampler import states
 from distsampler.anchor import AnchorPart, measure
 from distsampler.chain import Chain, ChainDiverged
 from distsampler.config import RunConfig
-from distsampler.draws import Anchor, DrawBlock
+from distsampler.draws import Anchor, DrawBlock, StateFile
 from distsampler.errors import WorkFailedError
+from distsampler.files import Files
 from distsampler.replica import ChainSpec, Replica
 
 
@@ -36,13 +39,15 @@ class Advance:
         draws: how many.
         anchor: the losses at w*.
         state: of the chain at first_draw; None: at its start, or where this worker left it.
+        files: of the run directory, where large states lie; None: there are none.
     """
 
     chain: int
     first_draw: int
     draws: int
     anchor: Anchor | None = field(default=None, repr=False, compare=False)
-    state: bytes | None = field(default=None, repr=False, compare=False)
+    state: bytes | StateFile | None = field(default=None, repr=False, compare=False)
+    files: Files | None = field(default=None, repr=False, compare=False)
 
 
 Work = AnchorPass | Advance
@@ -77,13 +82,24 @@ class Worker:
                     case AnchorPass():
                         return measure(self._base, self._spec, work.part)
                     case Advance():
-                        return self._chain(work).advance(work.draws)
-        except ChainDiverged:
+                        return self._advance(work)
+        except (ChainDiverged, WorkFailedError):
             raise
         except Exception as error:
             raise WorkFailedError(
                 f"{_what(work)} failed: {type(error).__name__}: {error}\n{traceback.format_exc()}"
             ) from None
+
+    def _advance(self, work: Advance) -> DrawBlock:
+        """The next draws; a large state goes to the store at once."""
+        block = self._chain(work).advance(work.draws)
+        limit = self._spec.config.max_state_mb * 2**20
+        if work.files is None or isinstance(block.state, StateFile) or len(block.state) <= limit:
+            return block
+        began = time.perf_counter()
+        file = states.write(work.files, block.chain, block.end, block.state)
+        seconds = block.state_seconds + time.perf_counter() - began
+        return replace(block, state=file, state_seconds=seconds)
 
     def _chain(self, work: Advance) -> Chain:
         """The chain at work.first_draw: as it was left here, or made anew from its state."""
@@ -94,8 +110,13 @@ class Worker:
             chain = Chain(
                 self._spec, work.chain, work.anchor, anchors=self._anchors, device=self._device
             )
-            if work.state is not None:
-                chain.restore(work.state)
+            state = work.state
+            if isinstance(state, StateFile):
+                if work.files is None:
+                    raise RuntimeError("a state in a file needs the run's files")
+                state = states.read(work.files, state.name)
+            if state is not None:
+                chain.restore(state)
         if chain.draw != work.first_draw:
             raise RuntimeError(f"chain is at draw {chain.draw}, not at {work.first_draw}")
         self._chains[work.chain] = chain

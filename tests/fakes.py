@@ -1,12 +1,12 @@
 """A pool that plays faults: real chains in this process, places that die when the script says."""
 
-import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
-from distsampler.pool import PlaceLost, PlaceReady, PoolEvent, perform
+from distsampler.pool import Loss, PlaceLost, PlaceReady, PoolEvent, perform, place_info
 from distsampler.replica import ChainSpec
 from distsampler.worker import Work, Worker
 
@@ -17,11 +17,14 @@ class FlakyPool:
     Args:
         places: how many there is room for.
         deaths: numbers of the works (0, 1, ...) whose place dies before it answers.
-        fatal: whether these places are gone for good.
+        kind: of these losses; after a "fatal" one the place is gone for good.
     """
 
-    def __init__(self, places: int = 2, deaths: Sequence[int] = (), fatal: bool = False) -> None:
-        self._room, self._deaths, self._fatal = places, set(deaths), fatal
+    def __init__(
+        self, places: int = 2, deaths: Sequence[int] = (), kind: Loss = "infrastructure"
+    ) -> None:
+        self._room, self._deaths, self._kind = places, set(deaths), kind
+        self._starts: Counter[int] = Counter()
         self._workers: dict[int, Worker] = {}
         self._todo: deque[tuple[int, Work]] = deque()
         self._events: deque[PoolEvent] = deque()
@@ -33,7 +36,9 @@ class FlakyPool:
         accepted = places[: self._room]
         for place in accepted:
             self._workers[place] = Worker(spec, torch.device("cpu"), capacity=1)
-            self._events.append(PlaceReady(place, {"pid": str(os.getpid())}))
+            self._starts[place] += 1
+            info = place_info(torch.device("cpu"))
+            self._events.append(PlaceReady(place, info, self._starts[place]))
         return accepted
 
     def submit(self, place: int, work: Work) -> None:
@@ -52,7 +57,8 @@ class FlakyPool:
     def _answer(self, place: int, work: Work) -> PoolEvent:
         number, self.works = self.works, self.works + 1
         if number not in self._deaths:
-            return perform(self._workers[place], place, work)
+            done = perform(self._workers[place], place, work)
+            return replace(done, incarnation=self._starts[place])
         perform(self._workers.pop(place), place, work)  # done, but the answer is lost
         self.died += 1
-        return PlaceLost(place, "killed by the script", fatal=self._fatal)
+        return PlaceLost(place, "killed by the script", self._kind, self._starts[place])

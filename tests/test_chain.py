@@ -156,10 +156,19 @@ def test_a_restricted_chain_moves_what_it_names_only(pattern: Any) -> None:
         ), name
 
 
+def test_a_chain_that_leaves_for_good_is_retired_before_it_overflows() -> None:
+    warm = ds.SamplerConfig(lr=0.08, localization=10.0)
+    with pytest.raises(ChainDiverged, match=r"beyond divergence_factor \* d/2 = 25;") as caught:
+        chain(sampler=warm, thin=1, divergence_factor=10.0).advance(400)
+    assert np.isfinite(caught.value.block.values["loss"]).all()
+    assert chain(sampler=ds.SamplerConfig(lr=1e-3), divergence_factor=10.0).advance(40).draws == 40
+
+
 def test_a_diverged_chain_keeps_its_finite_draws_and_names_the_step() -> None:
-    walker = chain(sampler=ds.SamplerConfig(lr=1.0, localization=100.0))
+    hot = ds.SamplerConfig(lr=1.0, localization=100.0)
+    walker = chain(sampler=hot, divergence_factor=None)
     with pytest.raises(
-        ChainDiverged, match=r"chain 0 diverged at step \d+.*lower sampler.lr"
+        ChainDiverged, match=r"chain 0 diverged at step \d+: \w+ is not finite.*lower sampler.lr"
     ) as caught:
         walker.advance(400)
     error = pickle.loads(pickle.dumps(caught.value))

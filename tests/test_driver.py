@@ -54,7 +54,7 @@ def test_deaths_change_no_bit(tmp_path: Path, undisturbed: ds.Run, deaths: list[
 def test_a_place_gone_for_good_leaves_its_chains_to_the_others(
     tmp_path: Path, undisturbed: ds.Run
 ) -> None:
-    pool = FlakyPool(3, [9], fatal=True)
+    pool = FlakyPool(3, [9], kind="fatal")
     run = sample(tmp_path / "run", pool)
     assert pool.died == 1
     assert_same(run, undisturbed)
@@ -63,7 +63,7 @@ def test_a_place_gone_for_good_leaves_its_chains_to_the_others(
 def test_when_every_place_is_gone_the_run_fails_and_can_be_continued(
     tmp_path: Path, undisturbed: ds.Run
 ) -> None:
-    pool = FlakyPool(1, [30], fatal=True)
+    pool = FlakyPool(1, [30], kind="fatal")
     with pytest.raises(ds.RunFailed, match="no place is left to run on: killed by the script"):
         sample(tmp_path / "run", pool)
     assert pool.stopped
@@ -88,11 +88,11 @@ def test_max_seconds_stops_cleanly_and_the_rest_follows(
 
 def test_a_finished_run_is_returned_as_it_is(tmp_path: Path) -> None:
     first = sample(tmp_path / "run", ds.SerialPool(), draws=5)
-    before = (first.store / "run.json").read_bytes()
+    before = Path(first.store, "run.json").read_bytes()
     pool = FlakyPool()
     again = sample(tmp_path / "run", pool, resume="auto", draws=5)
     assert pool.works == 0
-    assert (again.store / "run.json").read_bytes() == before
+    assert Path(again.store, "run.json").read_bytes() == before
 
 
 def test_the_gate_ends_a_run_at_the_first_look_that_converged(tmp_path: Path) -> None:

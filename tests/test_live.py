@@ -18,7 +18,7 @@ def block(chain: int, first: int, draws: int) -> DrawBlock:
 
 
 def snapshot(chains: int = 2, retired: tuple[int, ...] = ()) -> Snapshot:
-    progress = Progress(chains, burn_in=10, draws=90, nbeta=50.0)
+    progress = Progress((0,) * chains, burn_in=10, draws=90, nbeta=50.0)
     for first in range(0, 60, 20):
         for chain in range(chains):
             progress.add(block(chain, first, 20))
@@ -31,7 +31,7 @@ def test_running_numbers_leave_burn_in_out() -> None:
     assert found.chains[1].draws == 60
     assert found.chains[1].total == 100
     assert found.chains[1].loss == pytest.approx(np.arange(40, 60).mean())
-    assert math.isnan(Progress(2, 10, 90, 1.0).snapshot("starting", ()).llc)
+    assert math.isnan(Progress((0, 0), 10, 90, 1.0).snapshot("starting", ()).llc)
 
 
 def test_the_online_r_hat_is_that_of_the_split_formula() -> None:
@@ -44,7 +44,7 @@ def test_the_online_r_hat_is_that_of_the_split_formula() -> None:
 
 
 def test_a_long_series_is_thinned_not_kept() -> None:
-    progress = Progress(1, burn_in=0, draws=10**6, nbeta=1.0)
+    progress = Progress((0,), burn_in=0, draws=10**6, nbeta=1.0)
     for first in range(0, 20_000, 500):
         progress.add(block(0, first, 500))
     running = progress._chains[0]
@@ -91,7 +91,7 @@ def test_a_terminal_shows_a_row_a_chain() -> None:
 
 
 def test_a_line_has_no_nan_in_it() -> None:
-    assert "nan" not in line(Progress(2, 10, 90, 1.0).snapshot("starting", ()))
+    assert "nan" not in line(Progress((0, 0), 10, 90, 1.0).snapshot("starting", ()))
 
 
 class Terminal(io.StringIO):

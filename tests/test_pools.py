@@ -201,13 +201,13 @@ class Broken:
         return squared_error(model, batch)
 
 
-def test_an_error_in_the_loss_names_chain_and_draws_and_carries_the_traceback(
+def test_an_error_in_the_loss_names_chain_step_and_examples_and_carries_the_traceback(
     ray_cluster: None, tmp_path: Path
 ) -> None:
     model, data = regression()
     one = ds.PlacementConfig(chains_per_actor=2)
     with pytest.raises(
-        ds.RunFailed, match=r"chain \d at draws \d+\.\.\d+ failed: KeyError"
+        ds.RunFailed, match=r"chain \d failed at step \d+, on the examples \[[\d, \n]+\]: KeyError"
     ) as caught:
         ds.sample(model, data, Broken(), config(placement=one), store=tmp_path / "run", quiet=True)
     assert "in __call__" in str(caught.value)

@@ -256,7 +256,7 @@ def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
 def test_the_report_is_one_file_with_its_pictures_in_it(good: ds.Run) -> None:
     from distsampler.report import write
 
-    text = write(good).read_text()
+    text = Path(write(good)).read_text()
     assert text.count("<img") == 3
     assert text.count("data:image/png;base64,") == 3
     for part in (str(good.llc()), "R-hat", "probe_loss", "<title>", "commit_seconds"):

@@ -5,17 +5,24 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 
 from distsampler.anchor import AnchorPart
 from distsampler.chain import ChainDiverged
 from distsampler.diagnostics import Status, Verdict
 from distsampler.draws import DrawBlock
-from distsampler.errors import WorkFailedError
-from distsampler.pool import PlaceLost, PlaceReady, WorkDone, WorkFailed
+from distsampler.errors import DistsamplerError, WorkFailedError
+from distsampler.pool import Loss, PlaceDraining, PlaceLost, PlaceReady, WorkDone, WorkFailed
 from distsampler.transition import (
-    LOSSES,
+    BUDGETS,
     Action,
     CommitNow,
     Committed,
@@ -74,16 +81,28 @@ class Play:
             assert kept.first_draw == self.ends[kept.chain], "a gap or a repetition"
             self.ends[kept.chain] = kept.end
 
+    def life(self, place: int) -> int:
+        return self.state.places[place].incarnation
+
     def done(self, place: int) -> None:
         work = self.state.busy[place]
-        self.send(WorkDone(place, work, result(work), seconds=1.0))
+        self.send(WorkDone(place, work, result(work), 1.0, self.life(place)))
+
+    def fail(self, place: int, error: DistsamplerError) -> None:
+        self.send(WorkFailed(place, self.state.busy[place], error, self.life(place)))
+
+    def ready(self, place: int) -> None:
+        self.send(PlaceReady(place, {}, self.life(place)))
+
+    def lose(self, place: int, kind: Loss = "infrastructure") -> None:
+        self.send(PlaceLost(place, "killed", kind, self.life(place)))
 
     def commit(self) -> None:
         self.send(Committed(tuple(self.ends)))
 
     def start(self) -> None:
         for place in list(self.state.places):
-            self.send(PlaceReady(place, {}))
+            self.ready(place)
         while self.state.phase is Phase.ANCHORING:
             self.done(min(self.state.busy))
 
@@ -104,7 +123,7 @@ class Play:
                 p.up for p in self.state.places.values()
             ):
                 down = next(p for p, place in self.state.places.items() if not place.up)
-                self.send(PlaceReady(down, {}))
+                self.ready(down)
             else:
                 self.commit()
         raise AssertionError(f"does not end: {self.state}")
@@ -120,9 +139,8 @@ class Play:
 def test_a_run_starts_anchors_samples_looks_and_finishes() -> None:
     play = Play()
     assert play.state.phase is Phase.STARTING
-    play.send(PlaceReady(0, {}))
-    assert play.state.phase is Phase.STARTING
-    assert not play.submitted(AnchorPass)
+    play.ready(0)
+    assert play.state.phase is Phase.ANCHORING, "one place is enough to begin"
     play.start()
     assert play.state.phase is Phase.SAMPLING
     assert [w.part for w in play.submitted(AnchorPass)] == [(0, 0), (0, 1024)]  # type: ignore[union-attr]
@@ -178,11 +196,11 @@ def test_a_lost_places_block_is_asked_for_again() -> None:
     play.start()
     lost = play.state.busy[1]
     assert isinstance(lost, Advance)
-    play.send(PlaceLost(1, "killed"))
-    assert Restart(1, 1) in play.actions
+    play.lose(1)
+    assert Restart(1, 2, 1) in play.actions
     play.done(0)
     assert play.state.busy[0] == lost
-    play.send(PlaceReady(1, {}))
+    play.ready(1)
     play.run()
     assert play.state.phase is Phase.FINISHED
 
@@ -190,8 +208,8 @@ def test_a_lost_places_block_is_asked_for_again() -> None:
 def test_an_anchor_part_of_a_lost_place_is_measured_elsewhere() -> None:
     play = Play(places=2)
     for place in (0, 1):
-        play.send(PlaceReady(place, {}))
-    play.send(PlaceLost(0, "killed"))
+        play.ready(place)
+    play.lose(0)
     play.done(1)
     assert play.state.busy[1] == AnchorPass((0, 0))
 
@@ -199,12 +217,12 @@ def test_an_anchor_part_of_a_lost_place_is_measured_elsewhere() -> None:
 def test_a_place_that_is_lost_again_and_again_is_given_up_and_the_others_go_on() -> None:
     play = Play(places=2)
     play.start()
-    for _ in range(LOSSES):
-        play.send(PlaceLost(1, "killed"))
-        play.send(PlaceReady(1, {}))
-    play.send(PlaceLost(1, "killed"))
+    for _ in range(int(BUDGETS["infrastructure"])):
+        play.lose(1)
+        play.ready(1)
+    play.lose(1)
     assert set(play.state.places) == {0}
-    assert sum(isinstance(a, Restart) for a in play.actions) == LOSSES
+    assert sum(isinstance(a, Restart) for a in play.actions) == BUDGETS["infrastructure"]
     play.run()
     assert play.state.phase is Phase.FINISHED
 
@@ -212,19 +230,98 @@ def test_a_place_that_is_lost_again_and_again_is_given_up_and_the_others_go_on()
 def test_progress_renews_the_budget() -> None:
     play = Play()
     play.start()
-    play.send(PlaceLost(1, "killed"))
-    play.send(PlaceReady(1, {}))
-    assert play.state.places[1].losses == 1
+    play.lose(1)
+    play.ready(1)
+    assert play.state.places[1].losses == {"infrastructure": 1}
     play.done(1)
-    assert play.state.places[1].losses == 0
+    assert not play.state.places[1].losses
 
 
 def test_without_a_place_the_run_fails() -> None:
     play = Play(places=1)
     play.start()
-    play.send(PlaceLost(0, "no such node", fatal=True))
+    play.lose(0, "fatal")
     assert play.state.phase is Phase.FAILED
-    assert "no place is left to run on: no such node" in play.state.reason
+    assert "no place is left to run on: killed" in play.state.reason
+
+
+def test_preemption_has_no_budget() -> None:
+    play = Play(places=1)
+    play.start()
+    for _ in range(100):
+        play.lose(0, "preempted")
+        play.ready(0)
+    play.run()
+    assert play.state.phase is Phase.FINISHED
+
+
+def test_out_of_memory_has_a_budget_of_its_own_and_fails_with_advice() -> None:
+    play = Play()
+    play.start()
+    for _ in range(int(BUDGETS["memory"])):
+        play.lose(1, "memory")
+        play.ready(1)
+        play.done(1)
+    assert play.state.phase is Phase.SAMPLING
+    play.lose(1, "memory")
+    assert play.state.phase is Phase.FAILED
+    assert "ran out of memory 3 times: lower batch_size or placement" in play.state.reason
+
+
+def test_a_draining_place_ends_its_work_gets_no_other_and_comes_up_elsewhere() -> None:
+    play = Play()
+    play.start()
+    before = len(play.submitted(Advance))
+    play.send(PlaceDraining(1, "spot"))
+    play.send(PlaceDraining(1, "spot"))
+    assert not any(isinstance(a, Restart) for a in play.actions)
+    play.done(1)
+    assert [a for a in play.actions if isinstance(a, Restart)] == [Restart(1, 2)]
+    assert len(play.submitted(Advance)) == before, "its chain waits for a place that stays"
+    play.ready(1)
+    assert len(play.submitted(Advance)) == before + 1
+    play.run()
+    assert play.state.phase is Phase.FINISHED
+
+
+def test_an_idle_draining_place_is_replaced_at_once() -> None:
+    play = Play(places=4, chains=2)
+    play.start()
+    play.send(PlaceDraining(3, "spot"))
+    assert Restart(3, 2) in play.actions
+
+
+def test_the_word_of_an_earlier_incarnation_is_not_heard() -> None:
+    play = Play()
+    play.start()
+    work = play.state.busy[1]
+    assert isinstance(work, Advance)
+    play.lose(1)
+    play.ready(1)
+    assert play.state.busy[1] == work
+    before = play.state
+    play.send(WorkDone(1, work, block(work, work.draws), 1.0, incarnation=1))
+    play.send(PlaceLost(1, "again", incarnation=1))
+    play.send(PlaceReady(1, {}, incarnation=1))
+    assert play.state == before
+    play.done(1)
+    assert play.ends[work.chain] == work.draws
+
+
+def test_a_chain_whose_last_states_are_gone_makes_its_draws_again() -> None:
+    play = Play(chains=2)
+    play.ends = [0, 24]
+    play.state = begin(PLAN, (0, 1), (30, 24), frozenset(), True, (0, 24))
+    for place in (0, 1):
+        play.ready(place)
+    (again,) = [w for w in play.submitted(Advance) if w.chain == 0]  # type: ignore[union-attr]
+    assert isinstance(again, Advance)
+    assert again.first_draw == 0
+    play.send(Stop("SIGTERM"))
+    while play.state.busy:
+        play.done(min(play.state.busy))
+    play.send(Committed((30, play.ends[1])))
+    assert play.state.phase is Phase.FINISHED
 
 
 def test_a_diverged_chain_is_retired_and_its_finite_draws_are_kept() -> None:
@@ -233,7 +330,7 @@ def test_a_diverged_chain_is_retired_and_its_finite_draws_are_kept() -> None:
     work = play.state.busy[1]
     assert isinstance(work, Advance)
     error = ChainDiverged(work.chain, 20, "loss", 1.0, block(work, 3))
-    play.send(WorkFailed(1, work, error))
+    play.fail(1, error)
     assert Retire(work.chain, str(error)) in play.actions
     assert play.ends[work.chain] == 3
     play.run()
@@ -244,8 +341,7 @@ def test_a_diverged_chain_is_retired_and_its_finite_draws_are_kept() -> None:
 def test_below_min_chains_the_run_fails_and_says_why() -> None:
     play = Play(replace(PLAN, min_chains=4))
     play.start()
-    work = play.state.busy[0]
-    play.send(WorkFailed(0, work, WorkFailedError("the loss raised")))
+    play.fail(0, WorkFailedError("the loss raised"))
     assert play.state.phase is Phase.FAILED
     assert "3 of 4 chains are left, and the run needs 4: the loss raised" in play.state.reason
 
@@ -253,8 +349,8 @@ def test_below_min_chains_the_run_fails_and_says_why() -> None:
 def test_a_failure_of_the_anchor_pass_fails_the_run() -> None:
     play = Play()
     for place in range(3):
-        play.send(PlaceReady(place, {}))
-    play.send(WorkFailed(0, play.state.busy[0], WorkFailedError("the data raised")))
+        play.ready(place)
+    play.fail(0, WorkFailedError("the data raised"))
     assert play.state.phase is Phase.FAILED
 
 
@@ -275,12 +371,12 @@ def test_a_late_reply_changes_nothing() -> None:
     play = Play()
     play.start()
     work = play.state.busy[1]
-    play.send(PlaceLost(1, "killed"))
-    play.send(PlaceReady(1, {}))
+    play.lose(1)
+    play.ready(1)
     before = play.state
     late = Advance(0, 400, 3)
-    play.send(WorkDone(1, late, block(late, 3)))
-    play.send(WorkFailed(1, late, WorkFailedError("late")))
+    play.send(WorkDone(1, late, block(late, 3), 1.0, play.life(1)))
+    play.send(WorkFailed(1, late, WorkFailedError("late"), play.life(1)))
     assert play.state == before
     assert play.state.busy[1] == work
 
@@ -299,54 +395,111 @@ def test_blocks_are_sized_by_time() -> None:
     assert play.state.block == 1
 
 
-faults = st.lists(
-    st.tuples(
-        st.sampled_from(["done", "lose", "fatal", "ready", "diverge", "late", "commit", "judge"]),
-        st.integers(0, 3),
-    ),
-    max_size=120,
-)
+numbers = st.integers(0, 4)
 
 
-@settings(max_examples=300, deadline=None)
-@given(faults, st.integers(1, 4), st.integers(2, 5))
-def test_any_interleaving_keeps_the_trace_sound(
-    script: list[tuple[str, int]], places: int, chains: int
-) -> None:
-    play = Play(places=places, chains=chains)
-    for kind, number in script:
-        place = number % places
-        known = play.state.places.get(place)
-        work = play.state.busy.get(place)
-        if known is None or play.state.over:
-            continue
-        if kind == "done" and work is not None:
-            play.done(place)
-        elif kind in ("lose", "fatal") and known.up:
-            play.send(PlaceLost(place, "killed", fatal=kind == "fatal"))
-        elif kind == "ready" and not known.up:
-            play.send(PlaceReady(place, {}))
-        elif kind == "diverge" and isinstance(work, Advance):
-            play.send(
-                WorkFailed(place, work, ChainDiverged(work.chain, 0, "loss", 1.0, block(work, 1)))
-            )
-        elif kind == "late":
-            late = Advance(number % chains, 0, 8)
-            if work != late:
-                play.send(WorkDone(place, late, block(late, 8)))
-        elif kind == "commit":
-            play.commit()
-        elif kind == "judge" and play.state.judging:
-            play.send(Judged(verdict(Status.NOT_CONVERGED)))
-        check(play.state)
-    finish(play)
+class AnyInterleaving(RuleBasedStateMachine):
+    """Whatever comes in whatever order: no draw twice, no gap, and an end."""
+
+    @initialize(places=st.integers(1, 4), chains=st.integers(2, 5))
+    def begin(self, places: int, chains: int) -> None:
+        self.play = Play(places=places, chains=chains)
+        self.heard: list[Event] = []
+
+    def place(self, number: int) -> int | None:
+        known = sorted(self.play.state.places)
+        return known[number % len(known)] if known and not self.play.state.over else None
+
+    def say(self, event: Event) -> None:
+        self.heard.append(event)
+        self.play.send(event)
+
+    @rule(number=numbers)
+    def is_ready(self, number: int) -> None:
+        place = self.place(number)
+        if place is not None:
+            self.say(PlaceReady(place, {}, self.play.life(place)))
+
+    @rule(number=numbers)
+    def has_done(self, number: int) -> None:
+        place = self.place(number)
+        if place in self.play.state.busy:
+            work = self.play.state.busy[place]
+            self.say(WorkDone(place, work, result(work), 1.0, self.play.life(place)))
+
+    @rule(number=numbers, kind=st.sampled_from(list(BUDGETS)))
+    def is_lost(self, number: int, kind: Loss) -> None:
+        place = self.place(number)
+        if place is not None:
+            self.say(PlaceLost(place, "killed", kind, self.play.life(place)))
+
+    @rule(number=numbers)
+    def drains(self, number: int) -> None:
+        place = self.place(number)
+        if place is not None and self.play.state.places[place].up:
+            self.say(PlaceDraining(place, "spot", self.play.life(place)))
+
+    @rule(number=numbers, draws=st.integers(0, 3))
+    def diverges(self, number: int, draws: int) -> None:
+        place = self.place(number)
+        work = self.play.state.busy.get(-1 if place is None else place)
+        if place is not None and isinstance(work, Advance):
+            error = ChainDiverged(work.chain, 0, "loss", 1.0, block(work, draws))
+            self.say(WorkFailed(place, work, error, self.play.life(place)))
+
+    @precondition(lambda self: self.heard)
+    @rule(data=st.data())
+    def comes_again(self, data: st.DataObject) -> None:
+        """Late, twice, and out of order."""
+        event = data.draw(st.sampled_from(self.heard))
+        if isinstance(event, WorkDone | WorkFailed) and self.is_current(event):
+            return  # it is the first word on work that was asked for again
+        self.play.send(event)
+
+    def is_current(self, event: WorkDone | WorkFailed) -> bool:
+        known = self.play.state.places.get(event.place)
+        return (
+            known is not None
+            and known.work == event.work
+            and (known.incarnation == event.incarnation)
+        )
+
+    @rule()
+    def commits(self) -> None:
+        self.play.commit()
+
+    @rule(status=st.sampled_from([Status.NOT_CONVERGED, Status.CONVERGED]))
+    def is_judged(self, status: Status) -> None:
+        if self.play.state.judging:
+            self.play.send(Judged(verdict(status)))
+
+    @rule()
+    def is_stopped(self) -> None:
+        self.play.send(Stop("SIGTERM"))
+
+    @invariant()
+    def is_sound(self) -> None:
+        if hasattr(self, "play"):
+            check(self.play.state)
+
+    def teardown(self) -> None:
+        if hasattr(self, "play"):
+            finish(self.play)
+
+
+AnyInterleaving.TestCase.settings = settings(max_examples=150, deadline=None)
+TestAnyInterleaving = AnyInterleaving.TestCase
 
 
 def check(state: State) -> None:
-    """No chain at two places, none beyond the budget, no work for the retired."""
+    """No chain at two places, none beyond the budget, none lost more often than may be."""
     chains = [work.chain for work in state.busy.values() if isinstance(work, Advance)]
     assert len(chains) == len(set(chains))
     assert all(received <= state.plan.total for received in state.received)
+    for place in state.places.values():
+        assert all(n <= BUDGETS[kind] for kind, n in place.losses.items()) or state.over
+    if state.phase is Phase.FINISHED:
+        assert not state.busy
 
 
 def finish(play: Play) -> None:
@@ -356,8 +509,8 @@ def finish(play: Play) -> None:
             break
         for place, known in list(play.state.places.items()):
             if not known.up:
-                play.send(PlaceReady(place, {}))
-        if play.state.judging:
+                play.ready(place)
+        if play.state.judging and play.state.phase is Phase.SAMPLING:
             play.send(Judged(verdict(Status.CONVERGED)))
         elif play.state.busy:
             play.done(min(play.state.busy))
@@ -365,8 +518,7 @@ def finish(play: Play) -> None:
             play.commit()
         check(play.state)
     assert play.state.over
-    if play.state.phase is Phase.FINISHED:
-        assert not play.state.busy
+    if play.state.phase is Phase.FINISHED and not play.state.interrupted:
         assert play.state.kept is not None
         alive = [end for chain, end in enumerate(play.ends) if chain not in play.state.retired]
         assert min(alive) >= play.state.plan.burn_in + play.state.kept

@@ -1,0 +1,81 @@
+"""What the bits of a trace depend on, and whether a run may be continued with what is given now."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+from importlib.metadata import version
+
+import torch
+from torch import nn
+
+from distsampler.errors import StoreError
+from distsampler.files import Files
+from distsampler.manifest import Manifest
+from distsampler.replica import ChainSpec, Loss
+from distsampler.trace import Trace
+
+# Fields of RunConfig that change no bit of a draw; a run may also be asked for more draws.
+FREE = ("placement", "commit_seconds", "max_seconds", "min_chains", "gate", "fsync", "max_state_mb")
+
+
+def fingerprint(spec: ChainSpec) -> dict[str, str]:
+    """What the draws depend on beside the config; the device is added when a place is up."""
+    return {
+        "distsampler": version("distsampler"),
+        "torch": torch.__version__,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "dtype": ", ".join(sorted({str(p.dtype) for p in spec.model.parameters()})),
+        "data": f"{len(spec.rows)} examples, {spec.rows.digest()}",
+        "model": _model_digest(spec.model),
+        "loss": _loss_digest(spec.loss),
+    }
+
+
+def check_same(files: Files, manifest: Manifest) -> Trace:
+    """Sees that the run in the store is the one that is asked for.
+
+    Returns:
+        The run as it stands.
+
+    Raises:
+        StoreError: lists every key that differs, with the stored and the present value.
+    """
+    found = Trace(files)
+    stored = found.manifest
+    pairs = {key: (stored.fingerprint.get(key), now) for key, now in manifest.fingerprint.items()}
+    old, new = stored.config.model_dump(), manifest.config.model_dump()
+    if new["draws"] > old["draws"]:
+        old["draws"] = new["draws"]
+    pairs |= {f"config.{key}": (old[key], new[key]) for key in new if key not in FREE}
+    lines = [f"  {key}: stored {a!r}, now {b!r}" for key, (a, b) in pairs.items() if a != b]
+    if lines:
+        raise StoreError(
+            f"the run in {files} can only be continued as it was started; different are\n"
+            + "\n".join(lines)
+        )
+    return found
+
+
+def _model_digest(model: nn.Module) -> str:
+    """Structure, names, shapes and bits of all parameters and buffers."""
+    state = hashlib.blake2b(repr(model).encode(), digest_size=16)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        state.update(flat.view(torch.uint8).numpy().data)
+    return state.hexdigest()
+
+
+def _loss_digest(loss: Loss) -> str:
+    """Name and source of the loss, where it has one; what it calls is not seen."""
+    function = loss.func if isinstance(loss, functools.partial) else loss
+    if not inspect.isfunction(function):
+        function = type(function)
+    try:
+        source = inspect.getsource(function)
+    except (OSError, TypeError):
+        source = ""
+    digest = hashlib.blake2b(source.encode(), digest_size=8).hexdigest()
+    return f"{getattr(function, '__qualname__', function)}, {digest}"
