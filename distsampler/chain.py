@@ -109,7 +109,7 @@ class Chain:
             for step in range(last - thin + 1, last):
                 self._step(step)
             measured = self._measured_step(last)
-            bad = next((name for name, x in measured.items() if not np.all(np.isfinite(x))), None)
+            bad = next((name for name, x in measured.items() if not np.isfinite(x).all()), None)
             if bad is not None:
                 finite = {name: array[:kept] for name, array in values.items()}
                 block = DrawBlock(self._index, first, finite, b"")
