@@ -28,7 +28,12 @@ OURS = {
     "bare": "forward+backward alone",
 }
 PEER = "devinterp==1.3.2"
-PEERS = {"sgmcmc": "devinterp 1.3.2 SGMCMC.sgld", "sgld": "devinterp 1.3.2 SGLD (deprecated)"}
+PEERS = {
+    "sgmcmc": "devinterp 1.3.2 SGMCMC.sgld",
+    "sgld": "devinterp 1.3.2 SGLD (deprecated)",
+    "sampled": "devinterp 1.3.2 sample(), DataLoader",
+}
+REFERENCES = ("bare", "sgmcmc", "sampled")
 GOALS = {"mlp": {"bare": 0.70, "sgmcmc": 1.6}, "linear": {"bare": 0.80, "sgmcmc": 6.0}}
 """What thin=10 should be, in multiples of another contestant's speed."""
 
@@ -121,7 +126,7 @@ def summary(name: str, speeds: dict[str, list[float]]) -> dict[str, Any]:
     """Median speed, and the quartiles of its ratios to others in the same round."""
     ratios = {
         other: np.quantile(np.divide(speeds[name], speeds[other]), [0.25, 0.5, 0.75]).tolist()
-        for other in ("bare", *PEERS)
+        for other in REFERENCES
         if other in speeds
     }
     return {"steps_per_second": float(np.median(speeds[name])), "ratios": ratios}
@@ -147,15 +152,15 @@ def table(result: dict[str, Any], missing: str) -> str:
     """One workload as text."""
     lines = [
         f"\n{result['title']}, {result['parameters']:,} parameters, batch 256",
-        f"{'':36}{'steps/s':>9}  {'of forward+backward':22}{'of SGMCMC.sgld':22}",
+        f"{'':37}{'steps/s':>8}  {'of forward+backward':21}{'of SGMCMC.sgld':21}of sample()",
     ]
     for name, title in (OURS | PEERS).items():
         if name not in result["contestants"]:
-            lines.append(f"{title:36}  NOT MEASURED: {missing}")
+            lines.append(f"{title:37}  NOT MEASURED: {missing}")
             continue
         row = result["contestants"][name]
-        ratios = "".join(f"{ratio(row['ratios'].get(to)):22}" for to in ("bare", "sgmcmc"))
-        lines.append(f"{title:36}{row['steps_per_second']:9.0f}  {ratios}".rstrip())
+        ratios = "".join(f"{ratio(row['ratios'].get(to)):21}" for to in REFERENCES)
+        lines.append(f"{title:37}{row['steps_per_second']:8.0f}  {ratios}".rstrip())
     for to, goal in result["goals"].items():
         found = result["contestants"]["thin10"]["ratios"].get(to)
         verdict = "not measured" if found is None else "met" if found[1] >= goal else "MISSED"

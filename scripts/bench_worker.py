@@ -83,12 +83,40 @@ def sgld(workload: Workload) -> tuple[float, Steps]:
     return loop(workload, SGLD)
 
 
+def sampled(workload: Workload) -> tuple[float, Steps]:
+    """A chain as devinterp itself runs it: batches from a DataLoader, a draw every ten steps.
+
+    No callback reads the draws, which is generous.
+    """
+    from devinterp.backends.default.slt.sampler import sample_single_chain
+    from devinterp.optim.sgmcmc import SGMCMC
+    from torch.utils.data import DataLoader, TensorDataset
+
+    model, options = workload.model(), {"lr": workload.lr, "localization": workload.localization}
+    rows = TensorDataset(*workload.rows())
+
+    def run(steps: int) -> None:
+        sample_single_chain(
+            model,
+            DataLoader(rows, batch_size=workload.batch_size, shuffle=True),
+            lambda model, batch: workload.loss(model, batch).mean(),
+            {**options, "nbeta": workload.nbeta},
+            num_draws=steps // 10,
+            num_steps_bw_draws=10,
+            sampling_method=SGMCMC.sgld,
+            verbose=False,
+        )
+
+    return workload.loss(model, next(workload.batches())).mean().item(), run
+
+
 CONTESTANTS: dict[str, Callable[[Workload], tuple[float, Steps]]] = {
     "thin10": lambda workload: chain(workload, 10),
     "thin1": lambda workload: chain(workload, 1),
     "bare": loop,
     "sgmcmc": sgmcmc,
     "sgld": sgld,
+    "sampled": sampled,
 }
 
 
