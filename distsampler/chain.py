@@ -158,7 +158,7 @@ class Chain:
     def _sick(self, measured: Values) -> str | None:
         """What is wrong with a draw, if anything."""
         for name, value in measured.items():
-            if not np.all(np.isfinite(value)):
+            if not np.isfinite(value).all():
                 return f"{name} is not finite"
         factor = self._spec.config.divergence_factor
         if factor is None:

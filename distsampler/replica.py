@@ -76,10 +76,14 @@ class Replica:
         ]
 
     def gradient(self, losses: Tensor) -> None:
-        """Leaves the gradient of the mean loss in the flat tensors' ``grad``."""
+        """Leaves the gradient of the mean loss in the flat tensors' ``grad``.
+
+        The mean enters as the weight of each loss: autograd need not walk through it.
+        """
         for flat in self.flats:
             flat.grad.zero_()  # type: ignore[union-attr]  # made in _flatten, never dropped
-        losses.mean().backward()  # type: ignore[no-untyped-call]
+        share = torch.full_like(losses, 1 / losses.numel())
+        losses.backward(share)  # type: ignore[no-untyped-call]
 
     def losses(self, batch: object, chain: int = 0, step: int = 0) -> Tensor:
         """Losses of a batch on this device: shape (examples,), or () for a batch mean.

@@ -1,0 +1,87 @@
+"""What is raced: models, data, losses and batches, the same for every contestant.
+
+Peers import this file in environments of their own: it needs torch and numpy, nothing else.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distsampler.seeding import BatchStream
+
+Batch = tuple[Tensor, Tensor]
+EXAMPLES = 4_096
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model, its data, and a loss of every example."""
+
+    title: str
+    layers: Callable[[], nn.Module]
+    data: Callable[[torch.Generator], Batch]
+    loss: Callable[[nn.Module, Batch], Tensor]
+    batch_size: int = 256
+    lr: float = 1e-6
+    localization: float = 100.0
+    nbeta: float = EXAMPLES / math.log(EXAMPLES)
+
+    def model(self) -> nn.Module:
+        """The model, the same weights every time."""
+        with torch.random.fork_rng(devices=[]):
+            torch.random.manual_seed(SEED)
+            return self.layers()
+
+    def rows(self) -> Batch:
+        """All examples."""
+        return self.data(torch.Generator().manual_seed(SEED))
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches of chain 0, from step 0 on."""
+        inputs, targets = self.rows()
+        stream = BatchStream(SEED, 0, EXAMPLES, self.batch_size, epochs=False)
+        step = 0
+        while True:
+            rows = torch.from_numpy(stream.indices(step))
+            yield inputs.index_select(0, rows), targets.index_select(0, rows)
+            step += 1
+
+
+def _classes(generator: torch.Generator) -> Batch:
+    inputs = torch.randn(EXAMPLES, 784, generator=generator)
+    return inputs, (inputs @ torch.randn(784, 10, generator=generator)).argmax(1)
+
+
+def _linear_map(generator: torch.Generator) -> Batch:
+    inputs = torch.randn(EXAMPLES, 16, generator=generator)
+    noise = 0.1 * torch.randn(EXAMPLES, 16, generator=generator)
+    return inputs, inputs @ torch.randn(16, 16, generator=generator) / 4 + noise
+
+
+def _cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+
+def _squared_error(model: nn.Module, batch: Batch) -> Tensor:
+    return (model(batch[0]) - batch[1]).square().sum(1)
+
+
+WORKLOADS = {
+    "mlp": Workload(
+        "MLP 784-128-10",
+        lambda: nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10)),
+        _classes,
+        _cross_entropy,
+    ),
+    "linear": Workload(
+        "deep linear net, 4 layers 16x16",
+        lambda: nn.Sequential(*(nn.Linear(16, 16, bias=False) for _ in range(4))),
+        _linear_map,
+        _squared_error,
+    ),
+}
