@@ -129,18 +129,18 @@ class Worker:
 def numerics(config: RunConfig) -> Iterator[None]:
     """Threads and determinism as configured, put back afterwards."""
     threads = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    mode = torch.get_deterministic_debug_mode()
     memory: Any = torch.utils.deterministic
     fill = memory.fill_uninitialized_memory
     torch.set_num_threads(config.threads)
-    torch.use_deterministic_algorithms(config.deterministic)
+    # use_deterministic_algorithms would say the same, and import the whole compiler: two seconds
+    torch.set_deterministic_debug_mode("error" if config.deterministic else "default")
     memory.fill_uninitialized_memory = False  # costs time, finds no bug here
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.set_deterministic_debug_mode(mode)
         memory.fill_uninitialized_memory = fill
 
 
