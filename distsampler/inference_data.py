@@ -15,7 +15,7 @@ import xarray as xr
 
 from distsampler.draws import Group
 from distsampler.errors import StoreError
-from distsampler.trace import WARMUP, Trace
+from distsampler.trace import CONSTANTS, WARMUP, Trace
 
 if TYPE_CHECKING:
     import arviz
@@ -109,10 +109,10 @@ def _dataset(trace: Trace, stored: str, group: str, chains: list[int], draws: in
 
 
 def _constants(trace: Trace) -> xr.Dataset:
-    anchor = trace.anchor()
+    """Numbers and losses; the gradient variance, as large as the model, stays in the store."""
     arrays: dict[str, object] = dict(trace.facts())
-    if anchor is not None:
-        arrays["probe_losses"] = ("probe", anchor.probe_losses)
-        if anchor.losses is not None:
-            arrays["init_losses"] = ("example", anchor.losses)
+    for name in ("probe_losses", "init_losses"):
+        values = trace.constant(name)
+        if values is not None:
+            arrays[name] = (CONSTANTS[name], values)
     return xr.Dataset(arrays)

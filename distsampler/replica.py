@@ -13,14 +13,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distsampler.config import RunConfig
 from distsampler.errors import ConfigError, unknown_name
+from distsampler.masks import Mask
 from distsampler.seeding import step_seed
 from distsampler.shards import Rows, map_tensors
 
 Loss = Callable[[nn.Module, object], Tensor]
+Restriction = tuple[str, ...] | dict[str, Mask] | None
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class ChainSpec:
         nbeta: inverse temperature times n.
         per_example: whether ``loss`` returns one value per example.
         stochastic: whether ``loss`` draws from torch's global generator (dropout).
-        metrics: names of what the sampler reports of each step.
+        sampler: the class of the optimizer that moves the chain.
+        metrics: names of what is recorded of the step behind each draw.
     """
 
     model: nn.Module
@@ -45,6 +49,7 @@ class ChainSpec:
     nbeta: float
     per_example: bool
     stochastic: bool
+    sampler: type[torch.optim.Optimizer]
     metrics: tuple[str, ...] = ()
 
 
@@ -53,7 +58,7 @@ class Replica:
 
     The parameters that move, and their gradients, are views of one flat tensor (one for each
     dtype): what samples and measures them has one tensor to deal with, however many layers there
-    are.
+    are. ``masks`` has one boolean tensor for each of them, or is None where all entries move.
 
     Args:
         spec: the recipe; its model is copied, and stays as it is.
@@ -67,7 +72,9 @@ class Replica:
         names = selected(self.model, spec.config.restrict_to)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in names)
-        self.flats = _flatten([p for p in self.model.parameters() if p.requires_grad])
+        moving = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.flats = _flatten(list(moving.values()))
+        self.masks = _flat_masks(moving, spec.config.restrict_to, self.flats)
         self._buffers = [
             (module, name, buffer)
             for module in self.model.modules()
@@ -141,26 +148,76 @@ def _flatten(parameters: list[nn.Parameter]) -> list[Tensor]:
     return flats
 
 
-def selected(model: nn.Module, patterns: tuple[str, ...] | None) -> set[str]:
+def _flat_masks(
+    moving: dict[str, nn.Parameter], restriction: Restriction, flats: list[Tensor]
+) -> list[Tensor] | None:
+    """The masks of the parameters, laid out as these lie in the flat tensors."""
+    if not isinstance(restriction, dict):
+        return None
+    flat_masks = [torch.ones(flat.shape, dtype=torch.bool, device=flat.device) for flat in flats]
+    for name, p in moving.items():
+        entries = torch.from_numpy(_entries(name, restriction[name], p))
+        home = next(i for i, flat in enumerate(flats) if flat.dtype == p.dtype)
+        start = p.storage_offset()
+        flat_masks[home].as_strided(p.shape, p.stride(), start).copy_(entries)
+    return None if all(bool(mask.all()) for mask in flat_masks) else flat_masks
+
+
+def _entries(name: str, mask: Mask, parameter: Tensor) -> NDArray[np.bool_]:
+    """A mask's entries, in its parameter's shape."""
+    if mask.entries is None:
+        raise ConfigError(
+            f"restrict_to: {name}: a mask must hold its entries, got what a run directory keeps of "
+            f"one ({mask}): give the tensor again"
+        )
+    if mask.entries.shape != parameter.shape:
+        raise ConfigError(
+            f"restrict_to: {name}: a mask must have its parameter's shape "
+            f"{tuple(parameter.shape)}, got {mask.entries.shape}"
+        )
+    return mask.entries
+
+
+def selected(model: nn.Module, restriction: Restriction) -> set[str]:
     """Names of the parameters that move.
 
     Args:
         model: the model.
-        patterns: names, or regular expressions that match a whole name; None: all that require a
-            gradient.
+        restriction: names, or regular expressions that match a whole name; or masks by name; None:
+            all that require a gradient.
 
     Raises:
-        ConfigError: if the model has no trainable parameter, or a pattern matches none.
+        ConfigError: if the model has no trainable parameter, a pattern matches none, or a mask does
+            not fit.
     """
-    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    names = list(trainable)
     if not names:
         raise ConfigError(
             f"the model must have a parameter with requires_grad=True: {type(model).__name__} has "
             f"{sum(1 for _ in model.parameters())} parameters, none of them trainable"
         )
-    if patterns is None:
-        return set(names)
-    return {name for pattern in patterns for name in _matching(pattern, names)}
+    match restriction:
+        case None:
+            return set(names)
+        case dict():
+            return _masked(trainable, restriction)
+        case _:
+            return {name for pattern in restriction for name in _matching(pattern, names)}
+
+
+def _masked(trainable: dict[str, nn.Parameter], masks: dict[str, Mask]) -> set[str]:
+    """Names of the parameters of which a mask lets some entry move."""
+    for name in masks:
+        if name not in trainable:
+            raise ConfigError(
+                f"restrict_to must name a trainable parameter: "
+                f"{unknown_name('parameter', name, trainable)}"
+            )
+    found = {name for name, mask in masks.items() if _entries(name, mask, trainable[name]).any()}
+    if not found:
+        raise ConfigError("restrict_to must let something move, got masks without a single True")
+    return found
 
 
 def _matching(pattern: str, names: list[str]) -> list[str]:

@@ -27,6 +27,7 @@ from distsampler.manifest import Manifest, Status
 CHUNK = (64, 1024)  # chains and draws of a chunk, at most
 KEPT_CHECKPOINTS = 2
 WARMUP = "warmup_"
+CONSTANTS = {"probe_losses": "probe", "init_losses": "example", "gradient_variance": "parameter"}
 
 
 class Trace:
@@ -96,12 +97,14 @@ class Trace:
             **facts,
             "init_loss": anchor.init_loss,
             "probe_init_loss": anchor.probe_init_loss,
-            "probe_losses": anchor.probe_losses,
+            "init_losses": anchor.losses,
+            "gradient_variance": anchor.gradient_variance,
+            "probe_losses": anchor.probe_losses,  # last: where it is, the pass is whole
         }
-        arrays: dict[str, NDArray[Any]] = {k: np.asarray(v) for k, v in numbers.items()}
-        dims = {"probe_losses": ("probe",), "init_losses": ("example",)}
-        if anchor.losses is not None:
-            arrays["init_losses"] = anchor.losses
+        arrays: dict[str, NDArray[Any]] = {
+            name: np.asarray(value) for name, value in numbers.items() if value is not None
+        }
+        dims = {name: (dim,) for name, dim in CONSTANTS.items()}
         for name, value in arrays.items():
             group.create_array(
                 name, data=value, dimension_names=dims.get(name, ()), overwrite=True, **_codecs()
@@ -115,16 +118,22 @@ class Trace:
 
     def anchor(self) -> Anchor | None:
         """The anchor pass as recorded; None before it has been."""
-        arrays = dict(self._arrays("constant_data"))
-        if "probe_losses" not in arrays:
+        probe = self.constant("probe_losses")
+        if probe is None:
             return None
-        losses = arrays.get("init_losses")
+        facts = self.facts()
         return Anchor(
-            losses=None if losses is None else np.asarray(losses[:], np.float32),
-            init_loss=_scalar(arrays["init_loss"]),
-            probe_init_loss=_scalar(arrays["probe_init_loss"]),
-            probe_losses=np.asarray(arrays["probe_losses"][:], np.float64),
+            losses=self.constant("init_losses"),
+            init_loss=facts["init_loss"],
+            probe_init_loss=facts["probe_init_loss"],
+            probe_losses=probe,
+            gradient_variance=self.constant("gradient_variance"),
         )
+
+    def constant(self, name: str) -> NDArray[Any] | None:
+        """One array of the anchor pass; None where there is none."""
+        arrays = dict(self._arrays("constant_data"))
+        return np.asarray(arrays[name][:]) if name in arrays else None
 
     def commit(self, blocks: Sequence[DrawBlock]) -> None:
         """Makes blocks durable together: states, then draws, then the counts that make them exist.
