@@ -29,7 +29,8 @@ from distsampler.manifest import Manifest
 from distsampler.observables import variables
 from distsampler.optim import by_name, trial
 from distsampler.pool import ChainPool
-from distsampler.replica import ChainSpec, Loss, inspect_loss, selected
+from distsampler.replica import ChainSpec, Loss, inspect_loss
+from distsampler.restriction import selected
 from distsampler.results import Run
 from distsampler.shards import as_rows
 from distsampler.trace import Trace

@@ -10,6 +10,7 @@ import yaml
 from torch import Tensor, nn
 
 import distsampler as ds
+from distsampler import recipe
 from distsampler.chain import Chain
 from distsampler.errors import ConfigError, StoreError
 from distsampler.masks import Mask
@@ -175,3 +176,15 @@ def test_equal_counts_do_not_make_masks_equal() -> None:
 def test_masks_can_be_written_in_yaml() -> None:
     fields = yaml.safe_load("restrict_to: {0.bias: [true, false, true]}")
     assert moved(spec(fields["restrict_to"]))["0.bias"].tolist() == [True, False, True]
+
+
+def test_a_yaml_file_can_name_a_file_of_masks(tmp_path: Path) -> None:
+    np.savez(tmp_path / "half.npz", **{"0.weight": HALF.numpy()})
+    fields = {part: f"tests.user_code:{part}" for part in ("model", "data", "loss")}
+    for name in ("half.npz", "none.npz"):
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump({**fields, "restrict_to": name}))
+        if name == "half.npz":
+            found = recipe.load(tmp_path / "run.yaml").config.restrict_to
+            assert found == {"0.weight": Mask.of(HALF)}
+    with pytest.raises(ConfigError, match=r"none.npz must be a file of numpy.savez"):
+        recipe.load(tmp_path / "run.yaml")
