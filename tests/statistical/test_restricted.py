@@ -29,8 +29,10 @@ def test_the_llc_of_one_layer_is_that_of_its_regression(
     x = torch.randn(N, 20, generator=generator)
     model = nn.Sequential(nn.Linear(20, 10, bias=False), nn.Linear(10, 20, bias=False))
     with torch.no_grad():
-        above = torch.randn(20, rank, generator=generator)
-        above = above @ torch.randn(rank, 10, generator=generator) / rank**0.5
+        left, right = (
+            torch.linalg.qr(torch.randn(size, rank, generator=generator)).Q for size in (20, 10)
+        )
+        above = left * torch.linspace(1, 2, rank) @ right.T
         model[1].weight.copy_(above)
         targets = model(x)
     curvature = torch.outer(
