@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from distsampler import states
-from distsampler.anchor import AnchorPart, measure
+from distsampler.anchor import AnchorPart, Part, measure
 from distsampler.chain import Chain, ChainDiverged
 from distsampler.config import RunConfig
 from distsampler.draws import Anchor, DrawBlock, StateFile
@@ -24,9 +24,9 @@ from distsampler.replica import ChainSpec, Replica
 
 @dataclass(frozen=True)
 class AnchorPass:
-    """Measure the loss at w* of the rows (start, stop); (0, 0) is the probe."""
+    """Measure a part of the anchor pass."""
 
-    part: tuple[int, int]
+    part: Part
 
 
 @dataclass(frozen=True)
@@ -146,9 +146,11 @@ def numerics(config: RunConfig) -> Iterator[None]:
 
 def _what(work: Work) -> str:
     match work:
-        case AnchorPass(part=(_, 0)):
+        case AnchorPass(part=Part(what="probe")):
             return "the anchor pass over the probe"
-        case AnchorPass(part=(start, stop)):
+        case AnchorPass(part=Part(start, stop, "gradient noise")):
+            return f"the anchor pass over the gradients of batches {start}..{stop}"
+        case AnchorPass(part=Part(start, stop)):
             return f"the anchor pass over rows {start}..{stop}"
         case Advance():
             return f"chain {work.chain} at draws {work.first_draw}..{work.first_draw + work.draws}"

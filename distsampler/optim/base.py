@@ -69,6 +69,9 @@ class Sampler(Optimizer):
             another device than the generator. It is a ValueError.
     """
 
+    needs_closure = False
+    """Whether a step evaluates loss and gradients itself, and is right with those of all data."""
+
     def __init__(
         self, params: ParamsT, defaults: dict[str, object], generator: torch.Generator | None
     ) -> None:

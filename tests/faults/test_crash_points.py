@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+NAMES = ("run.json", "n_committed/c", "checkpoints", "probe_loss/c", "init_loss")
+WHOLE = {"begun", "written", "synced", "renamed", "done"}
+
 
 def crash(every: int, max_state_mb: float) -> dict[str, Any]:
     out = subprocess.run(
@@ -24,20 +27,9 @@ def crash(every: int, max_state_mb: float) -> dict[str, Any]:
 
 def kinds(points: list[str]) -> set[str]:
     """Which steps of which kinds of file there are."""
-    names = {
-        "run.json",
-        "events.jsonl",
-        "n_committed/c",
-        "checkpoints",
-        "probe_loss/c",
-        "init_loss",
-    }
     return {
-        f"{name} {point.rpartition(': ')[2]}" for point in points for name in names if name in point
+        f"{name} {point.rpartition(': ')[2]}" for point in points for name in NAMES if name in point
     }
-
-
-WHOLE = {"begun", "written", "synced", "renamed", "done"}
 
 
 @pytest.mark.parametrize("max_state_mb", [64.0, 0.0])
