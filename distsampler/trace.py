@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.errors import ZarrUserWarning
 
 from distsampler import manifest as manifests
 from distsampler import states
@@ -134,6 +136,9 @@ class Trace:
         if probe is None:
             return None
         facts = self.facts()
+        if not {"init_loss", "probe_init_loss", "nbeta", "n"} <= set(facts):
+            where = self.files.path(f"{ZARR}/constant_data")
+            raise StoreError(f"{where} lacks a number: a file is missing; {AGAIN}")
         return Anchor(
             losses=self.constant("init_losses"),
             init_loss=facts["init_loss"],
@@ -194,11 +199,7 @@ class Trace:
         Raises:
             StoreError: if a chunk is damaged.
         """
-        try:
-            return self._draws.read(group, name)
-        except Exception as error:  # zarr and its codecs raise what they like
-            where = self.files.path(f"{ZARR}/{group}/{name}")
-            raise StoreError(f"{where} is damaged: {error}; {AGAIN}") from error
+        return self._reading(f"{group}/{name}", lambda: self._draws.read(group, name))
 
     def retire(self, chain: int, reason: str) -> None:
         """Takes a chain out of the posterior; its draws stay."""
@@ -214,7 +215,7 @@ class Trace:
         except StoreError:
             return False
         counts = self._counts_to(config.burn_in + (before.kept or 0))
-        return anchored and self._draws.intact(counts) == tuple(counts)
+        return anchored and self._intact(counts) == counts
 
     def reopen(self, config: RunConfig, epoch: int) -> None:
         """Makes a run that was interrupted, damaged or finished ready to go on.
@@ -235,7 +236,7 @@ class Trace:
             if self.manifest.kept is not None or config.draws != self.manifest.config.draws:
                 self._draws.resize(config.draws)
                 self._root.attrs["config"] = config.model_dump_json()
-            intact = list(self._draws.intact(counts))
+            intact = self._intact(counts)
             if intact != counts:
                 self._draws.mend()
                 self.event("damaged", committed=counts, intact=intact)
@@ -335,10 +336,7 @@ class Trace:
 
     def _read_constant(self, name: str, array: zarr.Array[Any]) -> NDArray[Any]:
         where = self.files.path(f"{ZARR}/constant_data/{name}")
-        try:
-            values = np.asarray(array[...])
-        except Exception as error:  # zarr and its codecs raise what they like
-            raise StoreError(f"{where} is damaged: {error}; {AGAIN}") from error
+        values = self._reading(f"constant_data/{name}", lambda: np.asarray(array[...]))
         if np.isnan(values).any():
             raise StoreError(f"{where} lacks a value, its file is missing; {AGAIN}")
         return values
@@ -368,8 +366,25 @@ class Trace:
                 "readable: make room or restore access, then continue with resume='auto'"
             ) from error
 
-    def _arrays(self, group: str) -> Iterator[tuple[str, zarr.Array[Any]]]:
-        return iter(self._root.require_group(group).arrays())
+    def _arrays(self, group: str) -> list[tuple[str, zarr.Array[Any]]]:
+        return self._reading(group, lambda: list(self._root.require_group(group).arrays()))
+
+    def _intact(self, counts: list[int]) -> list[int]:
+        return self._reading("", lambda: list(self._draws.intact(counts)))
+
+    def _reading(self, name: str, read: Callable[[], T]) -> T:
+        """What was read; zarr and its codecs raise what they like, and warn of a lost file."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", ZarrUserWarning)
+                return read()
+        except StoreError:
+            raise
+        except Exception as error:
+            where = self.files.path(f"{ZARR}/{name}")
+            raise StoreError(
+                f"{where} is damaged: {type(error).__name__}: {error}; {AGAIN}"
+            ) from error
 
 
 def as_files(store: str | Path | Files) -> Files:

@@ -131,7 +131,7 @@ def test_it_is_written_once_and_read_on_resume(
 ) -> None:
     whole = run(tmp_path / "whole", ds.SerialPool())
     with pytest.raises(ds.RunFailed, match="killed by the script"):
-        run(tmp_path / "run", FlakyPool(1, [13], fatal=True))
+        run(tmp_path / "run", FlakyPool(1, [13], kind="fatal"))
     stored = Trace(tmp_path / "run").constant("gradient_variance")
     assert stored is not None
     assert stored.shape == (5,)
