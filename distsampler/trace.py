@@ -69,13 +69,7 @@ class Trace:
             root.attrs["config"] = config.model_dump_json()
             Draws(root, manifest.variables, config.burn_in).create(config.chains, config.draws)
             root.create_group("constant_data")
-            root.create_array(
-                "n_committed",
-                data=np.zeros(config.chains, np.int64),
-                fill_value=-1,
-                dimension_names=("chain",),
-                **codecs(),
-            )
+            _make_counts(root, [0] * config.chains)
             manifests.write(files, MANIFEST, manifest)
         except OSError as error:
             raise StoreError(f"the store {files} cannot be written: {error}") from error
@@ -230,6 +224,10 @@ class Trace:
 
         def ready() -> None:
             self.files.sweep()
+            try:
+                array_of(self._root, "n_committed")[:]
+            except Exception:  # zarr and its codecs raise what they like
+                _make_counts(self._root, self._committed)
             counts = list(self._committed)
             if self.manifest.kept is not None:  # sealed: what lay beyond was cut off
                 counts = self._counts_to(config.burn_in + self.manifest.kept)
@@ -385,6 +383,17 @@ class Trace:
             raise StoreError(
                 f"{where} is damaged: {type(error).__name__}: {error}; {AGAIN}"
             ) from error
+
+
+def _make_counts(root: zarr.Group, counts: Sequence[int]) -> None:
+    root.create_array(
+        "n_committed",
+        data=np.array(counts, np.int64),
+        fill_value=-1,
+        dimension_names=("chain",),
+        overwrite=True,
+        **codecs(),
+    )
 
 
 def as_files(store: str | Path | Files) -> Files:

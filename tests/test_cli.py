@@ -133,7 +133,7 @@ def test_a_stopped_run_exits_130_diagnoses_as_3_and_goes_on(
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "committed cleanly; go on with" in errors
+    assert f"committed cleanly; go on with: distsampler resume {store}" in errors
     assert "Traceback" not in errors
     counts = json.loads((store / "run.json").read_text())["n_committed"]
     assert 4 < min(counts) <= max(counts) < 1000
@@ -142,11 +142,28 @@ def test_a_stopped_run_exits_130_diagnoses_as_3_and_goes_on(
     refused = command(*words)
     assert refused.returncode == 2
     assert "it holds a run" in refused.stderr
-    again = command(*words, "--resume", "auto", "--quiet")
-    assert again.returncode == 0, again.stderr
+    changed = command("resume", store, "--set", "thin=7")
+    assert changed.returncode == 2
+    assert "config.thin: stored 5, now 7" in changed.stderr
+    for going_on in (["resume", store, "--quiet"], [*words, "--resume", "auto", "--quiet"]):
+        again = command(*going_on)
+        assert again.returncode == 0, again.stderr
     undisturbed, _ = finished
     results = [command("llc", path, "--json").stdout for path in (store, undisturbed)]
     assert results[0] == results[1]
+
+
+def test_a_run_from_python_is_not_resumed_from_the_command_line(tmp_path: Path) -> None:
+    import distsampler as ds
+    from tests.problems import config, regression, squared_error
+
+    store = tmp_path / "run"
+    ds.sample(*regression(), squared_error, config(), store=store, pool=ds.SerialPool(), quiet=True)
+    out = command("resume", store)
+    assert out.returncode == 2
+    assert "started from Python" in out.stderr
+    assert f"distsampler.resume('{store}', model, data, loss)" in out.stderr
+    assert "Traceback" not in out.stderr
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -10,6 +10,7 @@ from distsampler.arrays import WARMUP
 
 def digest(run: ds.Run) -> str:
     """Of every committed value of every chain, warm-up included, and of the estimate."""
+    assert run.inference_data  # which refuses what is damaged
     state = hashlib.blake2b(digest_size=16)
     for variable in run.manifest.variables:
         for prefix in ("", WARMUP):
