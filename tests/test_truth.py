@@ -143,3 +143,14 @@ def test_quadrature_that_cannot_resolve_its_loss_says_so() -> None:
 def test_what_has_no_answer_is_refused(call: object) -> None:
     with pytest.raises(ConfigError, match=r"must|needs"):
         call()
+
+
+def test_the_gradient_of_a_deep_linear_net_is_that_of_autograd() -> None:
+    source = torch.Generator().manual_seed(0)
+    shapes = [(3, 2), (1, 3), (4, 1), (2, 4)]
+    layers = [torch.randn(5, *s, dtype=torch.float64, generator=source) for s in shapes]
+    net = truth.DeepLinear(tuple(w[0] + 1 for w in layers), t=3.0)
+    leaves = [w.requires_grad_() for w in layers]
+    loss, slopes = net.gradient(leaves)
+    torch.testing.assert_close(net.t * loss, net.tk(leaves))
+    torch.testing.assert_close(slopes, list(torch.autograd.grad(loss.sum(), leaves)))

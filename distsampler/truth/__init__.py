@@ -7,6 +7,9 @@ Three kinds, from the limit to the finite problem:
                   one and two dimensions
 ``gibbs``         the same for deep linear networks of any depth, by a sampler without step size
 
+``copies`` runs any torch optimizer that samples on many copies of such a network at once, and so
+measures its error against Gibbs.
+
 The finite values converge to the limit slowly, ``t E[K] = lambda - (m - 1) / log t + o(1 / log t)``
 (Watanabe 2009, theorem 6.6), so an estimate at finite t is held against the finite value. K is the
 mean excess loss, t the inverse temperature times the number of examples (nbeta), and the posterior
@@ -27,15 +30,16 @@ from distsampler.truth.coefficients import (
     reduced_rank,
     regular,
 )
+from distsampler.truth.copies import sample_copies
 from distsampler.truth.exact import Exact, linear_regression, quadrature
-from distsampler.truth.gibbs import BlockGibbs, DeepLinear, GibbsMean, block_gibbs
+from distsampler.truth.gibbs import BlockGibbs, DeepLinear, ReplicaMean, block_gibbs
 
 __all__ = [
     "BlockGibbs",
     "DeepLinear",
     "Exact",
-    "GibbsMean",
     "LearningCoefficient",
+    "ReplicaMean",
     "block_gibbs",
     "deep_linear",
     "linear_regression",
@@ -43,4 +47,5 @@ __all__ = [
     "quadrature",
     "reduced_rank",
     "regular",
+    "sample_copies",
 ]

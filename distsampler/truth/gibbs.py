@@ -19,6 +19,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -100,21 +101,39 @@ class DeepLinear:
         """
         return self.t * (product(weights) - self.target).square().sum((-2, -1))
 
+    def gradient(self, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """K of some weights, and its gradient ``2 A^T (W_L ... W_1 - T) B^T`` in every layer.
+
+        Args:
+            weights: W_1 .. W_L, each (..., H_s, H_(s-1)), of the anchors' dtype.
+
+        Returns:
+            K, of the weights' leading dimensions, and one tensor shaped like each layer.
+        """
+        below = list(accumulate(weights, lambda b, w: w @ b))
+        error = below[-1] - self.target
+        loss, error = error.square().sum((-2, -1)), 2 * error
+        slopes: list[Tensor] = []
+        for w, b in zip(reversed(weights[1:]), reversed(below[:-1]), strict=True):
+            slopes.append(error @ b.mT)
+            error = w.mT @ error
+        return loss, [error, *reversed(slopes)]
+
 
 def product(weights: Sequence[Tensor]) -> Tensor:
     """The product W_L ... W_1, (..., H_L, H_0)."""
     return reduce(lambda below, w: w @ below, weights)
 
 
-class GibbsMean(NamedTuple):
-    """A mean over replicas, and its standard error from the spread between them."""
+class ReplicaMean(NamedTuple):
+    """t E[K] as a mean over replicas, and its standard error from the spread between them."""
 
     mean: Tensor
-    """t E[K], one for each network."""
+    """One for each network."""
     se: Tensor
 
     @classmethod
-    def over(cls, replicas: Tensor) -> "GibbsMean":
+    def over(cls, replicas: Tensor) -> "ReplicaMean":
         """Of one number a replica, (replicas, ...)."""
         count = len(replicas)
         return cls(replicas.mean(0), replicas.std(0) / math.sqrt(count))
@@ -219,7 +238,7 @@ class BlockGibbs:
 
 def block_gibbs(
     net: DeepLinear, *, replicas: int = 200, sweeps: int = 500, burn_in: int = 200, seed: int = 0
-) -> GibbsMean:
+) -> ReplicaMean:
     """``t E[K]`` of a deep linear network, which is the LLC that a perfect sampler returns.
 
     Args:
@@ -240,4 +259,4 @@ def block_gibbs(
     """
     chains = BlockGibbs(net, replicas, torch.Generator().manual_seed(seed))
     chains.run(burn_in)
-    return GibbsMean.over(chains.run(sweeps))
+    return ReplicaMean.over(chains.run(sweeps))

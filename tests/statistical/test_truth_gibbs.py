@@ -7,19 +7,19 @@ import torch
 from torch import Tensor
 
 from distsampler import truth
-from distsampler.truth import BlockGibbs, DeepLinear, GibbsMean
+from distsampler.truth import BlockGibbs, DeepLinear, ReplicaMean
 from tests.assertions import assert_mean
 
 pytestmark = pytest.mark.statistical
 
 
-def energy(net: DeepLinear, read_at: DeepLinear, **options: int) -> GibbsMean:
+def energy(net: DeepLinear, read_at: DeepLinear, **options: int) -> ReplicaMean:
     """Mean of t K as ``read_at`` has it, over chains that sample ``net``."""
     o = {"replicas": 200, "burn_in": 150, "sweeps": 250, "seed": 0} | options
     chains = BlockGibbs(net, o["replicas"], torch.Generator().manual_seed(o["seed"]))
     chains.run(o["burn_in"])
-    found = GibbsMean.over(chains.run(o["sweeps"]))
-    return GibbsMean(found.mean * read_at.t / net.t, found.se * read_at.t / net.t)
+    found = ReplicaMean.over(chains.run(o["sweeps"]))
+    return ReplicaMean(found.mean * read_at.t / net.t, found.se * read_at.t / net.t)
 
 
 # Widths, rank, t, and the published value with its error. [2,2,2,2] at t = 100 was published
