@@ -116,20 +116,30 @@ class Network:
         self.params = list(self.model.parameters())
         self.anchors = [p.detach().clone() for p in self.params]
         self.init_loss = self.full_loss()
-        self.variance = self._variance()
         self.kappa = self.nbeta * self._largest_curvature() + self.gamma
+        self.variance = self.at_anchor = self._variance()
+
+    def refresh(self, lr: float, times: int = 5) -> None:
+        """Take the gradient's variance where the chain goes: far larger than at a minimum."""
+        found = []
+        for _ in range(times):
+            self.energies(LMSGLD, False, lr, way=1.0, start=bool(found))
+            found.append(self._variance())
+        self.variance = [torch.stack(each).mean(0) for each in zip(*found, strict=True)]
 
     def full_loss(self) -> float:
         """Mean loss over all data, at the present weights."""
         with torch.no_grad():
             return float(self.loss(self.model, self.data).double().mean())
 
-    def heat(self, lr: float) -> Tensor:
-        """Lr nbeta^2 v / (4 m) of every parameter: the heat, as a share of the injected noise."""
-        flat = torch.cat([v.reshape(-1) for v in self.variance])
-        return lr * self.nbeta**2 * flat / (4 * self.batch)
+    def heat(self, lr: float, variance: list[Tensor]) -> str:
+        """The heat lr nbeta^2 v / (4 m), as a share of the injected noise, in words."""
+        flat = torch.cat([v.reshape(-1) for v in variance]) * lr * self.nbeta**2 / (4 * self.batch)
+        return f"{flat.mean():.2g} in the mean and {flat.max():.2g} at most"
 
-    def energies(self, kind: Kind, corrected: bool, lr: float, way: float) -> Tensor:
+    def energies(
+        self, kind: Kind, corrected: bool, lr: float, way: float, start: bool = False
+    ) -> Tensor:
         """Nbeta times the excess loss over all data, along a chain.
 
         Args:
@@ -137,13 +147,15 @@ class Network:
             corrected: Whether its noise is.
             lr: Step size.
             way: Length in units of the slowest relaxation, 2 / (lr gamma); five are burnt in.
+            start: Go on from the present weights, instead of from w*.
         """
-        with torch.no_grad():
-            for p, anchor in zip(self.params, self.anchors, strict=True):
-                p.copy_(anchor)
+        if not start:
+            with torch.no_grad():
+                torch._foreach_copy_(self.params, self.anchors)
         options = {"gradient_variance": self.variance, "batch_size": self.batch}
+        group = {"params": self.params, "anchors": self.anchors}
         chain = kind(
-            self.params,
+            [group],
             lr,
             nbeta=self.nbeta,
             localization=self.gamma,
@@ -199,19 +211,23 @@ def network_cells(way: float, say: Callable[[str], None]) -> list[Cell]:
     """The table around the demo's network."""
     net = Network(batch=64)
     step = 1 / net.kappa
-    heat = net.heat(SHARES[0] * step)
-    exact, se = blocked(net.energies(LMSGLD, True, SHARES[0] / 10 * step, 3 * way))
+    lr = SHARES[0] * step
+    net.refresh(lr)
     say(
         f"demo's network: kappa_max {net.kappa:.0f}; heat at {SHARES[0]} / kappa_max, as a share "
-        f"of the injected noise, {heat.mean():.3f} in the mean, {heat.max():.2f} at most; LLC "
-        f"{exact:.3f} ± {se:.3f} at a tenth of that step"
+        f"of the injected noise: {net.heat(lr, net.at_anchor)} at w*, {net.heat(lr, net.variance)} "
+        "along a chain, whose variances are used"
     )
+    exact, se = blocked(net.energies(LMSGLD, True, lr / 10, 3 * way))
+    say(f"LLC {exact:.3f} ± {se:.3f} at a tenth of that step (LMSGLD, corrected)\n")
     cells = []
     for kind, corrected, share in settings():
         mean, error = blocked(net.energies(kind, corrected, share * step, way))
         ratio = mean / exact
         both = ratio * math.hypot(error / mean, se / exact)
         cells.append(Cell(kind.__name__, corrected, share, ratio - 1, both, None))
+        say(f"{kind.__name__}, corrected {corrected}, {share}: {mean:.3f} ± {error:.3f}")
+    say("")
     return cells
 
 
@@ -233,12 +249,13 @@ def _entry(cell: Cell) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", action="store_true", help="the demo's network as well")
+    parser.add_argument("--only-network", action="store_true", help="that alone")
     parser.add_argument("--quick", action="store_true", help="a quarter of the draws")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    print(markdown(quadratic_cells(10 if given.quick else 40)), flush=True)
-    if given.network:
-        print(flush=True)
+    if not given.only_network:
+        print(markdown(quadratic_cells(10 if given.quick else 40)) + "\n", flush=True)
+    if given.network or given.only_network:
         cells = network_cells(100 if given.quick else 400, lambda text: print(text, flush=True))
         print(markdown(cells))
 
