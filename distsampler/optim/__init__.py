@@ -19,8 +19,8 @@ name           dynamics                             bias                        
 ============== ==================================== ============================ ==============
 sgld           overdamped Langevin                  lr kappa / 4                 1 (w*)
 lmsgld         the same, two noises averaged        none                         2
-rmsprop_sgld   sgld, a step size per coordinate     lr P kappa / 4, once frozen  2
-adam_sgld      rmsprop_sgld with a mean gradient    (1+beta1)/(1-beta1) times it 3
+rmsprop_sgld   sgld, a step size per coordinate     lr P kappa / 4, once frozen  3
+adam_sgld      rmsprop_sgld with a mean gradient    (1+beta1)/(1-beta1) times it 4
 sghmc          Langevin with momentum               lr kappa / 4                 2
 sgnht          sghmc with an adaptive friction      A / 2; "badodab": none       2
 mala           sgld, accepted or refused            none; full gradients only    1 and copies

@@ -1,0 +1,262 @@
+"""Block Gibbs sampling for deep linear networks: the posterior without a step size.
+
+Given all other layers, a layer of ``y = W_L ... W_1 x`` is a linear regression, whose posterior is
+Gaussian and can be drawn from. With A the product above layer s, B the product below and T the
+true map, U = t |A W B - T|^2 + gamma/2 |W - W*|^2 has
+
+    ``precision = 2 t (A^T A) (x) (B B^T) + gamma I``,
+    ``mean = precision^-1 (2 t A^T T B^T + gamma W*)``,
+
+which the eigenvectors of ``A^T A`` and ``B B^T`` make diagonal.
+
+Neighbouring layers W, V may also trade a matrix, (W G, G^-1 V): the product stays as it is. Along
+that orbit the Gaussian draws take steps of 1 / sqrt(t) only, so it gets a move of its own: G is
+proposed at random and accepted after Metropolis and Hastings. The Jacobian is ``|det G|`` to the
+rows of W less the columns of V.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from distsampler.errors import ConfigError
+
+STRIDES = (1e-2, 1.0)  # log-uniform standard deviations of log G
+
+
+@dataclass(frozen=True)
+class DeepLinear:
+    """The posterior of a deep linear network around w*.
+
+    ``p(W) ~ exp(-t K - gamma/2 sum_s |W_s - W*_s|^2)``, ``K = |W_L ... W_1 - T|^2`` (the sum of the
+    squares of all entries) and T the product at w*. For inputs of second moment c I and squared
+    error summed over outputs, t is nbeta c.
+
+    Args:
+        anchors: W*_1 .. W*_L, each (..., H_s, H_(s-1)), of one dtype; leading dimensions are
+            several networks.
+        t: Inverse temperature times n, times the second moment of an input.
+        gamma: Localisation, above 0.
+
+    Raises:
+        ConfigError: The layers do not fit onto each other, or t or gamma is not above 0.
+    """
+
+    anchors: tuple[Tensor, ...]
+    t: float
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        fit = all(
+            a.shape[:-2] == b.shape[:-2] and a.shape[-2] == b.shape[-1]
+            for a, b in zip(self.anchors, self.anchors[1:], strict=False)
+        )
+        if not (self.anchors and fit):
+            shapes = [tuple(w.shape) for w in self.anchors]
+            raise ConfigError(
+                f"layers must be (..., H_s, H_(s-1)), the input's first: got {shapes}"
+            )
+        if not (self.t > 0 and self.gamma > 0):
+            raise ConfigError(f"t and gamma must be above 0: got {self.t}, {self.gamma}")
+
+    @classmethod
+    def of_rank(
+        cls, widths: Sequence[int], rank: int, t: float, gamma: float = 1.0
+    ) -> "DeepLinear":
+        """With w* the first ``rank`` unit vectors passed on by every layer, all else 0.
+
+        Args:
+            widths: H_0 .. H_L.
+            rank: Of every layer, and so of the product.
+            t: As for the class.
+            gamma: As for the class.
+        """
+        pairs = zip(widths[1:], widths, strict=False)
+        layers = [torch.zeros(rows, columns, dtype=torch.float64) for rows, columns in pairs]
+        for layer in layers:
+            layer[range(rank), range(rank)] = 1.0
+        return cls(tuple(layers), t, gamma)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """H_0 .. H_L."""
+        return (self.anchors[0].shape[-1], *(w.shape[-2] for w in self.anchors))
+
+    @cached_property
+    def target(self) -> Tensor:
+        """The true map T, (..., H_L, H_0)."""
+        return product(self.anchors)
+
+    def tk(self, weights: Sequence[Tensor]) -> Tensor:
+        """``t K`` of some weights, whose leading dimensions it has.
+
+        Args:
+            weights: W_1 .. W_L, each (..., H_s, H_(s-1)).
+        """
+        return self.t * (product(weights) - self.target).square().sum((-2, -1))
+
+    def gradient(self, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """K of some weights, and its gradient ``2 A^T (W_L ... W_1 - T) B^T`` in every layer.
+
+        Args:
+            weights: W_1 .. W_L, each (..., H_s, H_(s-1)), of the anchors' dtype.
+
+        Returns:
+            K, of the weights' leading dimensions, and one tensor shaped like each layer.
+        """
+        below = list(accumulate(weights, lambda b, w: w @ b))
+        error = below[-1] - self.target
+        loss, error = error.square().sum((-2, -1)), 2 * error
+        slopes: list[Tensor] = []
+        for w, b in zip(reversed(weights[1:]), reversed(below[:-1]), strict=True):
+            slopes.append(error @ b.mT)
+            error = w.mT @ error
+        return loss, [error, *reversed(slopes)]
+
+
+def product(weights: Sequence[Tensor]) -> Tensor:
+    """The product W_L ... W_1, (..., H_L, H_0)."""
+    return reduce(lambda below, w: w @ below, weights)
+
+
+class ReplicaMean(NamedTuple):
+    """t E[K] as a mean over replicas, and its standard error from the spread between them."""
+
+    mean: Tensor
+    """One for each network."""
+    se: Tensor
+
+    @classmethod
+    def over(cls, replicas: Tensor) -> "ReplicaMean":
+        """Of one number a replica, (replicas, ...)."""
+        count = len(replicas)
+        return cls(replicas.mean(0), replicas.std(0) / math.sqrt(count))
+
+
+class BlockGibbs:
+    """Independent Gibbs chains, all moved at once, starting at w*.
+
+    Args:
+        net: One network or several.
+        replicas: Chains of each network.
+        generator: Of all draws.
+
+    Attributes:
+        weights: W_1 .. W_L now, each (replicas, ..., H_s, H_(s-1)), float64.
+    """
+
+    def __init__(self, net: DeepLinear, replicas: int, generator: torch.Generator) -> None:
+        self.net = DeepLinear(tuple(w.double() for w in net.anchors), net.t, net.gamma)
+        self._generator = generator
+        self.weights = [
+            w.expand(replicas, *w.shape).clone(memory_format=torch.contiguous_format)
+            for w in self.net.anchors
+        ]
+
+    def sweep(self) -> None:
+        """Draw every layer once given the others, then every hidden layer's place on its orbit."""
+        above: list[Tensor | None] = [None]
+        for w in reversed(self.weights[1:]):
+            last = above[-1]
+            above.append(w if last is None else last @ w)
+        below: Tensor | None = None
+        for s, a in enumerate(reversed(above)):
+            self.weights[s] = w = self._layer(s, a, below)
+            below = w if below is None else w @ below
+        for s in range(len(self.weights) - 1):
+            self._trade(s)
+
+    def run(self, sweeps: int) -> Tensor:
+        """Sweep.
+
+        Args:
+            sweeps: How often.
+
+        Returns:
+            Means of t K over these sweeps, (replicas, ...).
+        """
+        total = torch.zeros(self.weights[0].shape[:-2], dtype=torch.float64)
+        for _ in range(sweeps):
+            self.sweep()
+            total += self.net.tk(self.weights)
+        return total / sweeps
+
+    def _layer(self, s: int, a: Tensor | None, b: Tensor | None) -> Tensor:
+        """A draw of W_s given the product a above and the product b below (None: identity)."""
+        t, gamma, pull = self.net.t, self.net.gamma, self.net.target
+        w = self.weights[s]
+        if a is not None:
+            pull = a.mT @ pull
+        if b is not None:
+            pull = pull @ b.mT
+        mean = (2 * t * pull + gamma * self.net.anchors[s]).expand_as(w)
+        heights, u = (None, None) if a is None else torch.linalg.eigh(a.mT @ a)
+        widths, v = (None, None) if b is None else torch.linalg.eigh(b @ b.mT)
+        precision = torch.full_like(w, 2 * t)
+        if heights is not None and u is not None:
+            precision *= heights.unsqueeze(-1)
+            mean = u.mT @ mean
+        if widths is not None and v is not None:
+            precision *= widths.unsqueeze(-2)
+            mean = mean @ v
+        precision = precision.clamp_(min=0.0) + gamma
+        drawn = mean / precision + self._normal(w) / precision.sqrt()
+        drawn = drawn if u is None else u @ drawn
+        return drawn if v is None else drawn @ v.mT
+
+    def _trade(self, s: int) -> None:
+        """(W_(s+1), W_s) <- (W_(s+1) G, G^-1 W_s), accepted for each replica by itself."""
+        v, w = self.weights[s], self.weights[s + 1]
+        width = v.shape[-2]
+        low, high = (math.log(x) for x in STRIDES)
+        place = torch.rand((), dtype=torch.float64, generator=self._generator)
+        stride = torch.exp(low + (high - low) * place) / width
+        log_g = stride * self._normal(v.new_empty(*v.shape[:-2], width, width))
+        new_w = w @ torch.linalg.matrix_exp(log_g)
+        new_v = torch.linalg.matrix_exp(-log_g) @ v
+        volume = (w.shape[-2] - v.shape[-1]) * log_g.diagonal(dim1=-2, dim2=-1).sum(-1)
+        gain = self._pull(s, v) - self._pull(s, new_v) + self._pull(s + 1, w)
+        gain = gain - self._pull(s + 1, new_w) + volume
+        coin = torch.rand(gain.shape, dtype=gain.dtype, generator=self._generator)
+        accepted = (coin.log() < gain)[..., None, None]
+        self.weights[s] = torch.where(accepted, new_v, v)
+        self.weights[s + 1] = torch.where(accepted, new_w, w)
+
+    def _pull(self, s: int, w: Tensor) -> Tensor:
+        """``gamma/2 |W_s - W*_s|^2`` of each replica."""
+        return self.net.gamma / 2 * (w - self.net.anchors[s]).square().sum((-2, -1))
+
+    def _normal(self, like: Tensor) -> Tensor:
+        return torch.empty_like(like).normal_(generator=self._generator)
+
+
+def block_gibbs(
+    net: DeepLinear, *, replicas: int = 200, sweeps: int = 500, burn_in: int = 200, seed: int = 0
+) -> ReplicaMean:
+    """``t E[K]`` of a deep linear network, which is the LLC that a perfect sampler returns.
+
+    Args:
+        net: One network or several.
+        replicas: Independent chains of each.
+        sweeps: Kept, of each chain.
+        burn_in: Sweeps before those.
+        seed: Of all draws.
+
+    Returns:
+        Mean and standard error, one for each network.
+
+    Example:
+        >>> net = DeepLinear.of_rank((2, 2, 2), rank=0, t=100.0)
+        >>> found = block_gibbs(net, replicas=50, sweeps=100)
+        >>> bool(abs(found.mean - 1.33) < 5 * found.se)
+        True
+    """
+    chains = BlockGibbs(net, replicas, torch.Generator().manual_seed(seed))
+    chains.run(burn_in)
+    return ReplicaMean.over(chains.run(sweeps))

@@ -1,0 +1,156 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from distsampler import truth
+from distsampler.errors import ConfigError, DistsamplerError
+
+SIZES = range(1, 13)
+
+
+def test_two_formulas_of_two_layers_agree_in_value_and_multiplicity() -> None:
+    cases = 0
+    for m, h, n in itertools.product(SIZES, repeat=3):
+        for r in range(min(m, h, n) + 1):
+            assert truth.deep_linear((m, h, n), r) == truth.reduced_rank(m, h, n, r), (m, h, n, r)
+            cases += 1
+    assert cases == 7_812
+
+
+@pytest.mark.parametrize(
+    ("widths", "rank", "value", "multiplicity"),
+    [
+        ((2, 2, 2), 0, 3 / 2, 1),
+        ((2, 2, 2), 1, 2, 2),
+        ((2, 2, 2), 2, 2, 1),
+        ((2, 2, 2, 2), 0, 3 / 2, 3),
+        ((3, 3, 3, 3), 0, 3, 1),
+        ((3, 3, 3, 3), 1, 4, 3),
+        ((5, 3, 5), 0, 13 / 2, 2),
+        ((5, 4, 5), 2, 21 / 2, 1),
+        ((3, 7), 2, 21 / 2, 1),
+        ((1, 1, 1, 1, 1), 0, 1 / 2, 4),
+    ],
+)
+def test_deep_linear_nets_have_their_published_coefficients(
+    widths: tuple[int, ...], rank: int, value: float, multiplicity: int
+) -> None:
+    assert truth.deep_linear(widths, rank) == (value, multiplicity)
+
+
+def test_a_chain_of_single_weights_is_a_normal_crossing() -> None:
+    for layers in range(1, 8):
+        chain = truth.deep_linear((1,) * (layers + 1), 0)
+        assert chain == truth.normal_crossing((1,) * layers)
+
+
+def test_the_coefficient_does_not_know_the_order_of_the_widths_at_rank_zero() -> None:
+    for widths in itertools.permutations((2, 3, 5, 7)):
+        assert truth.deep_linear(widths, 0) == truth.deep_linear((2, 3, 5, 7), 0)
+
+
+def test_crossings_and_regular_models() -> None:
+    assert truth.normal_crossing((1, 3, 3)) == (1 / 6, 2)
+    assert truth.normal_crossing((2, 0)) == (1 / 4, 1)
+    assert truth.regular(10) == (5, 1)
+
+
+def test_the_expansion_at_finite_t_subtracts_the_multiplicity() -> None:
+    assert truth.LearningCoefficient(1.5, 3).at(math.e**4) == pytest.approx(1.0)
+
+
+def square(w: np.ndarray) -> np.ndarray:
+    return w**2
+
+
+def product(k: int) -> object:
+    return lambda a, b: (a * b) ** (2 * k)
+
+
+@pytest.mark.parametrize(
+    ("loss", "anchor", "t", "published"),
+    [
+        (lambda w: w**4, (0.0,), 579.0, 0.2465),
+        (lambda w: w**4, (0.0,), 1e4, 0.2492),
+        (lambda w: w**6, (0.0,), 579.0, 0.1604),
+        (lambda w: w**6, (0.0,), 1e4, 0.1642),
+        (product(1), (0.0, 0.0), 579.0, 0.3833),
+        (product(1), (0.0, 0.0), 1e4, 0.4123),
+        (product(2), (0.0, 0.0), 579.0, 0.1614),
+        (product(2), (0.0, 0.0), 1e4, 0.1785),
+    ],
+)
+def test_quadrature_reproduces_the_published_values(
+    loss: object, anchor: tuple[float, ...], t: float, published: float
+) -> None:
+    assert truth.quadrature(loss, t, 1.0, anchor).mean == pytest.approx(published, abs=5e-5)
+    for wrong in (
+        truth.quadrature(loss, t / 2, 1.0, anchor),
+        truth.quadrature(loss, t, 2.0, anchor),
+    ):
+        assert wrong.mean != pytest.approx(published, abs=5e-5)
+
+
+def test_quadrature_of_a_product_off_the_origin_agrees_with_the_inner_integral_done_by_hand() -> (
+    None
+):
+    """Given a, b is Gaussian of precision gamma + 2 t a^2: one integral over a is left."""
+    t, gamma = 579.0, 1.0
+    a = np.linspace(-9, 11, 400_001)
+    precision = gamma + 2 * t * a**2
+    density = np.exp(-gamma / 2 * (a - 1) ** 2) / np.sqrt(precision)
+    by_hand = (density * t * a**2 / precision).sum() / density.sum()
+    found = truth.quadrature(product(1), t, gamma, (1.0, 0.0))
+    assert found.mean == pytest.approx(by_hand, rel=1e-6)
+    assert found.mean == pytest.approx(0.3974, abs=5e-5)
+
+
+def test_a_strong_anchor_on_a_regular_point_is_regular() -> None:
+    """At (1, 0) only the second weight is seen once gamma holds the first away from 0."""
+    found = truth.quadrature(product(1), 1e6, 100.0, (1.0, 0.0))
+    assert found.mean == pytest.approx(0.5, rel=1e-3)
+
+
+def test_quadrature_of_a_quadratic_is_the_closed_form() -> None:
+    closed = truth.linear_regression([2.0, 2.0], nbeta=30.0, gamma=3.0)
+    found = truth.quadrature(lambda a, b: a**2 + b**2, 30.0, 3.0)
+    assert found == pytest.approx(closed, rel=1e-6)
+
+
+def test_quadrature_that_cannot_resolve_its_loss_says_so() -> None:
+    with pytest.raises(DistsamplerError, match="must not depend on its points"):
+        truth.quadrature(lambda w: (w - 1) ** 2, 1e9, anchor=(1.0,))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: truth.deep_linear((3,), 0),
+        lambda: truth.deep_linear((3, 2, 3), 3),
+        lambda: truth.reduced_rank(3, 2, 3, 3),
+        lambda: truth.normal_crossing(()),
+        lambda: truth.normal_crossing((0, 0)),
+        lambda: truth.quadrature(square, 1.0, 0.0, (0.0,)),
+        lambda: truth.quadrature(square, 1.0, 1.0, (0.0, 0.0, 0.0)),
+        lambda: truth.DeepLinear((), 1.0),
+        lambda: truth.DeepLinear((torch.zeros(2, 3), torch.zeros(2, 3)), 1.0),
+        lambda: truth.DeepLinear((torch.zeros(2, 3),), 1.0, gamma=0.0),
+    ],
+)
+def test_what_has_no_answer_is_refused(call: object) -> None:
+    with pytest.raises(ConfigError, match=r"must|needs"):
+        call()
+
+
+def test_the_gradient_of_a_deep_linear_net_is_that_of_autograd() -> None:
+    source = torch.Generator().manual_seed(0)
+    shapes = [(3, 2), (1, 3), (4, 1), (2, 4)]
+    layers = [torch.randn(5, *s, dtype=torch.float64, generator=source) for s in shapes]
+    net = truth.DeepLinear(tuple(w[0] + 1 for w in layers), t=3.0)
+    leaves = [w.requires_grad_() for w in layers]
+    loss, slopes = net.gradient(leaves)
+    torch.testing.assert_close(net.t * loss, net.tk(leaves))
+    torch.testing.assert_close(slopes, list(torch.autograd.grad(loss.sum(), leaves)))
