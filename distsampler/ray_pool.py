@@ -201,8 +201,9 @@ class RayPool:
         call, slot.call = slot.call, None
         try:
             value = ray.get(call)
-        except ActorUnavailableError:
+        except ActorUnavailableError as error:
             # The call may or may not have run. If the actor answers, it is asked again.
+            log.info("place %d: %s", place, error)
             slot.probe = slot.probe or slot.actor.ping.remote()
             slot.resident.clear()
             return None
@@ -274,14 +275,15 @@ class RayPool:
         return "infrastructure" if slot.ready else "start"
 
     def _elsewhere(self, place: int) -> dict[str, Any]:
-        """Keeps a place away from nodes that were lost or go away, where there is another."""
+        """Keeps a place away from nodes that it was lost on or go away, if another has room."""
         avoided = {*self._drained, self._left.get(place, "")} - {""}
-        labels = self._options.get("label_selector", {})
-        request = {"CPU": self._options["num_cpus"], "GPU": self._options["num_gpus"]}
-        others = [n for n in ray.nodes() if n["Alive"] and n["NodeID"] not in avoided]
-        if not avoided or not any(_holds(node, request, labels) for node in others):
+        if not avoided:
             return {}
-        return {"label_selector": {**labels, NODE_LABEL: f"!in({','.join(sorted(avoided))})"}}
+        labels = self._options.get("label_selector", {})
+        return {
+            "label_selector": {**labels, NODE_LABEL: f"!in({','.join(sorted(avoided))})"},
+            "fallback_strategy": [{"label_selector": labels}],
+        }
 
     def _end(self, slot: _Slot) -> None:
         with contextlib.suppress(Exception):  # it may be gone already
