@@ -54,8 +54,8 @@ def sample(
 ) -> ds.Run:  # fmt: skip
     """The run; what is given here changes none of its bits, but for draws."""
     model, data = regression()
-    defaults = {"chains": CHAINS, "draws": 900, "burn_in": 100, "thin": 2, "commit_seconds": 0.2}
-    placement = ds.PlacementConfig(**{"block": 3, **fields.pop("placement", {})})
+    defaults = {"chains": CHAINS, "draws": 600, "burn_in": 100, "thin": 2, "commit_seconds": 0.2}
+    placement = ds.PlacementConfig(**{"block": 5, **fields.pop("placement", {})})
     settings = config(**{**defaults, **fields, "placement": placement})
     loss = Held(Path(held), seconds, memory)
     return ds.sample(model, data, loss, settings, store=store, pool=pool, resume=resume, quiet=True)
@@ -100,7 +100,7 @@ class DriverProcess:
         trace: TracebackType | None,
     ) -> None:
         self.kill()
-        self._log.close()
+        self.close()
         if error is not None:
             error.add_note(self.said())
 
@@ -110,6 +110,10 @@ class DriverProcess:
         self.process.kill()
         self.process.wait()
         return alive
+
+    def close(self) -> None:
+        """Lets go of what it printed."""
+        self._log.close()
 
     def finish(self, timeout: float = 240) -> None:
         """Waits for a good end."""

@@ -91,7 +91,8 @@ def main(cpus: int) -> None:
     from ray._raylet import GcsClient
     from ray.cluster_utils import Cluster
 
-    here = {"node_ip_address": "127.0.0.1", "include_dashboard": False}
+    # Not 127.0.0.1, which ray.init() would take for another name of this machine.
+    here = {"node_ip_address": "127.0.0.2", "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **here})
     nodes = {}
     say(cluster.address)
