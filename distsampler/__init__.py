@@ -8,7 +8,8 @@ The way of the data, one direction::
 ``config``       what a run is; ``seeding`` makes randomness a function of (seed, chain, step)
 ``optim``        the samplers: torch optimizers whose step leaves a posterior invariant
 ``replica``      a model to itself, and the ChainSpec: the recipe that travels to the actors
-``anchor``       the loss at w*, over all data once
+``restriction``  which parameters, and by ``masks`` which entries, move
+``anchor``       the loss at w*, over all data once; ``gradient_noise``: its gradient's variance
 ``observables``  what is measured at a draw
 ``chain``        replica + sampler + batch stream; knows nothing of Ray
 ``worker``       what a place does; ``pool`` and ``ray_pool``: the places

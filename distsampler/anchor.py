@@ -1,4 +1,4 @@
-"""The anchor pass: the loss at w*, over all data once, in fixed blocks.
+"""The anchor pass: loss (and, where asked, gradient noise) at w*, over the data, in fixed blocks.
 
 A part is a run of whole blocks, measured anywhere; the blocks are reduced in the order of their
 rows in float64, so that the result's bits do not depend on how many workers took part.
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal, NamedTuple, assert_never
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from distsampler import gradient_noise
 from distsampler.config import RunConfig
 from distsampler.draws import Anchor
 from distsampler.replica import ChainSpec, Replica
@@ -22,40 +24,68 @@ from distsampler.shards import blocks, spread
 PARTS = 8  # of the probe, where the loss gives batch means only
 
 
-@dataclass(frozen=True)
-class AnchorPart:
-    """Losses at w* of the rows start..stop, or (stop == 0) of the probe.
-
-    Args:
-        start: first row.
-        stop: behind the last row.
-        losses: per example, or the mean of each block (of each part of the probe); float64.
-    """
+class Part(NamedTuple):
+    """A piece of the pass: rows of the data, the probe, or batches of the gradient noise."""
 
     start: int
     stop: int
-    losses: NDArray[np.float64]
+    what: Literal["losses", "probe", "gradient noise"] = "losses"
 
 
-def plan(n: int, places: int) -> tuple[tuple[int, int], ...]:
-    """The parts of the pass as (start, stop); (0, 0) is the probe."""
-    return ((0, 0), *spread(blocks(n), places))
+@dataclass(frozen=True)
+class AnchorPart:
+    """What one part of the pass gave.
+
+    Args:
+        part: which.
+        values: losses, per example or the mean of each block (of each part of the probe), float64;
+            or the gradient's variance between examples, an entry each, float32.
+    """
+
+    part: Part
+    values: NDArray[np.float64] | NDArray[np.float32]
 
 
-def measure(replica: Replica, spec: ChainSpec, part: tuple[int, int]) -> AnchorPart:
+def plan(spec: ChainSpec, places: int) -> tuple[Part, ...]:
+    """The parts of the pass."""
+    n, noise = len(spec.rows), list[tuple[int, int]]()
+    if spec.config.sampler.correct_heat:
+        noise = gradient_noise.blocks(len(gradient_noise.batches(spec.config, n)))
+    return (
+        Part(0, 0, "probe"),
+        *(Part(*rows) for rows in spread(blocks(n), places)),
+        *(Part(*batches, "gradient noise") for batches in noise),
+    )
+
+
+def measure(replica: Replica, spec: ChainSpec, part: Part) -> AnchorPart:
     """Measures one part on a replica that is at w*."""
-    start, stop = part
-    if stop == 0:
-        losses = probe_losses(replica, spec, probe_batches(replica, spec))
-        return AnchorPart(start, stop, losses)
-    cut = [(a + start, b + start) for a, b in blocks(stop - start)]
-    return AnchorPart(start, stop, np.concatenate([_block(replica, spec, a, b) for a, b in cut]))
+    start, stop, what = part
+    match what:
+        case "probe":
+            losses = probe_losses(replica, spec, probe_batches(replica, spec))
+            return AnchorPart(part, losses)
+        case "losses":
+            cut = [(a + start, b + start) for a, b in blocks(stop - start)]
+            found = np.concatenate([_block(replica, spec, a, b) for a, b in cut])
+            return AnchorPart(part, found)
+        case "gradient noise":
+            return AnchorPart(part, gradient_noise.measure(replica, spec, start, stop))
+        case _:
+            assert_never(what)
 
 
 def reduce(parts: Iterable[AnchorPart], spec: ChainSpec) -> Anchor:
     """L_n(w*) and what the chains subtract, from all parts."""
-    ordered = sorted(parts, key=lambda part: (part.stop, part.start))
-    probe, losses = ordered[0].losses, np.concatenate([part.losses for part in ordered[1:]])
+    found: dict[str, list[AnchorPart]] = {}
+    for each in sorted(parts, key=lambda each: each.part):
+        found.setdefault(each.part.what, []).append(each)
+    probe = np.asarray(found["probe"][0].values, np.float64)
+    losses = np.concatenate([each.values for each in found["losses"]])
+    noise = [
+        (each.part.start, each.part.stop, np.asarray(each.values, np.float32))
+        for each in found.get("gradient noise", [])
+    ]
     n = len(spec.rows)
     weights = None if spec.per_example else [stop - start for start, stop in blocks(n)]
     return Anchor(
@@ -63,6 +93,7 @@ def reduce(parts: Iterable[AnchorPart], spec: ChainSpec) -> Anchor:
         init_loss=float(np.average(losses, weights=weights)),
         probe_init_loss=float(np.average(probe, weights=probe_weights(spec))),
         probe_losses=probe,
+        gradient_variance=gradient_noise.reduce(noise) if noise else None,
     )
 
 

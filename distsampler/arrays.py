@@ -130,15 +130,8 @@ class Draws:
             self._write(prefix, [piece[1:] for piece in pieces if piece[0] == prefix])
 
     def read(self, group: str, name: str) -> NDArray[Any]:
-        """All values of one variable, beyond what is committed too.
-
-        Raises:
-            StoreError: if a chunk is damaged.
-        """
-        try:
-            return np.asarray(array_of(self._root, f"{group}/{name}")[:])
-        except Exception as error:  # zarr and its codecs raise what they like
-            raise StoreError(f"{self._root.name}{group}/{name} is damaged: {error}") from error
+        """All values of one variable, beyond what is committed too; raises what zarr raises."""
+        return np.asarray(array_of(self._root, f"{group}/{name}")[:])
 
     def resize(self, draws: int) -> None:
         """Cuts the draws after burn-in, or makes room for more."""

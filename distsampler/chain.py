@@ -21,9 +21,13 @@ from distsampler import checkpoint
 from distsampler.draws import Anchor, DrawBlock
 from distsampler.errors import DistsamplerError, WorkFailedError
 from distsampler.observables import Observer, Values, variables
-from distsampler.optim.by_name import build
+from distsampler.optim import Sampler, mala_acceptance
+from distsampler.optim.by_name import Ground, build
+from distsampler.optim.trial import measures_acceptance, needs_closure
 from distsampler.replica import ChainSpec, Replica
-from distsampler.seeding import BatchStream, noise_seed
+from distsampler.seeding import AllRows, BatchStream, noise_seed
+
+GROUND = {"gradient_variance", "optimize_over"}  # of a parameter group: tensors the recipe gives
 
 
 class ChainDiverged(DistsamplerError):
@@ -78,16 +82,20 @@ class Chain:
         if anchors is None:
             anchors = [flat.detach().clone() for flat in self._replica.flats]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the sampler's cautions were given before the run
-            self._sampler: Any = build(
-                config.sampler, self._replica.flats, anchors, spec.nbeta, self._generator
+            # The sampler's cautions were given before the run; shared memory is read-only.
+            warnings.simplefilter("ignore")
+            ground = Ground(
+                self._replica.flats, anchors, self._replica.masks, _variance(self._replica, anchor)
             )
+            self._sampler: Any = build(spec.sampler, config, spec.nbeta, ground, self._generator)
         # A sampler of ours moves without the profiler's mark and the hooks of a public step.
         self._step_sampler = getattr(self._sampler, "move", self._sampler.step)
-        streams = (config.seed, index, len(spec.rows), config.batch_size)
-        self._batches = BatchStream(*streams, epochs=config.batches == "epoch")
+        n, size, epochs = len(spec.rows), config.batch_size, config.batches == "epoch"
+        whole, streams = needs_closure(spec.sampler), (config.seed, index, n, size)
+        self._batches = AllRows(n) if whole else BatchStream(*streams, epochs=epochs)
         # An epoch's own batch is not independent of w_t: its excess loss would be biased.
-        self._readout = None if config.batches != "epoch" else BatchStream(*streams, epochs=False)
+        apart = epochs and size < n
+        self._readout = BatchStream(*streams, epochs=False) if apart else None
         self._observer = Observer(spec, self._replica, anchors, anchor, index)
         self._variables = variables(spec)
         self._draw = 0
@@ -128,9 +136,12 @@ class Chain:
     def state(self) -> bytes:
         """All that the next step depends on, but what the recipe gives."""
         sampler = self._sampler.state_dict()
-        for entry in sampler["state"].values():
-            entry.pop("anchor", None)
-        sampler.pop("generator", None)
+        if isinstance(self._sampler, Sampler):
+            for entry in sampler["state"].values():
+                entry.pop("anchor", None)
+            for group in sampler["param_groups"]:
+                group.update(dict.fromkeys(GROUND & group.keys()))
+            sampler.pop("generator", None)
         return checkpoint.dump(
             {
                 "draw": self._draw,
@@ -148,11 +159,14 @@ class Chain:
         self._draw, self._last_loss = state["draw"], state["last_loss"]
         for flat, saved in zip(self._replica.flats, state["parameters"], strict=True):
             flat.copy_(saved)
-        fresh = self._sampler.state_dict()
-        for key, entry in fresh["state"].items():
-            if "anchor" in entry:
-                state["sampler"]["state"].setdefault(key, {})["anchor"] = entry["anchor"]
-        self._sampler.load_state_dict(fresh | state["sampler"])
+        ground = [
+            {key: group[key] for key in GROUND & group.keys()}
+            for group in self._sampler.param_groups
+        ]
+        self._sampler.load_state_dict(self._sampler.state_dict() | state["sampler"])
+        if isinstance(self._sampler, Sampler):
+            for group, given in zip(self._sampler.param_groups, ground, strict=True):
+                group.update(given)
         self._generator.set_state(state["generator"])
 
     def _sick(self, measured: Values) -> str | None:
@@ -174,7 +188,8 @@ class Chain:
 
     def _step(self, step: int) -> None:
         """Moves once, measuring nothing."""
-        self._move(self._losses(self._batches.indices(step), step))
+        rows = self._batches.indices(step)
+        self._move(self._losses(rows, step), rows, step)
 
     def _measured_step(self, step: int) -> Values:
         """Measures, then moves."""
@@ -186,9 +201,13 @@ class Chain:
             other = self._readout.indices(step)
             with torch.no_grad():
                 values = self._observer.measure(self._losses(other, step), other, step)
-        self._move(losses)
+        if measures_acceptance(self._spec.sampler, self._spec.config):
+            values["acceptance"] = self._move_as_proposal(losses, rows, step)
+        else:
+            self._move(losses, rows, step)
         if self._spec.metrics:
-            values |= {name: float(self._sampler.metrics()[name]) for name in self._spec.metrics}
+            told = {name: float(value) for name, value in self._sampler.metrics().items()}
+            values = {**told, **values}
         return values
 
     def _losses(self, rows: NDArray[np.int64], step: int) -> Tensor:
@@ -203,7 +222,30 @@ class Chain:
                 f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
             ) from None
 
-    def _move(self, losses: Tensor) -> None:
+    def _move(self, losses: Tensor, rows: NDArray[np.int64], step: int) -> None:
         """One step of the sampler along the gradient of the mean loss."""
-        self._replica.gradient(losses)
+        if needs_closure(self._spec.sampler):
+            self._sampler.step(lambda: self._slope(self._losses(rows, step)))
+        else:
+            self._slope(losses)
+            self._step_sampler()
+
+    def _move_as_proposal(self, losses: Tensor, rows: NDArray[np.int64], step: int) -> float:
+        """Moves; with what chance Metropolis would have accepted, at one gradient more."""
+        before = self._sampler.side(self._slope(losses))
         self._step_sampler()
+        after = self._sampler.side(self._slope(self._losses(rows, step)))
+        return float(mala_acceptance(before, after))
+
+    def _slope(self, losses: Tensor) -> Tensor:
+        """The mean loss, 0-d; its gradient is left where the sampler reads it."""
+        self._replica.gradient(losses)
+        return losses.detach().mean()
+
+
+def _variance(replica: Replica, anchor: Anchor) -> list[Tensor] | None:
+    """The gradient variance, as the flat tensors lie; shared memory where it can be."""
+    if anchor.gradient_variance is None:
+        return None
+    whole = torch.from_numpy(anchor.gradient_variance).to(replica.device)
+    return list(torch.split(whole, [flat.numel() for flat in replica.flats]))

@@ -6,10 +6,22 @@ import math
 import warnings
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
+from distsampler import masks
 from distsampler.errors import ConfigError, unknown_name
+
+_MaskField = Annotated[masks.Mask, PlainValidator(masks.Mask.of), PlainSerializer(str)]
 
 
 class _Frozen(BaseModel):
@@ -35,8 +47,11 @@ class SamplerConfig(_Frozen):
 
     Args:
         name: a name of ``distsampler.optim.SAMPLERS``, or ``"package.module:Class"``.
+        correct_heat: inject less noise where minibatches bring some (SGLD, LMSGLD, RMSPropSGLD):
+            the run measures the gradients' variance at w* and hands it to the sampler.
         **options: any option of that class, for example ``lr``, ``localization``, ``nbeta``.
-            ``nbeta`` left out means n / log n.
+            Left out, ``nbeta`` means n / log n, ``freeze_after`` the end of burn-in, ``batch_size``
+            that of the run.
 
     Example:
         >>> SamplerConfig(name="sgld", lr=1e-4, localization=100.0).options
@@ -46,10 +61,11 @@ class SamplerConfig(_Frozen):
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=True)
 
     name: str = "sgld"
+    correct_heat: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options as given, without the name."""
+        """The options of the sampler's class, as given."""
         return dict(self.model_extra or {})
 
 
@@ -107,8 +123,9 @@ class RunConfig(_Frozen):
         batch_size: examples a step.
         batches: minibatches drawn with replacement, or as one permutation an epoch.
         seed: chain c is a function of (seed, c).
-        restrict_to: names or regular expressions of the parameters that move; None: all that
-            require a gradient.
+        restrict_to: names or regular expressions of the parameters that move, or boolean masks by
+            name (tensors, arrays or nested lists; True moves, a parameter not named does not);
+            None: all that require a gradient.
         mode: the model's mode while sampling.
         probe: examples of the fixed evaluation subset that the gate reads.
         device: where a chain runs; "auto": the GPU it was given, else the CPU.
@@ -137,7 +154,7 @@ class RunConfig(_Frozen):
     batch_size: Annotated[int, Field(ge=1)] = 64
     batches: Literal["replacement", "epoch"] = "replacement"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    restrict_to: tuple[str, ...] | None = None
+    restrict_to: tuple[str, ...] | dict[str, _MaskField] | None = None
     mode: Literal["eval", "train"] = "eval"
     probe: Annotated[int, Field(ge=8)] = 256
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -154,8 +171,8 @@ class RunConfig(_Frozen):
 
     @field_validator("restrict_to", mode="before")
     @classmethod
-    def _one_pattern(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
+    def _patterns_or_masks(cls, value: object) -> object:
+        return masks.parse(value)
 
     @model_validator(mode="before")
     @classmethod

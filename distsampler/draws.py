@@ -83,16 +83,19 @@ class DrawBlock:
 
 @dataclass(frozen=True)
 class Anchor:
-    """The loss at w*, measured by the anchor pass.
+    """What the anchor pass measures at w*.
 
     Args:
         losses: per-example losses at w*, shape (n,), float32; None if the loss gives batch means.
         init_loss: L_n(w*), the mean over all data.
         probe_init_loss: the same over the probe's examples.
         probe_losses: the probe's per-example losses (or the means of its eight parts) at w*.
+        gradient_variance: between examples, of each entry that may move, float32; None if not
+            asked for.
     """
 
     losses: NDArray[np.float32] | None
     init_loss: float
     probe_init_loss: float
     probe_losses: NDArray[np.float64]
+    gradient_variance: NDArray[np.float32] | None = None

@@ -103,7 +103,7 @@ class Driver:
             looks(config),
             config.min_chains,
             config.placement.block,
-            anchor.plan(len(self._spec.rows), len(places)),
+            anchor.plan(self._spec, len(places)),
         )
         retired = frozenset(self._trace.manifest.retired)
         anchored = self._anchor is not None

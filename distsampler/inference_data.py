@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 import numpy as np
 import xarray as xr
 
+from distsampler.arrays import missing_in
 from distsampler.draws import Group
 from distsampler.errors import StoreError
-from distsampler.trace import WARMUP, Trace
+from distsampler.trace import AGAIN, CONSTANTS, WARMUP, Trace
 
 if TYPE_CHECKING:
     import arviz
@@ -89,16 +90,11 @@ def _dataset(trace: Trace, stored: str, group: str, chains: list[int], draws: in
     for variable in trace.manifest.variables:
         if variable.group != group:
             continue
-        try:
-            values = trace.read(stored, variable.name)[chains, :draws]
-        except Exception as error:
-            raise StoreError(
-                f"{trace.path}: {stored}/{variable.name} is damaged: {error}"
-            ) from error
-        if values.dtype.kind == "f" and np.isnan(values).any():
+        values = trace.read(stored, variable.name)[chains, :draws]
+        if values.shape[1] < draws or missing_in(values).any():
             raise StoreError(
                 f"{trace.path}: {stored}/{variable.name} lacks draws that were committed: a file "
-                "of the run directory is missing; restore it, or sample again"
+                f"of the run directory is missing or old; {AGAIN}"
             )
         dims = ("chain", "draw", *variable.dims)
         variables[variable.name] = xr.DataArray(
@@ -109,10 +105,10 @@ def _dataset(trace: Trace, stored: str, group: str, chains: list[int], draws: in
 
 
 def _constants(trace: Trace) -> xr.Dataset:
-    anchor = trace.anchor()
+    """Numbers and losses; the gradient variance, as large as the model, stays in the store."""
     arrays: dict[str, object] = dict(trace.facts())
-    if anchor is not None:
-        arrays["probe_losses"] = ("probe", anchor.probe_losses)
-        if anchor.losses is not None:
-            arrays["init_losses"] = ("example", anchor.losses)
+    for name in ("probe_losses", "init_losses"):
+        values = trace.constant(name)
+        if values is not None:
+            arrays[name] = (CONSTANTS[name], values)
     return xr.Dataset(arrays)

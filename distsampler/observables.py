@@ -16,18 +16,40 @@ from torch import Tensor
 
 from distsampler.anchor import PARTS, probe_batches, probe_losses, probe_size, probe_weights
 from distsampler.draws import Anchor, Variable
+from distsampler.errors import ConfigError
 from distsampler.replica import ChainSpec, Replica
 from distsampler.seeding import Stream, generator
 
 PROJECTIONS = 8
 COORDINATES = 4096  # entries of the weights that enter their projections, at most
 
+MEANINGS = {
+    "noise_norm": "|N|, unscaled noise of the step that leaves w_t",
+    "grad_norm": "|g|, minibatch gradient at w_t",
+    "weight_norm": "|w_t|, L2 over the parameters that move",
+    "distance": "|w_t - w*|, L2 over the parameters that move",
+    "localization_loss": "gamma/2 |w_t - w*|^2",
+    "acceptance": "chance that Metropolis would accept the step that leaves w_t",
+    "noise_clipped": "share of entries whose minibatch noise exceeds the noise of a step",
+    "thermostat": "friction after the step that leaves w_t",
+}
+
 Values = dict[str, float | NDArray[np.float64]]
 
 
 def variables(spec: ChainSpec) -> tuple[Variable, ...]:
     """What a draw of this run holds."""
-    own = [Variable(name, "sample_stats", f"{name} of the step") for name in spec.metrics]
+    return (*_measured(spec), *(_told(name, _measured(spec)) for name in spec.metrics))
+
+
+def _told(name: str, measured: Sequence[Variable]) -> Variable:
+    """What the sampler tells: of w_t, or of the step that leaves it."""
+    if name != "distance" and name in [variable.name for variable in measured]:
+        raise ConfigError(f"a sampler's metrics() must not be named like a readout, got {name!r}")
+    return Variable(name, "sample_stats", MEANINGS.get(name, f"{name} of the step behind the draw"))
+
+
+def _measured(spec: ChainSpec) -> tuple[Variable, ...]:
     return (
         Variable("loss", "posterior", "minibatch loss at w_t"),
         Variable("excess_loss", "posterior", "minibatch loss minus the same examples' loss at w*"),
@@ -48,7 +70,6 @@ def variables(spec: ChainSpec) -> tuple[Variable, ...]:
             (PROJECTIONS,),
         ),
         Variable("step", "sample_stats", "steps made before the draw", dtype="int64"),
-        *own,
     )
 
 
@@ -76,7 +97,10 @@ class Observer:
         self._probe = probe_batches(replica, spec)
         self._weights = probe_weights(spec)
         self._onto = _probe_projection(spec)
-        self._picks, self._weight_onto = _weight_projection(spec.config.seed, anchors)
+        self._picks, self._weight_onto = _weight_projection(
+            spec.config.seed,
+            replica.masks or [torch.ones_like(w, dtype=torch.bool) for w in anchors],
+        )
         self._picked = self._pick(anchors)
 
     @torch.no_grad()
@@ -135,17 +159,15 @@ def _probe_projection(spec: ChainSpec) -> NDArray[np.float64]:
     return np.asarray(onto / np.linalg.norm(onto, axis=1, keepdims=True))
 
 
-def _weight_projection(
-    seed: int, tensors: list[Tensor]
-) -> tuple[list[Tensor], NDArray[np.float64]]:
-    """Entries of each tensor, at most 4,096 in all, and a Gaussian matrix over these."""
+def _weight_projection(seed: int, masks: list[Tensor]) -> tuple[list[Tensor], NDArray[np.float64]]:
+    """Entries of each flat tensor that move, at most 4,096 in all, and a Gaussian matrix."""
     rng = generator(seed, Stream.PROJECTIONS)
-    sizes = np.cumsum([0] + [tensor.numel() for tensor in tensors])
-    count = min(COORDINATES, int(sizes[-1]))
-    flat = np.sort(rng.choice(int(sizes[-1]), count, replace=False))
-    cuts = zip(tensors, sizes[:-1], sizes[1:], strict=True)
+    moving = torch.cat([mask.cpu() for mask in masks]).nonzero().numpy()[:, 0]
+    count = min(COORDINATES, len(moving))
+    flat = moving[np.sort(rng.choice(len(moving), count, replace=False))]
+    edges = np.cumsum([0] + [mask.numel() for mask in masks])
     picks = [
-        torch.from_numpy(flat[(flat >= start) & (flat < stop)] - start).to(tensor.device)
-        for tensor, start, stop in cuts
+        torch.from_numpy(flat[(flat >= start) & (flat < stop)] - start).to(mask.device)
+        for mask, start, stop in zip(masks, edges[:-1], edges[1:], strict=True)
     ]
     return picks, rng.standard_normal((PROJECTIONS, count)) / np.sqrt(count)

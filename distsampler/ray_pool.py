@@ -413,6 +413,7 @@ def _send_by_value(spec: ChainSpec) -> None:
     loss = getattr(spec.loss, "func", spec.loss)
     parts = [loss, spec.rows, *spec.model.modules(), *vars(spec.rows).values()]
     names = {getattr(part, "__module__", None) or type(part).__module__ for part in parts}
+    names.add(spec.sampler.__module__)
     for name in {name.partition(".")[0] for name in names} - {"__main__", "builtins"}:
         if name in sys.modules and PathFinder.find_spec(name) is None:
             cloudpickle.register_pickle_by_value(sys.modules[name])

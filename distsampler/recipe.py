@@ -6,11 +6,13 @@ import functools
 import importlib
 import importlib.util
 import sys
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from distsampler.config import RunConfig
@@ -42,7 +44,8 @@ def load(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
     """Reads a YAML file and calls what it names.
 
     ``model`` and ``data`` are called with ``model_kwargs`` and ``data_kwargs`` and give the module
-    and the data; ``loss`` is the function itself, with ``loss_kwargs`` bound to it.
+    and the data; ``loss`` is the function itself, with ``loss_kwargs`` bound to it. A
+    ``restrict_to`` that ends in ".npz" is a file of boolean masks by parameter name.
 
     Args:
         path: of the YAML file.
@@ -62,7 +65,8 @@ def load(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
     for key in fields:
         if key not in RunConfig.model_fields:
             raise ConfigError(f"{path}: {unknown_name('option', str(key), known)}")
-    return resolve(record, RunConfig(**fields))
+    record["restrict_to"] = fields.get("restrict_to")  # a file of masks, of which runs hold digests
+    return resolve(record, RunConfig(**_with_masks(fields, Path(record["folder"]))))
 
 
 def reload(record: dict[str, Any], config: RunConfig, changes: Sequence[str] = ()) -> Recipe:
@@ -71,10 +75,10 @@ def reload(record: dict[str, Any], config: RunConfig, changes: Sequence[str] = (
     Raises:
         ConfigError: if a field cannot be set, or what the file named is gone.
     """
-    fields = config.model_dump(mode="json")
+    fields = {**config.model_dump(mode="json"), "restrict_to": record["restrict_to"]}
     for change in changes:
         _set(fields, change)
-    return resolve(record, RunConfig(**fields) if changes else config)
+    return resolve(record, RunConfig(**_with_masks(fields, Path(record["folder"]))))
 
 
 def resolve(record: dict[str, Any], config: RunConfig) -> Recipe:
@@ -107,6 +111,18 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise ConfigError(f"{path} must hold options as 'key: value', got {type(fields).__name__}")
     return fields
+
+
+def _with_masks(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The fields, with the masks of a file in place of its name."""
+    name = fields.get("restrict_to")
+    if not (isinstance(name, str) and name.endswith(".npz")):
+        return fields
+    try:
+        with np.load(folder / name) as file:
+            return {**fields, "restrict_to": dict(file)}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"restrict_to: {name} must be a file of numpy.savez: {error}") from None
 
 
 def _set(fields: dict[str, Any], change: str) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -16,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from distsampler.config import RunConfig
-from distsampler.errors import ConfigError, unknown_name
+from distsampler.errors import ConfigError
+from distsampler.restriction import flat_masks, selected
 from distsampler.seeding import step_seed
 from distsampler.shards import Rows, map_tensors
 
@@ -35,7 +35,8 @@ class ChainSpec:
         nbeta: inverse temperature times n.
         per_example: whether ``loss`` returns one value per example.
         stochastic: whether ``loss`` draws from torch's global generator (dropout).
-        metrics: names of what the sampler reports of each step.
+        sampler: the class of the optimizer that moves the chain.
+        metrics: names of what is recorded of the step behind each draw.
     """
 
     model: nn.Module
@@ -45,6 +46,7 @@ class ChainSpec:
     nbeta: float
     per_example: bool
     stochastic: bool
+    sampler: type[torch.optim.Optimizer]
     metrics: tuple[str, ...] = ()
 
 
@@ -53,7 +55,7 @@ class Replica:
 
     The parameters that move, and their gradients, are views of one flat tensor (one for each
     dtype): what samples and measures them has one tensor to deal with, however many layers there
-    are.
+    are. ``masks`` has one boolean tensor for each of them, or is None where all entries move.
 
     Args:
         spec: the recipe; its model is copied, and stays as it is.
@@ -67,7 +69,9 @@ class Replica:
         names = selected(self.model, spec.config.restrict_to)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in names)
-        self.flats = _flatten([p for p in self.model.parameters() if p.requires_grad])
+        moving = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.flats = _flatten(list(moving.values()))
+        self.masks = flat_masks(moving, spec.config.restrict_to, self.flats)
         self._buffers = [
             (module, name, buffer)
             for module in self.model.modules()
@@ -143,43 +147,6 @@ def _flatten(parameters: list[nn.Parameter]) -> list[Tensor]:
             start += p.numel()
         flats.append(flat)
     return flats
-
-
-def selected(model: nn.Module, patterns: tuple[str, ...] | None) -> set[str]:
-    """Names of the parameters that move.
-
-    Args:
-        model: the model.
-        patterns: names, or regular expressions that match a whole name; None: all that require a
-            gradient.
-
-    Raises:
-        ConfigError: if the model has no trainable parameter, or a pattern matches none.
-    """
-    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if not names:
-        raise ConfigError(
-            f"the model must have a parameter with requires_grad=True: {type(model).__name__} has "
-            f"{sum(1 for _ in model.parameters())} parameters, none of them trainable"
-        )
-    if patterns is None:
-        return set(names)
-    return {name for pattern in patterns for name in _matching(pattern, names)}
-
-
-def _matching(pattern: str, names: list[str]) -> list[str]:
-    try:
-        matching = [name for name in names if name == pattern or re.fullmatch(pattern, name)]
-    except re.error as error:
-        raise ConfigError(
-            f"restrict_to must hold names or regular expressions: {pattern!r}: {error}"
-        ) from None
-    if not matching:
-        raise ConfigError(
-            "restrict_to must match a trainable parameter: "
-            + unknown_name("pattern", pattern, names)
-        )
-    return matching
 
 
 def inspect_loss(model: nn.Module, rows: Rows, loss: Loss, mode: str) -> tuple[bool, bool]:

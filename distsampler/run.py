@@ -17,7 +17,7 @@ from typing import Any, Literal
 from torch import nn
 from torch.utils.data import DataLoader
 
-from distsampler import diagnostics, inference_data, trace
+from distsampler import diagnostics, gradient_noise, inference_data, trace
 from distsampler.config import RunConfig, optimal_nbeta
 from distsampler.diagnostics import Verdict
 from distsampler.driver import Driver, Observer
@@ -28,10 +28,11 @@ from distsampler.lease import Lease
 from distsampler.live import Reporter
 from distsampler.manifest import Manifest
 from distsampler.observables import variables
-from distsampler.optim import by_name
+from distsampler.optim import by_name, trial
 from distsampler.pool import ChainPool
 from distsampler.recipe import Recipe
-from distsampler.replica import ChainSpec, Loss, inspect_loss, selected
+from distsampler.replica import ChainSpec, Loss, inspect_loss
+from distsampler.restriction import selected
 from distsampler.results import Run
 from distsampler.running import Running
 from distsampler.shards import as_rows
@@ -212,12 +213,35 @@ def prepare(model: nn.Module, data: object, loss: Loss, config: RunConfig) -> Ch
             f"{config.batch_size}"
         )
     selected(model, config.restrict_to)
+    sampler = by_name.resolve(config.sampler.name)
     by_name.signature_options(config.sampler)
     nbeta = config.sampler.options.get("nbeta")
     nbeta = optimal_nbeta(len(rows)) if nbeta is None else nbeta
-    metrics = by_name.check(config.sampler, nbeta)
+    metrics = trial.check(sampler, config, nbeta)
+    if config.sampler.correct_heat:
+        gradient_noise.batches(config, len(rows))
     per_example, stochastic = inspect_loss(model, rows, loss, config.mode)
-    return ChainSpec(model, rows, loss, config, float(nbeta), per_example, stochastic, metrics)
+    if trial.needs_closure(sampler):
+        _check_full(config, len(rows), stochastic)
+    return ChainSpec(
+        model, rows, loss, config, float(nbeta), per_example, stochastic, sampler, metrics
+    )
+
+
+def _check_full(config: RunConfig, n: int, stochastic: bool) -> None:
+    """Sees that a sampler which accepts or refuses its steps does so by the loss of all data."""
+    name = config.sampler.name
+    if config.batch_size != n:
+        raise ConfigError(
+            f"sampler {name!r} accepts or refuses a step by the loss of all data: batch_size must "
+            f"be {n}, the number of examples, got {config.batch_size}; raise it, or use a sampler "
+            "of minibatches, such as 'lmsgld'"
+        )
+    if stochastic:
+        raise ConfigError(
+            f"sampler {name!r} needs a loss that is a function of the weights, and this one draws "
+            f"at random: use mode='eval', got {config.mode!r}"
+        )
 
 
 def _ray_pool(config: RunConfig) -> ChainPool:

@@ -21,6 +21,7 @@ class Stream(IntEnum):
     MODEL = 2
     PROBE = 3
     PROJECTIONS = 4
+    GRADIENT_NOISE = 5
 
 
 def noise_seed(seed: int, chain: int) -> int:
@@ -84,6 +85,21 @@ class BatchStream:
             return order[: shape[0] * shape[1]].reshape(shape)
         drawn: NDArray[np.int64] = rng.integers(0, self._n, shape)
         return drawn
+
+
+class AllRows:
+    """The batches of a chain that takes all data at every step.
+
+    Args:
+        n: examples in the data.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._rows = np.arange(n)
+
+    def indices(self, step: int) -> NDArray[np.int64]:
+        """Every row, in order, shape (n,)."""
+        return self._rows
 
 
 def probe_rows(seed: int, n: int, size: int) -> NDArray[np.int64]:

@@ -28,7 +28,7 @@ from distsampler.manifest import Manifest, Status
 __all__ = ["WARMUP", "Trace", "check_new"]
 MANIFEST, EVENTS, ZARR = "run.json", "events.jsonl", "trace.zarr"
 OURS = {"lease.json", EVENTS, ZARR, "checkpoints"}  # all that a start cut short can leave
-DATASETS = {"probe_losses": ("probe",), "init_losses": ("example",)}
+CONSTANTS = {"probe_losses": "probe", "init_losses": "example", "gradient_variance": "parameter"}
 AGAIN = (
     "restore it from a copy; or continue the run, which computes what is missing again; or delete "
     "the store and sample again: the same seed gives the same bits"
@@ -104,18 +104,22 @@ class Trace:
         return tuple(c for c in range(self.manifest.config.chains) if c not in retired)
 
     def record_facts(self, anchor: Anchor, facts: Mapping[str, float]) -> None:
-        """Writes the anchor pass and the run's numbers, once; the probe's losses last."""
-        arrays: dict[str, Any] = {**facts, "init_loss": anchor.init_loss}
-        arrays["probe_init_loss"] = anchor.probe_init_loss
-        if anchor.losses is not None:
-            arrays["init_losses"] = anchor.losses
-        arrays["probe_losses"] = anchor.probe_losses
-        self._writing(lambda: self._put_constants(arrays))
+        """Writes the anchor pass and the run's numbers, once."""
+        numbers = {
+            **facts,
+            "init_loss": anchor.init_loss,
+            "probe_init_loss": anchor.probe_init_loss,
+            "init_losses": anchor.losses,
+            "gradient_variance": anchor.gradient_variance,
+            "probe_losses": anchor.probe_losses,  # last: where it is, the pass is whole
+        }
+        given = {name: value for name, value in numbers.items() if value is not None}
+        self._writing(lambda: self._put_constants(given))
 
     def facts(self) -> dict[str, float]:
         """The run's numbers: nbeta, n, init_loss, localization ..."""
         return {
-            name: float(self._constant(name, array))
+            name: float(self._read_constant(name, array))
             for name, array in self._arrays("constant_data")
             if array.ndim == 0
         }
@@ -126,17 +130,26 @@ class Trace:
         Raises:
             StoreError: if it is damaged.
         """
-        arrays = dict(self._arrays("constant_data"))
-        if "probe_losses" not in arrays:
+        probe = self.constant("probe_losses")
+        if probe is None:
             return None
-        found = {name: self._constant(name, array) for name, array in arrays.items()}
-        losses = found.get("init_losses")
+        facts = self.facts()
         return Anchor(
-            losses=None if losses is None else losses.astype(np.float32),
-            init_loss=float(found["init_loss"]),
-            probe_init_loss=float(found["probe_init_loss"]),
-            probe_losses=found["probe_losses"].astype(np.float64),
+            losses=self.constant("init_losses"),
+            init_loss=facts["init_loss"],
+            probe_init_loss=facts["probe_init_loss"],
+            probe_losses=probe,
+            gradient_variance=self.constant("gradient_variance"),
         )
+
+    def constant(self, name: str) -> NDArray[Any] | None:
+        """One array of the anchor pass; None where there is none.
+
+        Raises:
+            StoreError: if it is damaged.
+        """
+        arrays = dict(self._arrays("constant_data"))
+        return self._read_constant(name, arrays[name]) if name in arrays else None
 
     def commit(self, blocks: Sequence[DrawBlock]) -> None:
         """Makes blocks durable together: states, then draws, then the counts that make them exist.
@@ -176,10 +189,14 @@ class Trace:
         return tuple(states.newest(self.files, c, n)[0] for c, n in enumerate(self._committed))
 
     def read(self, group: str, name: str) -> NDArray[Any]:
-        """All values of one variable, beyond what is committed too."""
+        """All values of one variable, beyond what is committed too.
+
+        Raises:
+            StoreError: if a chunk is damaged.
+        """
         try:
             return self._draws.read(group, name)
-        except StoreError as error:
+        except Exception as error:  # zarr and its codecs raise what they like
             where = self.files.path(f"{ZARR}/{group}/{name}")
             raise StoreError(f"{where} is damaged: {error}; {AGAIN}") from error
 
@@ -311,12 +328,12 @@ class Trace:
                 name,
                 data=data if data.dtype.kind == "f" else data.astype(np.float64),
                 fill_value=np.nan,
-                dimension_names=DATASETS.get(name, ()),
+                dimension_names=(CONSTANTS[name],) if name in CONSTANTS else (),
                 overwrite=True,
                 **codecs(),
             )
 
-    def _constant(self, name: str, array: zarr.Array[Any]) -> NDArray[Any]:
+    def _read_constant(self, name: str, array: zarr.Array[Any]) -> NDArray[Any]:
         where = self.files.path(f"{ZARR}/constant_data/{name}")
         try:
             values = np.asarray(array[...])

@@ -17,7 +17,7 @@ from enum import StrEnum
 from operator import ge
 from typing import assert_never
 
-from distsampler.anchor import AnchorPart
+from distsampler.anchor import AnchorPart, Part
 from distsampler.chain import ChainDiverged
 from distsampler.diagnostics import Verdict
 from distsampler.draws import DrawBlock
@@ -71,7 +71,7 @@ class Plan:
     looks: tuple[int, ...]
     min_chains: int
     block: int | None
-    parts: tuple[tuple[int, int], ...]
+    parts: tuple[Part, ...]
 
     @property
     def total(self) -> int:
@@ -193,7 +193,7 @@ class State:
     received: tuple[int, ...]
     committed: tuple[int, ...]
     phase: Phase = Phase.STARTING
-    todo: tuple[tuple[int, int], ...] = ()
+    todo: tuple[Part, ...] = ()
     parts: tuple[AnchorPart, ...] = ()
     retired: frozenset[int] = frozenset()
     look: int = 0

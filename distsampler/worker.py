@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from distsampler import states
-from distsampler.anchor import AnchorPart, measure
+from distsampler.anchor import AnchorPart, Part, measure
 from distsampler.chain import Chain, ChainDiverged
 from distsampler.config import RunConfig
 from distsampler.draws import Anchor, DrawBlock, StateFile
@@ -24,9 +24,9 @@ from distsampler.replica import ChainSpec, Replica
 
 @dataclass(frozen=True)
 class AnchorPass:
-    """Measure the loss at w* of the rows (start, stop); (0, 0) is the probe."""
+    """Measure a part of the anchor pass."""
 
-    part: tuple[int, int]
+    part: Part
 
 
 @dataclass(frozen=True)
@@ -129,26 +129,28 @@ class Worker:
 def numerics(config: RunConfig) -> Iterator[None]:
     """Threads and determinism as configured, put back afterwards."""
     threads = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    mode = torch.get_deterministic_debug_mode()
     memory: Any = torch.utils.deterministic
     fill = memory.fill_uninitialized_memory
     torch.set_num_threads(config.threads)
-    torch.use_deterministic_algorithms(config.deterministic)
+    # use_deterministic_algorithms would say the same, and import the whole compiler: two seconds
+    torch.set_deterministic_debug_mode("error" if config.deterministic else "default")
     memory.fill_uninitialized_memory = False  # costs time, finds no bug here
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.set_deterministic_debug_mode(mode)
         memory.fill_uninitialized_memory = fill
 
 
 def _what(work: Work) -> str:
     match work:
-        case AnchorPass(part=(_, 0)):
+        case AnchorPass(part=Part(what="probe")):
             return "the anchor pass over the probe"
-        case AnchorPass(part=(start, stop)):
+        case AnchorPass(part=Part(start, stop, "gradient noise")):
+            return f"the anchor pass over the gradients of batches {start}..{stop}"
+        case AnchorPass(part=Part(start, stop)):
             return f"the anchor pass over rows {start}..{stop}"
         case Advance():
             return f"chain {work.chain} at draws {work.first_draw}..{work.first_draw + work.draws}"

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 import distsampler as ds
 from distsampler.chain import Chain, ChainDiverged
 from distsampler.draws import DrawBlock
+from distsampler.errors import ConfigError
+from distsampler.observables import variables
 from distsampler.run import prepare
 from tests.problems import anchored, chain, config, mean_squared_error, regression, squared_error
 
@@ -210,3 +213,181 @@ def test_norms_that_the_sampler_is_asked_for_are_recorded() -> None:
     block = chain(sampler=sampler).advance(3)
     assert {"grad_norm", "noise_norm"} <= set(block.values)
     assert np.all(block.values["noise_norm"] > 0)
+
+
+@pytest.mark.parametrize("sampler", ["sgld", "sgnht"])
+def test_each_norm_is_recorded_and_belongs_to_its_draw(sampler: str) -> None:
+    norms = ("noise_norm", "grad_norm", "weight_norm", "distance")
+    asked = {name: True for name in norms if (sampler, name) != ("sgnht", "noise_norm")}
+    chosen = ds.SamplerConfig(name=sampler, lr=1e-4, localization=3.0, save_noise=True, **asked)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of SGNHT's noise
+        walker = chain(sampler=chosen, thin=1)
+    stats = {v.name for v in variables(walker._spec) if v.group == "sample_stats"}
+    assert stats >= set(asked)
+    walker.advance(9)
+    flat = walker._replica.flats[0].detach().clone()
+    rows = walker._batches.indices(9)
+    model, (x, y) = regression()
+    start = model.weight.detach().view(-1).clone()
+    with torch.no_grad():
+        model.weight.copy_(flat.view(1, 5))
+    squared_error(model, (x[rows], y[rows])).mean().backward()
+    block = walker.advance(1)
+    assert block.values["grad_norm"][0] == pytest.approx(model.weight.grad.norm().item(), rel=1e-5)
+    assert block.values["weight_norm"][0] == pytest.approx(flat.norm().item(), rel=1e-5)
+    assert block.values["distance"][0] == pytest.approx((flat - start).norm().item(), rel=1e-5)
+    if "noise_norm" in asked:
+        noise = walker._sampler.noise[0][0].norm().item()
+        assert block.values["noise_norm"][0] == pytest.approx(noise, rel=1e-5)
+
+
+def potential(w: Tensor, batch: Any, nbeta: float, gamma: float, anchor: Tensor) -> Tensor:
+    x, y = batch
+    return nbeta * (x @ w - y[:, 0]).square().mean() + gamma / 2 * (w - anchor).square().sum()
+
+
+def test_the_acceptance_of_a_step_is_that_of_metropolis_on_its_own_batch() -> None:
+    """Against a plain float64 computation from the weights on both sides."""
+    lr, nbeta, gamma = 4e-3, 30.0, 10.0
+    chosen = ds.SamplerConfig(lr=lr, nbeta=nbeta, localization=gamma, save_mala_vars=True)
+    walker = chain(sampler=chosen, thin=1)
+    anchor = walker._replica.flats[0].detach().double().clone()
+    x, y = (part.double() for part in regression()[1])
+    found, expected = [], []
+    for step in range(30):
+        before = walker._replica.flats[0].detach().double().requires_grad_()
+        found.append(walker.advance(1).values["acceptance"][0])
+        after = walker._replica.flats[0].detach().double().requires_grad_()
+        rows = walker._batches.indices(step)
+        u = [potential(w, (x[rows], y[rows]), nbeta, gamma, anchor) for w in (before, after)]
+        ahead, back = (
+            torch.autograd.grad(v, w)[0] for v, w in zip(u, (before, after), strict=True)
+        )
+        forth = (after - before + lr / 2 * ahead).square().sum()
+        return_ = (before - after + lr / 2 * back).square().sum()
+        log = u[0] - u[1] + (forth - return_) / (2 * lr)
+        expected.append(min(1.0, log.exp().item()))
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert min(expected) < 0.9
+    assert max(expected) == 1.0
+
+
+def test_an_acceptance_costs_one_gradient_a_draw_and_changes_no_bit() -> None:
+    calls = []
+
+    def counted(model: nn.Module, batch: Any) -> Tensor:
+        losses = squared_error(model, batch)
+        calls.append(losses.requires_grad)
+        return losses
+
+    blocks, costs = [], []
+    for asked in (False, True):
+        chosen = ds.SamplerConfig(lr=1e-3, localization=10.0, save_mala_vars=asked)
+        walker = chain(loss=counted, sampler=chosen)
+        calls.clear()
+        blocks.append(walker.advance(10))
+        costs.append(sum(calls))
+    assert costs == [30, 40]
+    assert all(np.array_equal(v, blocks[1].values[k]) for k, v in blocks[0].values.items())
+
+
+@pytest.mark.parametrize(
+    "option", [{"bounding_box_size": 1.0}, {"noise_level": 0.5}, {"correct_heat": True}]
+)
+@pytest.mark.filterwarnings("ignore:noise_level")
+def test_an_acceptance_is_refused_where_the_step_is_no_proposal(option: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="a MALA acceptance needs plain Langevin steps"):
+        chain(sampler=ds.SamplerConfig(lr=1e-3, save_mala_vars=True, **option))
+
+
+def test_sgnht_warns_of_an_acceptance_and_records_none() -> None:
+    with pytest.warns(UserWarning, match="use SGLD for that diagnostic"):
+        walker = chain(sampler=ds.SamplerConfig(name="sgnht", lr=1e-5, save_mala_vars=True))
+    assert "acceptance" not in walker.advance(1).values
+
+
+@pytest.mark.parametrize("name", ["rmsprop_sgld", "adam_sgld"])
+@pytest.mark.parametrize(("given", "frozen_at"), [({}, 30), ({"freeze_after": 7}, 7)])
+def test_a_preconditioner_is_fixed_from_the_first_kept_draw_on(
+    name: str, given: dict[str, int], frozen_at: int
+) -> None:
+    chosen = ds.SamplerConfig(name=name, lr=1e-4, localization=3.0, **given)
+    walker = chain(sampler=chosen, thin=3, burn_in=10)
+    found = []
+    for _ in range(14):
+        walker.advance(1)
+        (entry,) = walker._sampler.state.values()
+        found.append(entry["square_avg"].clone())
+    (group,) = walker._sampler.param_groups
+    assert (group["freeze_after"], group["adapted"], group["steps"]) == (frozen_at, frozen_at, 42)
+    fixed = -(-frozen_at // 3)  # draws whose steps all adapt, or some
+    assert not torch.equal(found[fixed - 2], found[fixed - 1])
+    assert all(torch.equal(found[fixed - 1], later) for later in found[fixed:])
+
+
+def test_what_adapts_beyond_burn_in_is_refused() -> None:
+    for fields, sentence in (
+        ({"freeze_after": 31}, r"at most burn_in \* thin = 30 steps.*got 31"),
+        ({"burn_in": 0}, "burn_in must be at least 1 draw, got 0"),
+    ):
+        burn_in = fields.pop("burn_in", 10)
+        with pytest.raises(ConfigError, match=sentence):
+            chain(sampler=ds.SamplerConfig(name="rmsprop_sgld", lr=1e-4, **fields), burn_in=burn_in)
+
+
+@pytest.mark.parametrize("name", ["rmsprop_sgld", "adam_sgld", "lmsgld", "sghmc", "mala"])
+def test_every_other_sampler_goes_on_to_the_bit_too(name: str) -> None:
+    size = 300 if name == "mala" else 16
+    chosen = ds.SamplerConfig(name=name, lr=1e-4, localization=3.0)
+    first, other = (chain(sampler=chosen, batch_size=size) for _ in range(2))
+    other.restore(first.advance(6).state)  # amid burn-in, where preconditioners still adapt
+    assert_same(first.advance(9), other.advance(9))
+
+
+def test_mala_takes_all_data_and_records_its_acceptance() -> None:
+    chosen = ds.SamplerConfig(name="mala", lr=3e-3, localization=3.0)
+    block = chain(sampler=chosen, batch_size=300, thin=1).advance(40)
+    assert 0 < block.values["acceptance"].min() < 0.99
+    refused = np.diff(block.values["distance"]) == 0
+    assert 0 < refused.sum() < 39
+    full = block.values["excess_loss"]
+    assert np.all(full >= -1e-6)  # of all data, at whose minimum the chain began
+
+
+def test_mala_without_all_data_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"batch_size must be 300, .* got 16.*'lmsgld'"):
+        chain(sampler=ds.SamplerConfig(name="mala", lr=1e-3))
+    mala = ds.SamplerConfig(name="mala", lr=1e-3)
+    drops_out = config(sampler=mala, batch_size=300, mode="train")
+    with pytest.raises(ConfigError, match="needs a loss that is a function of the weights"):
+        prepare(Net(), regression()[1], squared_error, drops_out)
+
+
+@pytest.mark.statistical
+def test_mala_is_exact_where_sgld_is_not() -> None:
+    """1/2 sum nbeta h / (nbeta h + gamma) on a linear regression, at a step of 1 / kappa_max."""
+    _, (x, _) = regression()
+    nbeta, gamma = 30.0, 10.0
+    h = torch.linalg.eigvalsh(2 * x.double().T @ x.double() / 300)
+    lr = 1 / float(nbeta * h.max() + gamma)
+    exact = float((nbeta * h / (nbeta * h + gamma)).sum() / 2)
+    for name, passes in (("mala", True), ("sgld", False)):
+        chosen = ds.SamplerConfig(name=name, lr=lr, nbeta=nbeta, localization=gamma)
+        fields = {"sampler": chosen, "batch_size": 300, "batches": "epoch", "chains": 16, "thin": 4}
+        model, data = regression()
+        spec = prepare(model, data, squared_error, config(**fields))
+        anchor = anchored(spec)
+        found = [
+            nbeta * Chain(spec, index, anchor).advance(70).values["excess_loss"][10:].mean()
+            for index in range(16)
+        ]
+        mean, error = np.mean(found), np.std(found, ddof=1) / 4
+        assert error < 0.05 * exact
+        assert (abs(mean - exact) < 5 * error) == passes, (name, mean, exact, error)
+
+
+def test_a_batch_of_all_data_is_its_own_readout() -> None:
+    walker = chain(batches="epoch", batch_size=300, thin=1)
+    assert walker._readout is None
+    assert walker.advance(1).values["excess_loss"][0] == pytest.approx(0.0, abs=1e-6)

@@ -4,6 +4,8 @@ import copy
 import inspect
 import math
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -296,3 +298,15 @@ def test_a_stream_from_another_kind_of_device_becomes_a_new_one_derived_from_it(
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
     assert not torch.equal(draws[0], torch.randn(4, generator=generator()))
+
+
+def test_a_sampler_does_not_drag_in_the_compiler() -> None:
+    code = """
+import sys, warnings, torch, distsampler as ds
+sampler = ds.SGLD([torch.zeros(3, requires_grad=True)], lr=0.1, nbeta=2.0)
+sampler.step()
+sampler.load_state_dict(sampler.state_dict())
+print("torch._dynamo" in sys.modules)
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"

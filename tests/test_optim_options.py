@@ -1,5 +1,6 @@
 """One row an option: what it changes, measured."""
 
+import inspect
 import math
 from collections.abc import Callable
 
@@ -8,7 +9,17 @@ import torch
 from torch import Tensor
 
 from distsampler.errors import ConfigError
-from distsampler.optim import LMSGLD, MALA, SAMPLERS, SGLD, SGNHT, RMSPropSGLD, Sampler
+from distsampler.optim import (
+    LMSGLD,
+    MALA,
+    SAMPLERS,
+    SGHMC,
+    SGLD,
+    SGNHT,
+    AdamSGLD,
+    RMSPropSGLD,
+    Sampler,
+)
 
 D = 4_000
 
@@ -249,6 +260,62 @@ def sgnht_save_mala_vars() -> None:
     close(sampler.drift[0][0], 32.0)
 
 
+def sgnht_norms() -> None:
+    sampler, p = fresh(SGNHT, 2.0, noise_norm=True, grad_norm=True, weight_norm=True, distance=True)
+    p.data.fill_(2.5)
+    step(sampler, p, 3.0)
+    root = math.sqrt(D)
+    found = {name: float(value) / root for name, value in sampler.metrics().items()}
+    assert found.pop("noise_norm") == pytest.approx(1.0, rel=5 / math.sqrt(2 * D))
+    del found["thermostat"]
+    assert found == pytest.approx({"grad_norm": 3.0, "weight_norm": 2.5, "distance": 0.5}, rel=1e-5)
+
+
+def sghmc_friction() -> None:
+    for friction in (0.1, 0.4):
+        sampler, p = fresh(SGHMC, friction=friction)
+        sampler._current_plans()
+        sampler.state[p]["momentum"].fill_(1.0)
+        move = step(sampler, p, None)
+        spread(move - (1 - friction), math.sqrt(2 * 1e-2 * friction))
+
+
+def adaptive(make: type[Sampler], **options: object) -> list[Tensor]:
+    """Two steps without noise, along gradients 3 and 1."""
+    chosen = {"beta2": 0.5, "stability": 0.1, "freeze_after": 5, **options}
+    sampler, p = fresh(make, noise_level=0.0, **chosen)
+    return [step(sampler, p, gradient) for gradient in (3.0, 1.0)]
+
+
+def rmsprop_sgld_beta2() -> None:
+    first, second = adaptive(RMSPropSGLD)
+    close(first, -0.005 * 10 * 3 / (3 + 0.1))
+    close(second, -0.005 * 10 / (math.sqrt((0.25 * 9 + 0.5) / 0.75) + 0.1))
+    close(adaptive(RMSPropSGLD, beta2=0.0)[1], -0.005 * 10 / 1.1)
+
+
+def rmsprop_sgld_stability() -> None:
+    close(adaptive(RMSPropSGLD, stability=2.0)[0], -0.005 * 10 * 3 / (3 + 2))
+
+
+def rmsprop_sgld_freeze_after() -> None:
+    close(adaptive(RMSPropSGLD, freeze_after=1)[1], -0.005 * 10 / (3 + 0.1))
+
+
+def adam_sgld_beta1() -> None:
+    mean = (0.25 * 3 + 0.5) / 0.75
+    close(adaptive(AdamSGLD, beta1=0.5, beta2=0.0)[1], -0.005 * 10 * mean / 1.1)
+    close(adaptive(AdamSGLD, beta1=0.0, beta2=0.0)[1], -0.005 * 10 / 1.1)
+
+
+def lmsgld_preconditioner() -> None:
+    scale = torch.where(torch.arange(D) < D // 2, 1.0, 4.0)
+    sampler, p = fresh(LMSGLD, noise_level=0.0, preconditioner=[scale])
+    torch.testing.assert_close(step(sampler, p, 3.0), -0.005 * 10 * 3 * scale)
+    sampler, p = fresh(LMSGLD, preconditioner=[scale])
+    spread(step(sampler, p, None)[D // 2 :], math.sqrt(1e-2 * 4 / 2))
+
+
 ROWS = [
     lr,
     noise_level,
@@ -278,6 +345,13 @@ ROWS = [
     sgnht_scheme,
     sgnht_save_noise,
     sgnht_save_mala_vars,
+    sgnht_norms,
+    sghmc_friction,
+    rmsprop_sgld_beta2,
+    rmsprop_sgld_stability,
+    rmsprop_sgld_freeze_after,
+    adam_sgld_beta1,
+    lmsgld_preconditioner,
 ]
 
 
@@ -285,6 +359,15 @@ ROWS = [
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.__name__)
 def test_an_option_does_what_it_says(row: Callable[[], None]) -> None:
     row()
+
+
+@pytest.mark.parametrize("name", list(SAMPLERS))
+def test_every_option_has_a_row(name: str) -> None:
+    """One of its own, or that of the sampler which shares the code."""
+    rows = {row.__name__ for row in ROWS}
+    options = set(inspect.signature(SAMPLERS[name]).parameters) - {"params"}
+    ends = {option for option in options if any(row.endswith(f"_{option}") for row in rows)}
+    assert options - rows - ends == set()
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,12 @@ import torch
 import typer
 from torch import nn
 
+import distsampler as ds
 from distsampler import recipe
 from distsampler.cli import app
+from tests.problems import config
+from tests.test_pools import assert_same
+from tests.test_trial import both
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -37,6 +41,23 @@ def test_the_python_of_the_readme_runs(
     assert (tmp_path / "runs/digits/run.json").exists()
 
 
+@pytest.mark.ray
+def test_the_sampler_of_the_readme_runs_and_its_bits_are_those_of_one_process(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = re.findall(r"```python\n# my_samplers.py\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "my_samplers.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (name,) = re.findall(r'SamplerConfig\((name="my_samplers.*?)\)`', README)
+    sampler = eval(f"ds.SamplerConfig({name})", {"ds": ds})
+    there = {"env_vars": {"PYTHONPATH": f"{tmp_path}:{ROOT}"}}
+    placement = ds.PlacementConfig(cpus_per_chain=0.5, runtime_env=there)
+    serial, ray = both(config(sampler=sampler, placement=placement), tmp_path)
+    assert_same(ray, serial)
+    steps = ray.inference_data["sample_stats"]["steps"].values
+    assert steps.tolist() == [list(range(33, 153, 3))] * 2
+
+
 def test_the_command_lines_of_the_readme_are_understood() -> None:
     lines = re.findall(r"^    (distsampler .*?)(?:\s+#.*)?$", README, re.MULTILINE)
     assert len(lines) >= 4
@@ -55,9 +76,9 @@ def test_files_that_the_readme_names_exist() -> None:
         assert (ROOT / path).exists(), path
 
 
-def test_the_demos_config_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = recipe.load(
+def test_the_demos_config_is_one() -> None:
+    found = recipe.load(
         ROOT / "scripts/mnist.yaml",
         ["model=tests.user_code:model", "data=tests.user_code:data", "loss=tests.user_code:loss"],
     ).config
-    assert config.chains == 4
+    assert found.chains == 4

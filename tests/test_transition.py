@@ -52,7 +52,7 @@ def verdict(status: Status) -> Verdict:
 
 def result(work: Work) -> AnchorPart | DrawBlock:
     if isinstance(work, AnchorPass):
-        return AnchorPart(*work.part, np.zeros(1))
+        return AnchorPart(work.part, np.zeros(1))
     return block(work, work.draws)
 
 

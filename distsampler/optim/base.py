@@ -1,5 +1,6 @@
 """What all samplers share: anchors, masks, masters, noise, readings, saved state."""
 
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,14 @@ from distsampler.optim.kernels import Potential
 from distsampler.optim.plan import Chunk, Plan, Point, make_plans
 from distsampler.optim.randomness import continue_stream, fresh_generator
 from distsampler.optim.readings import Readings
+
+
+def _uncompiled(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of torch without its guard against torch.compile, while nobody compiles.
+
+    The guard's first call imports all of torch._dynamo: two seconds of every actor's start.
+    """
+    return method if "torch._dynamo" in sys.modules else getattr(method, "__wrapped__", method)
 
 
 class Sampler(Optimizer):
@@ -60,6 +69,9 @@ class Sampler(Optimizer):
             another device than the generator. It is a ValueError.
     """
 
+    needs_closure = False
+    """Whether a step evaluates loss and gradients itself, and is right with those of all data."""
+
     def __init__(
         self, params: ParamsT, defaults: dict[str, object], generator: torch.Generator | None
     ) -> None:
@@ -104,7 +116,7 @@ class Sampler(Optimizer):
         Raises:
             ConfigError: As for the constructor.
         """
-        super().add_param_group(param_group)
+        _uncompiled(Optimizer.add_param_group)(self, param_group)
         try:
             self._admit(self.param_groups[-1])
         except Exception:
@@ -113,7 +125,7 @@ class Sampler(Optimizer):
 
     def state_dict(self) -> StateDict:
         """The state as torch has it, and the generator's state under ``generator``."""
-        return {**super().state_dict(), "generator": self.generator.get_state()}
+        return {**_uncompiled(Optimizer.state_dict)(self), "generator": self.generator.get_state()}
 
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Continue from a saved state: on the same kind of device, bit for bit.
@@ -134,7 +146,7 @@ class Sampler(Optimizer):
             lambda _: self._restore(final, anchors), prepend=True
         )
         try:
-            super().load_state_dict(state_dict)
+            _uncompiled(Optimizer.load_state_dict)(self, state_dict)
         finally:
             before.remove()
             after.remove()

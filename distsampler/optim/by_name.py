@@ -1,21 +1,47 @@
-"""From a SamplerConfig to an optimizer: the class by its name, its options by its signature."""
+"""From a RunConfig to an optimizer: the class by its name, its options by its signature."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
+from inspect import Parameter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from distsampler.config import SamplerConfig
+from distsampler.config import RunConfig, SamplerConfig
 from distsampler.errors import ConfigError, unknown_name
 from distsampler.optim import SAMPLERS
 from distsampler.optim.base import Sampler
 
 GIVEN = ("self", "params", "generator")  # what the chain gives, so no option
+HEAT = ("gradient_variance", "batch_size")
+TENSORS = {
+    "optimize_over": "give boolean masks by parameter name to restrict_to of the run",
+    "preconditioner": "use the optimizer in a loop of your own, or rmsprop_sgld, which learns one",
+    "gradient_variance": "pass a number, or correct_heat=True, which measures it",
+}
+"""Options that hold a tensor a parameter: a config holds plain values only."""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a chain stands on: one tensor for each dtype of the model's parameters.
+
+    Args:
+        parameters: that move, flat.
+        anchors: w*, shared with whoever else reads it.
+        masks: boolean, True where an entry moves; None: all do.
+        variance: of the gradient between examples; None: not measured.
+    """
+
+    parameters: Sequence[Tensor]
+    anchors: Sequence[Tensor]
+    masks: Sequence[Tensor] | None = None
+    variance: Sequence[Tensor] | None = None
 
 
 def resolve(name: str) -> type[torch.optim.Optimizer]:
@@ -36,8 +62,10 @@ def resolve(name: str) -> type[torch.optim.Optimizer]:
         )
     try:
         found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"sampler.name must be importable, got {name!r}: {error}") from None
+    except Exception as error:  # importing runs the user's code: anything can come
+        raise ConfigError(
+            f"sampler.name must be importable, got {name!r}: {type(error).__name__}: {error}"
+        ) from error
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
         raise ConfigError(f"sampler.name must name a torch.optim.Optimizer, got {name!r}: {found}")
     if "generator" not in inspect.signature(found).parameters:
@@ -57,67 +85,115 @@ def signature_options(config: SamplerConfig) -> dict[str, Any]:
     known = {
         key: parameter.default
         for key, parameter in parameters.items()
-        if key not in GIVEN and parameter.default is not inspect.Parameter.empty
+        if key not in GIVEN
+        and parameter.kind in (Parameter.KEYWORD_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
     }
     for key in config.options:
         if key not in known:
             raise ConfigError(unknown_name(f"option of sampler {config.name!r}", key, known))
-    return known | config.options
+    chosen = known | config.options
+    return {key: value for key, value in chosen.items() if value is not Parameter.empty}
+
+
+def check_options(config: RunConfig) -> None:
+    """Sees that the options can be those of a run.
+
+    Raises:
+        ConfigError: says which cannot, and what to do instead.
+    """
+    sampler = config.sampler
+    known = signature_options(sampler)
+    for name, do in TENSORS.items():
+        value = sampler.options.get(name)
+        if value is not None and not (name in HEAT and isinstance(value, int | float)):
+            raise ConfigError(
+                f"sampler.{name} must be left out of a run, got {type(value).__name__}: {do}"
+            )
+    if sampler.correct_heat:
+        _check_heat(config, known)
+    if isinstance(config.restrict_to, dict) and "optimize_over" not in known:
+        raise ConfigError(
+            f"masks need a sampler with the option optimize_over=, which {sampler.name!r} has not: "
+            "restrict to whole parameters by name, or use another sampler"
+        )
+    if "freeze_after" in known:
+        _check_freeze(config)
+
+
+def _check_heat(config: RunConfig, known: dict[str, Any]) -> None:
+    missing = [name for name in HEAT if name not in known]
+    if missing:
+        raise ConfigError(
+            f"sampler.correct_heat needs a sampler with the options gradient_variance= and "
+            f"batch_size=, which {config.sampler.name!r} has not: use sgld, lmsgld or rmsprop_sgld"
+        )
+    given = [name for name in HEAT if config.sampler.options.get(name) is not None]
+    if given:
+        raise ConfigError(
+            f"sampler.correct_heat supplies {' and '.join(HEAT)}: leave out {' and '.join(given)}"
+        )
+    if config.batches != "replacement":
+        raise ConfigError(
+            "sampler.correct_heat must know the noise of a minibatch: batches must be "
+            f"'replacement', got {config.batches!r}, whose batches are not independent"
+        )
+
+
+def _check_freeze(config: RunConfig) -> None:
+    """Adaptation must be over when the first draw is kept: while it lasts the law is biased."""
+    steps, given = config.burn_in * config.thin, config.sampler.options.get("freeze_after")
+    if steps == 0:
+        raise ConfigError(
+            f"sampler {config.sampler.name!r} adapts until the end of burn-in: burn_in must be at "
+            "least 1 draw, got 0"
+        )
+    if isinstance(given, int) and given > steps:
+        raise ConfigError(
+            f"sampler.freeze_after must be at most burn_in * thin = {steps} steps, or draws are "
+            f"kept from a chain that still adapts, and are biased; got {given}: lower it, raise "
+            "burn_in, or leave it out"
+        )
+
+
+def supplied(config: RunConfig, nbeta: float) -> dict[str, Any]:
+    """The options that the run gives where the user did not: nbeta, freeze_after, batch_size."""
+    known = signature_options(config.sampler)
+    options = {"nbeta": nbeta, "freeze_after": config.burn_in * config.thin}
+    if known.get("gradient_variance") is not None:
+        options["batch_size"] = config.batch_size
+    given = config.sampler.options
+    return {k: v for k, v in options.items() if k in known and given.get(k) is None}
 
 
 def build(
-    config: SamplerConfig,
-    parameters: Sequence[Tensor],
-    anchors: Sequence[Tensor],
+    sampler: type[torch.optim.Optimizer],
+    config: RunConfig,
     nbeta: float,
+    ground: Ground,
     generator: torch.Generator,
 ) -> torch.optim.Optimizer:
-    """The sampler of some parameters.
+    """The sampler of a chain.
 
     Args:
-        config: name and options.
-        parameters: that move.
-        anchors: w*, shared with whoever else reads it.
+        sampler: its class.
+        config: of the run.
         nbeta: inverse temperature times n.
+        ground: what the chain stands on.
         generator: of its noise.
 
     Raises:
         ConfigError: if an option's value is refused.
     """
-    found = resolve(config.name)
-    known = signature_options(config)
-    options: Mapping[str, Any] = config.options | ({"nbeta": nbeta} if "nbeta" in known else {})
-    group: dict[str, Any] = {"params": list(parameters)}
-    if issubclass(found, Sampler):
-        group["anchors"] = list(anchors)
+    options = config.sampler.options | supplied(config, nbeta)
+    group: dict[str, Any] = {"params": list(ground.parameters)}
+    if issubclass(sampler, Sampler):
+        group["anchors"] = list(ground.anchors)
+    if ground.masks is not None:
+        options["optimize_over"] = list(ground.masks)
+    if ground.variance is not None:
+        options |= {"gradient_variance": list(ground.variance), "batch_size": config.batch_size}
     try:
-        return found([group], generator=generator, **options)  # type: ignore[call-arg]
+        return sampler([group], generator=generator, **options)  # type: ignore[call-arg]
     except (TypeError, ValueError) as error:
-        given = ", ".join(f"{key}={value!r}" for key, value in config.options.items())
-        raise ConfigError(f"sampler {config.name!r} refuses ({given}): {error}") from None
-
-
-def check(config: SamplerConfig, nbeta: float) -> tuple[str, ...]:
-    """Builds the sampler once on a parameter of its own and makes a step.
-
-    Returns:
-        Names of what it reports of each step, but the distance, which every draw holds anyway.
-
-    Raises:
-        ConfigError: if the sampler or an option is refused, or it does not step.
-    """
-    if not isinstance(nbeta, int | float):
-        raise ConfigError(
-            f"sampler.nbeta must be a number in a run, got {nbeta!r}: a callable is for the bare "
-            "optimizer"
-        )
-    parameter = torch.zeros(4, requires_grad=True)
-    generator = torch.Generator()
-    sampler = build(config, [parameter], [parameter.detach().clone()], nbeta, generator)
-    parameter.grad = torch.ones(4)
-    before = generator.get_state()
-    sampler.step()
-    if torch.equal(before, generator.get_state()) and config.options.get("noise_level") != 0:
-        raise ConfigError(f"sampler {config.name!r} must draw its noise from generator=")
-    metrics: Callable[[], Mapping[str, Tensor]] = getattr(sampler, "metrics", dict)
-    return tuple(name for name in metrics() if name != "distance")
+        given = ", ".join(f"{key}={value!r}" for key, value in config.sampler.options.items())
+        raise ConfigError(f"sampler {config.sampler.name!r} refuses ({given}): {error}") from None

@@ -44,6 +44,8 @@ class MALA(LangevinProposal):
         >>> loss = sampler.step(closure)
     """
 
+    needs_closure = True
+
     def __init__(
         self,
         params: ParamsT,
