@@ -20,6 +20,7 @@ from tests.faults.nodes import Nodes
 STEP_SECONDS, THIN = 0.1, 2  # a step is slow on purpose, so that there is something to kill
 CALM_SECONDS = 20.0  # at the start, to see how fast the run is when nobody disturbs it
 PAUSE = (1.0, 5.0)  # seconds between two deaths
+PATIENCE = 20.0  # and at most so many more, until the run has recovered from the last
 VICTIMS = {"actor": 6, "node": 2, "driver": 1}  # how often, in proportion
 
 
@@ -46,19 +47,17 @@ class Chaos:
     def pace(self) -> float:
         """Draws a second, undisturbed, from a commit to a commit."""
         until(lambda: len(actors(self.store)) == job.CHAINS and committed(self.store), 300)
-        before, began = committed(self.store), time.monotonic()
-        until(lambda: committed(self.store) > before)
-        before, began = committed(self.store), time.monotonic()
+        before, began = self._next_commit()
         until(lambda: time.monotonic() - began > CALM_SECONDS)
-        after = committed(self.store)
-        until(lambda: committed(self.store) > after)
-        return (committed(self.store) - before) / (time.monotonic() - began)
+        after, ended = self._next_commit()
+        return (after - before) / (ended - began)
 
     def rage(self, seconds: float) -> float:
         """Kills; the draws a second that the run makes none the less."""
         before, began = committed(self.store), time.monotonic()
         while time.monotonic() - began < seconds:
             time.sleep(self._chance.uniform(*PAUSE))
+            self._wait_for_life()
             self._kill(self._chance.choices(list(VICTIMS), list(VICTIMS.values()))[0])
         return (committed(self.store) - before) / (time.monotonic() - began)
 
@@ -72,6 +71,17 @@ class Chaos:
     def stop(self) -> None:
         """Leaves no driver behind."""
         self._driver.kill()
+
+    def _next_commit(self) -> tuple[int, float]:
+        """Draws after it, and its time."""
+        before = committed(self.store)
+        until(lambda: committed(self.store) > before)
+        return committed(self.store), time.monotonic()
+
+    def _wait_for_life(self) -> None:
+        """Gives a run that was hit a moment to commit again; where it is slow, not for ever."""
+        before, deadline = committed(self.store), time.monotonic() + PATIENCE
+        until(lambda: committed(self.store) > before or time.monotonic() > deadline)
 
     def _kill(self, victim: str) -> None:
         if self._driver.process.poll() is not None:

@@ -56,6 +56,7 @@ class Nodes:
         trace: TracebackType | None,
     ) -> None:
         self._process.communicate()
+        self._log.close()
         shutil.rmtree(self._home, ignore_errors=True)
 
     def restore(self) -> None:
