@@ -22,11 +22,11 @@ import torch
 from ray import cloudpickle
 from ray.exceptions import (
     ActorUnavailableError,
-    ActorUnschedulableError,
-    ObjectLostError,
     OutOfMemoryError,
     RayActorError,
+    RayError,
     RayTaskError,
+    RuntimeEnvSetupError,
 )
 
 from distsampler.config import PlacementConfig
@@ -47,7 +47,6 @@ from distsampler.replica import ChainSpec
 from distsampler.worker import Advance, Work, Worker
 
 log = logging.getLogger(__name__)
-LOSSES = (RayActorError, ActorUnschedulableError, ObjectLostError, OutOfMemoryError)
 SAY_EVERY = 20.0
 SILENCE = 5.0  # seconds of a call before its actor is asked whether it lives
 NODE_LABEL = "ray.io/node-id"
@@ -179,7 +178,7 @@ class RayPool:
         if ready:
             ready, _ = ray.wait(both, num_returns=len(both), timeout=0)
         events = [self._collect(calls[call]) for call in ready if call in calls]
-        events += [self._answered(probes[call]) for call in ready if call in probes]
+        events += [self._answered(probes[call], call) for call in ready if call in probes]
         found = [event for event in events if event is not None]
         return [*found, *self._overdue(), *self._silent(), *self._draining()]
 
@@ -201,16 +200,15 @@ class RayPool:
         call, slot.call = slot.call, None
         try:
             value = ray.get(call)
-        except ActorUnavailableError:
+        except ActorUnavailableError as error:
             # The call may or may not have run. If the actor answers, it is asked again.
+            log.info("place %d: %s", place, error)
             slot.probe = slot.probe or slot.actor.ping.remote()
             slot.resident.clear()
             return None
-        except LOSSES as error:
+        except RayError as error:
             return self._lose(place, str(error), self._kind(slot, error))
-        except RayTaskError as error:
-            return self._lose(place, str(error), "fatal")
-        slot.heard = time.monotonic()
+        slot.heard, slot.probe = time.monotonic(), None
         if not slot.ready:
             slot.ready, slot.node = True, value["node"]
             self._left.pop(place, None)
@@ -219,15 +217,15 @@ class RayPool:
         done: WorkDone | WorkFailed = replace(value, work=work, incarnation=slot.incarnation)
         return done
 
-    def _answered(self, place: int) -> PlaceLost | None:
+    def _answered(self, place: int, probe: Any) -> PlaceLost | None:  # noqa: ANN401 (of Ray)
         """An actor that was asked whether it lives has said so, or is gone."""
         slot = self._slots.get(place)
-        if slot is None:
-            return None
-        probe, slot.probe = slot.probe, None
+        if slot is None or slot.probe != probe:
+            return None  # it has said so otherwise
+        slot.probe = None
         try:
             ray.get(probe)
-        except LOSSES as error:
+        except RayError as error:
             return self._lose(place, str(error), self._kind(slot, error))
         slot.heard = time.monotonic()
         if slot.call is None and slot.work is not None:
@@ -267,6 +265,8 @@ class RayPool:
         """Whose fault a loss was."""
         if isinstance(error, OutOfMemoryError):
             return "memory"
+        if isinstance(error, RayTaskError | RuntimeEnvSetupError):
+            return "fatal"
         if isinstance(error, RayActorError) and error.actor_init_failed:
             return "fatal"  # what a constructor raised it will raise again
         if slot.node in self._drained or getattr(error, "preempted", False):
@@ -274,14 +274,15 @@ class RayPool:
         return "infrastructure" if slot.ready else "start"
 
     def _elsewhere(self, place: int) -> dict[str, Any]:
-        """Keeps a place away from nodes that were lost or go away, where there is another."""
+        """Keeps a place away from nodes that it was lost on or go away, if another has room."""
         avoided = {*self._drained, self._left.get(place, "")} - {""}
-        labels = self._options.get("label_selector", {})
-        request = {"CPU": self._options["num_cpus"], "GPU": self._options["num_gpus"]}
-        others = [n for n in ray.nodes() if n["Alive"] and n["NodeID"] not in avoided]
-        if not avoided or not any(_holds(node, request, labels) for node in others):
+        if not avoided:
             return {}
-        return {"label_selector": {**labels, NODE_LABEL: f"!in({','.join(sorted(avoided))})"}}
+        labels = self._options.get("label_selector", {})
+        return {
+            "label_selector": {**labels, NODE_LABEL: f"!in({','.join(sorted(avoided))})"},
+            "fallback_strategy": [{"label_selector": labels}],
+        }
 
     def _end(self, slot: _Slot) -> None:
         with contextlib.suppress(Exception):  # it may be gone already
@@ -298,7 +299,8 @@ class RayPool:
     def _lose(self, place: int, reason: str, kind: Loss) -> PlaceLost:
         """Forgets a place."""
         slot = self._slots.pop(place)
-        self._left[place] = slot.node
+        if slot.node:
+            self._left[place] = slot.node
         self._end(slot)
         return PlaceLost(place, reason.strip(), kind, slot.incarnation)
 

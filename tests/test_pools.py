@@ -1,7 +1,6 @@
 """The same bits whatever runs the chains: one process or Ray, few actors or many, killed or not."""
 
 import os
-import signal
 import threading
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 
 import distsampler as ds
 from distsampler.errors import ConfigError, PlacementError
+from tests.assertions import assert_same
 from tests.problems import config, regression, squared_error
 
 pytestmark = pytest.mark.ray
@@ -25,16 +25,6 @@ def run(store: Path, pool: Any = None, **fields: Any) -> ds.Run:
     return ds.sample(
         model, data, squared_error, config(**fields), store=store, pool=pool, quiet=True
     )
-
-
-def assert_same(one: ds.Run, other: ds.Run) -> None:
-    """Two runs hold the same draws, bit for bit, warm-up included."""
-    for group in ("warmup_posterior", "posterior", "sample_stats"):
-        for variable in one.manifest.variables:
-            if group.endswith(variable.group):
-                a, b = (r._trace.read(group, variable.name) for r in (one, other))
-                assert a.size
-                assert np.array_equal(a, b), (group, variable.name)
 
 
 @pytest.fixture(scope="module")
@@ -79,51 +69,6 @@ def test_chain_k_of_four_is_chain_k_of_eight(serial: ds.Run, tmp_path: Path) -> 
         values = [found._trace.read("posterior", name) for found in (serial, eight)]
         assert np.array_equal(values[0], values[1][:4])
         assert not np.array_equal(values[1][:4], values[1][4:])
-
-
-class Slow:
-    """A loss that takes its time, so that there is time to kill it."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-
-    def __call__(self, model: nn.Module, batch: Any) -> torch.Tensor:
-        time.sleep(self.seconds)
-        return squared_error(model, batch)
-
-
-def test_an_actor_that_is_killed_changes_no_bit(
-    ray_cluster: None, serial: ds.Run, tmp_path: Path
-) -> None:
-    model, data = regression()
-    store = tmp_path / "run"
-    settings = config(
-        chains=4,
-        placement=ds.PlacementConfig(cpus_per_chain=1, block=4),
-        commit_seconds=0.2,
-    )
-    killed: list[int] = []
-
-    def kill_one_that_has_committed() -> None:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not killed:
-            time.sleep(0.05)
-            if (store / "run.json").exists():
-                found = ds.open(store)
-                if min(found.manifest.n_committed) >= 8:
-                    killed.append(int(started(found)[2]["pid"]))
-                    os.kill(killed[0], signal.SIGKILL)
-
-    killer = threading.Thread(target=kill_one_that_has_committed)
-    killer.start()
-    found = ds.sample(model, data, Slow(0.04), settings, store=store, quiet=True)
-    killer.join()
-    assert killed
-    (lost,) = [event for event in found.events if event["event"] == "lost"]
-    assert lost["losses"] == 1
-    assert len(started(found)) == 5
-    assert_same(found, serial)
-    assert found.llc("ignore").mean == serial.llc("ignore").mean
 
 
 def test_each_chain_has_a_gpu_of_its_own(ray_cluster: None, tmp_path: Path) -> None:

@@ -1,0 +1,181 @@
+"""A run under fire: whatever is killed, the trace is that of a run that nobody disturbed."""
+
+import argparse
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import distsampler as ds
+from tests.faults import job
+from tests.faults.job import DriverProcess, actors, committed, until
+from tests.faults.nodes import Nodes
+
+STEP_SECONDS, THIN = 0.1, 2  # a step is slow on purpose, so that there is something to kill
+CALM_SECONDS = 20.0  # at the start, to see how fast the run is when nobody disturbs it
+PAUSE = (1.0, 5.0)  # seconds between two deaths
+PATIENCE = 20.0  # and at most so many more, until the run has recovered from the last
+VICTIMS = {"actor": 6, "node": 2, "driver": 1}  # how often, in proportion
+
+
+class Chaos:
+    """A run, its driver, and who kills them.
+
+    Args:
+        folder: for the run.
+        nodes: the cluster.
+        draws: of a chain, after burn-in.
+        seed: of who dies and when.
+    """
+
+    def __init__(self, folder: Path, nodes: Nodes, draws: int, seed: int) -> None:
+        self.store, self._held, self._nodes = folder / "run", folder / "held", nodes
+        self._settings = {"draws": draws, "thin": THIN, "seconds": STEP_SECONDS}
+        self._settings |= {"commit_seconds": 1.0}
+        self._chance = random.Random(seed)
+        self.killed: Counter[str] = Counter()
+        self.given_up = list[str]()
+        self._held.touch()
+        self._driver = self._start()
+
+    def pace(self) -> float:
+        """Draws a second, undisturbed, from a commit to a commit."""
+        until(lambda: len(actors(self.store)) == job.CHAINS and committed(self.store), 300)
+        before, began = self._next_commit()
+        until(lambda: time.monotonic() - began > CALM_SECONDS)
+        after, ended = self._next_commit()
+        return (after - before) / (ended - began)
+
+    def rage(self, seconds: float) -> float:
+        """Kills; the draws a second that the run makes none the less."""
+        before, began = committed(self.store), time.monotonic()
+        while time.monotonic() - began < seconds:
+            time.sleep(self._chance.uniform(*PAUSE))
+            self._wait_for_life()
+            self._kill(self._chance.choices(list(VICTIMS), list(VICTIMS.values()))[0])
+        return (committed(self.store) - before) / (time.monotonic() - began)
+
+    def finish(self) -> None:
+        """Lets the run end, fast now."""
+        self._held.unlink()
+        while self._driver.process.wait():
+            self._revive()
+        self._driver.close()
+
+    def stop(self) -> None:
+        """Leaves no driver behind."""
+        self._driver.kill()
+
+    def _next_commit(self) -> tuple[int, float]:
+        """Draws after it, and its time."""
+        before = committed(self.store)
+        until(lambda: committed(self.store) > before)
+        return committed(self.store), time.monotonic()
+
+    def _wait_for_life(self) -> None:
+        """Gives a run that was hit a moment to commit again; where it is slow, not for ever."""
+        before, deadline = committed(self.store), time.monotonic() + PATIENCE
+        until(lambda: committed(self.store) > before or time.monotonic() > deadline)
+
+    def _kill(self, victim: str) -> None:
+        if self._driver.process.poll() is not None:
+            self._revive()
+        elif victim == "actor" and (found := actors(self.store)):
+            job.end(self._chance.choice(found), signal.SIGKILL)
+            self.killed[victim] += 1
+        elif victim == "node":
+            self._nodes.kill(self._chance.choice(self._nodes.ids))
+            self.killed[victim] += 1
+            self._nodes.restore()
+        elif victim == "driver":
+            self.killed[victim] += self._driver.kill()
+            self._driver = self._start()
+
+    def _revive(self) -> None:
+        """A driver that gave up is a fault of its own: told, and started again."""
+        self.given_up.append(self._driver.said())
+        self._driver = self._start()
+
+    def _start(self) -> DriverProcess:
+        placement = {"address": self._nodes.address, "block": None}
+        return DriverProcess(
+            self.store, self._held, resume="auto", placement=placement, **self._settings
+        )
+
+
+def undisturbed(folder: Path, draws: int) -> ds.Run:
+    """The same run in this process."""
+    return job.sample(
+        folder / "serial", folder / "never", pool=ds.SerialPool(), draws=draws, thin=THIN
+    )
+
+
+def compare(run: ds.Run, other: ds.Run) -> dict[str, Any]:
+    """What is lost, repeated or different."""
+    steps, expected = _steps(run), _steps(other)
+    there = [set(found) & set(wanted) for found, wanted in zip(steps, expected, strict=True)]
+    return {
+        "draws": sum(map(len, expected)),
+        "lost": sum(map(len, expected)) - sum(map(len, there)),
+        "repeated": sum(map(len, steps)) - sum(len(set(found)) for found in steps),
+        "digests": (job.digest(run), job.digest(other)),
+        "llc": (run.llc("ignore").mean, other.llc("ignore").mean),
+    }
+
+
+def _steps(run: ds.Run) -> list[list[int]]:
+    """The step of every draw of every chain, warm-up included."""
+    parts = [run._trace.read(f"{group}sample_stats", "step") for group in ("warmup_", "")]
+    found: list[list[int]] = np.concatenate(parts, 1).tolist()
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/chaos", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=5.0, help="of killing")
+    parser.add_argument("--seed", type=int, default=0, help="of who dies and when")
+    options = parser.parse_args()
+    seconds = 60 * options.minutes
+    draws = int(1.5 * (seconds + CALM_SECONDS + 60) / (STEP_SECONDS * THIN))
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder, Nodes() as nodes:
+        other = undisturbed(Path(folder), draws)
+        chaos = Chaos(Path(folder), nodes, draws, options.seed)
+        try:
+            calm = chaos.pace()
+            print(f"undisturbed for {CALM_SECONDS:.0f} s; now killing for {seconds:.0f} s "
+                  f"on 3 nodes of 2 CPUs", flush=True)  # fmt: skip
+            raged = chaos.rage(seconds)
+            chaos.finish()
+        finally:
+            chaos.stop()
+        found = compare(ds.open(chaos.store), other)
+    say(found, chaos, calm, raged, seconds)
+    same = found["digests"][0] == found["digests"][1] and found["llc"][0] == found["llc"][1]
+    return 0 if same and not found["lost"] and not found["repeated"] and not chaos.given_up else 1
+
+
+def say(found: dict[str, Any], chaos: Chaos, calm: float, raged: float, seconds: float) -> None:
+    ours, theirs = found["digests"]
+    deaths = chaos.killed.total()
+    kinds = ", ".join(f"{chaos.killed[kind]} {kind}s" for kind in VICTIMS)
+    print(f"killed          {kinds}: one every {seconds / max(deaths, 1):.1f} s")
+    print(f"draws           {found['draws']:,} of {job.CHAINS} chains")
+    print(f"draws lost      {found['lost']}")
+    print(f"draws repeated  {found['repeated']}")
+    print(f"trace digest    {ours[:16]}, undisturbed {theirs[:16]}: "
+          f"{'equal' if ours == theirs else 'DIFFERENT'}")  # fmt: skip
+    print("LLC             {!r}, undisturbed {!r}".format(*found["llc"]))
+    print(f"time overhead   {calm / max(raged, 1e-9) - 1:.0%} "
+          f"({calm:.1f} draws/s undisturbed, {raged:.1f} under fire)")  # fmt: skip
+    for words in chaos.given_up:
+        print(f"A DRIVER GAVE UP:\n{words}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
