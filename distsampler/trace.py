@@ -24,7 +24,7 @@ from distsampler.arrays import WARMUP, Draws, ZarrFiles, array_of, codecs
 from distsampler.config import RunConfig, looks
 from distsampler.draws import Anchor, DrawBlock, StateFile
 from distsampler.errors import StoreError
-from distsampler.files import Files, StoreFault, is_url
+from distsampler.files import TEMPORARY, Files, StoreFault, is_url
 from distsampler.manifest import Manifest, Status
 
 __all__ = ["WARMUP", "Trace", "check_new"]
@@ -410,8 +410,9 @@ def check_new(files: Files) -> None:
     refuse_existing(files)
     local = None if is_url(files.root) else Path(files.root)
     if local is not None and local.exists():
-        foreign = not local.is_dir() or {path.name for path in local.iterdir()} - OURS
-        if foreign:
+        if not local.is_dir() or any(
+            path.name not in OURS and path.suffix != TEMPORARY for path in local.iterdir()
+        ):
             raise StoreError(f"the store {local} must be new or an empty folder: give another one")
     files.check_writable()
 

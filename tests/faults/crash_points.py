@@ -5,6 +5,7 @@ Run as a program, in a process that has never touched zarr or Ray: its children 
 
 import json
 import os
+import shutil
 import sys
 import tempfile
 import traceback
@@ -29,15 +30,21 @@ class Silent:
         """Nothing."""
 
 
-def sample(store: Path, at: Callable[[str], None], max_state_mb: float) -> ds.Run:
-    """A run of many small commits; every write passes ``at``."""
+def sample(store: Path, at: Callable[[str], None], direct: bool) -> ds.Run:
+    """A run of many small commits; every write passes ``at``.
+
+    Args:
+        store: the run directory.
+        at: called at every step.
+        direct: whether states go to the store directly, and everything is synced.
+    """
     model, data = regression(n=40)
     settings = config(
-        draws=20, burn_in=6, thin=1, probe=8, commit_seconds=1e-9, max_state_mb=max_state_mb,
-        placement=ds.PlacementConfig(block=9),
+        draws=20, burn_in=6, thin=1, probe=8, commit_seconds=1e-9, fsync=direct,
+        max_state_mb=0.0 if direct else 64.0, placement=ds.PlacementConfig(block=9),
     )  # fmt: skip
     spec = prepare(model, data, squared_error, settings)
-    job = _Job(spec, Files(store, fsync=True, at=at), SerialPool(), "auto")
+    job = _Job(spec, Files(store, at=at), SerialPool(), "auto")
     return job.run(Silent(), lambda: None)
 
 
@@ -58,12 +65,12 @@ def in_a_fork(work: Callable[[], str]) -> tuple[int, str]:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), text
 
 
-def undisturbed(folder: Path, max_state_mb: float) -> tuple[list[str], str]:
+def undisturbed(folder: Path, direct: bool) -> tuple[list[str], str]:
     """The steps of a run, and its digest."""
 
     def work() -> str:
         points: list[str] = []
-        run = sample(folder / "undisturbed", points.append, max_state_mb)
+        run = sample(folder / "undisturbed", points.append, direct)
         return json.dumps([points, digest(run)])
 
     code, text = in_a_fork(work)
@@ -72,7 +79,7 @@ def undisturbed(folder: Path, max_state_mb: float) -> tuple[list[str], str]:
     return points, found
 
 
-def cut(store: Path, step: int, max_state_mb: float) -> tuple[int, int, str]:
+def cut(store: Path, step: int, direct: bool) -> tuple[int, int, str]:
     """Dies at one step, goes on: the exit codes, and the digest of the second."""
 
     def die() -> str:
@@ -83,29 +90,37 @@ def cut(store: Path, step: int, max_state_mb: float) -> tuple[int, int, str]:
             if seen[0] == step:
                 os._exit(9)
 
-        sample(store, at, max_state_mb)
+        sample(store, at, direct)
         return ""
 
     first, _ = in_a_fork(die)
-    second, text = in_a_fork(lambda: digest(sample(store, lambda point: None, max_state_mb)))
+    second, text = in_a_fork(lambda: digest(sample(store, lambda point: None, direct)))
     return first, second, text
 
 
-def main(every: int, max_state_mb: float) -> None:
-    """Prints one JSON object: the number of steps, and what went wrong at which."""
+def main(first: int, every: int, direct: bool, only: str) -> None:
+    """Prints one JSON object: the steps of a run, how many were tried, what went wrong at which.
+
+    Args:
+        first: of the steps to die at.
+        every: from one such step to the next.
+        direct: see ``sample``.
+        only: steps whose name holds this.
+    """
     torch.set_num_threads(1)
     inference_data.arviz_module()  # imported once, not in every child
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        points, expected = undisturbed(folder, max_state_mb)
-        wrong, tried = [], 0
-        for step in range(1, len(points) + 1, every):
-            first, second, found = cut(folder / f"cut-{step}", step, max_state_mb)
-            tried += 1
-            if (first, second, found) != (9, 0, expected):
-                wrong.append([step, points[step - 1], first, second])
-    sys.stdout.write(json.dumps({"points": points, "tried": tried, "wrong": wrong}))
+        points, expected = undisturbed(folder, direct)
+        wrong, chosen = [], [n for n, point in enumerate(points, 1) if only in point][first::every]
+        for step in chosen:
+            store = folder / f"cut-{step}"
+            before, after, found = cut(store, step, direct)
+            if (before, after, found) != (9, 0, expected):
+                wrong.append([step, points[step - 1], before, after])
+            shutil.rmtree(store)
+    sys.stdout.write(json.dumps({"points": points, "tried": len(chosen), "wrong": wrong}))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), float(sys.argv[2]))
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "direct", sys.argv[4])
