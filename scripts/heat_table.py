@@ -116,16 +116,22 @@ class Network:
         self.params = list(self.model.parameters())
         self.anchors = [p.detach().clone() for p in self.params]
         self.init_loss = self.full_loss()
-        self.kappa = self.nbeta * self._largest_curvature() + self.gamma
-        self.variance = self.at_anchor = self._variance()
+        self.kappa = self.nbeta * self._leading()[0] + self.gamma
+        self.variance = self.at_anchor = [g.var(0) for g in self._gradients()]
+        self.along_leading = math.nan
 
-    def refresh(self, lr: float, times: int = 5) -> None:
-        """Take the gradient's variance where the chain goes: far larger than at a minimum."""
-        found = []
-        for _ in range(times):
-            self.energies(LMSGLD, False, lr, way=1.0, start=bool(found))
-            found.append(self._variance())
+    def refresh(self, lr: float, times: int = 4) -> None:
+        """Take the gradient's variance where chains go: far larger than at a minimum."""
+        found, along = [], []
+        for seed in range(times):
+            self.energies(LMSGLD, False, lr, way=1.0, seed=10 + seed)
+            each = self._gradients()
+            found.append([g.var(0) for g in each])
+            _, leading = self._leading()
+            projected = sum((g * v).flatten(1).sum(1) for g, v in zip(each, leading, strict=True))
+            along.append(self._share(lr) * float(torch.as_tensor(projected).var()))
         self.variance = [torch.stack(each).mean(0) for each in zip(*found, strict=True)]
+        self.along_leading = sum(along) / times
 
     def full_loss(self) -> float:
         """Mean loss over all data, at the present weights."""
@@ -134,12 +140,10 @@ class Network:
 
     def heat(self, lr: float, variance: list[Tensor]) -> str:
         """The heat lr nbeta^2 v / (4 m), as a share of the injected noise, in words."""
-        flat = torch.cat([v.reshape(-1) for v in variance]) * lr * self.nbeta**2 / (4 * self.batch)
+        flat = torch.cat([v.reshape(-1) for v in variance]) * self._share(lr)
         return f"{flat.mean():.2g} in the mean and {flat.max():.2g} at most"
 
-    def energies(
-        self, kind: Kind, corrected: bool, lr: float, way: float, start: bool = False
-    ) -> Tensor:
+    def energies(self, kind: Kind, corrected: bool, lr: float, way: float, seed: int = 1) -> Tensor:
         """Nbeta times the excess loss over all data, along a chain.
 
         Args:
@@ -147,11 +151,10 @@ class Network:
             corrected: Whether its noise is.
             lr: Step size.
             way: Length in units of the slowest relaxation, 2 / (lr gamma); five are burnt in.
-            start: Go on from the present weights, instead of from w*.
+            seed: Of noise and batches; the same for all samplers, whose errors then compare.
         """
-        if not start:
-            with torch.no_grad():
-                torch._foreach_copy_(self.params, self.anchors)
+        with torch.no_grad():
+            torch._foreach_copy_(self.params, self.anchors)
         options = {"gradient_variance": self.variance, "batch_size": self.batch}
         group = {"params": self.params, "anchors": self.anchors}
         chain = kind(
@@ -159,10 +162,10 @@ class Network:
             lr,
             nbeta=self.nbeta,
             localization=self.gamma,
-            generator=torch.Generator().manual_seed(1),
+            generator=torch.Generator().manual_seed(seed),
             **(options if corrected else {}),
         )
-        rows = torch.Generator().manual_seed(2)
+        rows = torch.Generator().manual_seed(1_000 + seed)
         relaxation = 2 / (lr * self.gamma)
         every, found = max(1, round(relaxation / 10)), []
         for step in range(math.ceil((5 + way) * relaxation)):
@@ -174,8 +177,12 @@ class Network:
                 found.append(self.nbeta * (self.full_loss() - self.init_loss))
         return torch.tensor(found, dtype=torch.float64)
 
-    def _variance(self) -> list[Tensor]:
-        """Variance of the gradient between examples, per parameter."""
+    def _share(self, lr: float) -> float:
+        """What a variance of the gradient is to be multiplied with to be a share of the noise."""
+        return lr * self.nbeta**2 / (4 * self.batch)
+
+    def _gradients(self) -> list[Tensor]:
+        """The gradient of every example, (n, *shape) a parameter."""
         names = [name for name, _ in self.model.named_parameters()]
 
         def one(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -185,20 +192,19 @@ class Network:
         values = {name: p.detach() for name, p in self.model.named_parameters()}
         each = torch.func.vmap(torch.func.grad(one), in_dims=(None, 0, 0), chunk_size=250)
         grads = each(values, *self.data)
-        return [grads[name].var(0) for name in names]
+        return [grads[name] for name in names]
 
-    def _largest_curvature(self, rounds: int = 50) -> float:
-        """Largest Hessian eigenvalue of the mean loss at w*, by power iteration."""
+    def _leading(self, rounds: int = 50) -> tuple[float, list[Tensor]]:
+        """Largest Hessian eigenvalue of the mean loss here, by power iteration, and its vector."""
         loss = self.loss(self.model, self.data).mean()
         grads = torch.autograd.grad(loss, self.params, create_graph=True)
         source = torch.Generator().manual_seed(0)
-        v = [torch.randn(p.shape, generator=source) for p in self.params]
-        size = 1.0
+        v, size = [torch.randn(p.shape, generator=source) for p in self.params], 1.0
         for _ in range(rounds):
+            v = list(torch.autograd.grad(grads, self.params, v, retain_graph=True))
             size = math.sqrt(sum(float(x.square().sum()) for x in v))
             v = [x / size for x in v]
-            v = list(torch.autograd.grad(grads, self.params, v, retain_graph=True))
-        return math.sqrt(sum(float(x.square().sum()) for x in v))
+        return size, v
 
 
 def blocked(values: Tensor, blocks: int = 20) -> tuple[float, float]:
@@ -216,7 +222,8 @@ def network_cells(way: float, say: Callable[[str], None]) -> list[Cell]:
     say(
         f"demo's network: kappa_max {net.kappa:.0f}; heat at {SHARES[0]} / kappa_max, as a share "
         f"of the injected noise: {net.heat(lr, net.at_anchor)} at w*, {net.heat(lr, net.variance)} "
-        "along a chain, whose variances are used"
+        f"along chains, whose variances are used; {net.along_leading:.2g} there in the direction "
+        "of the largest curvature, which a correction by coordinates does not see"
     )
     exact, se = blocked(net.energies(LMSGLD, True, lr / 10, 3 * way))
     say(f"LLC {exact:.3f} ± {se:.3f} at a tenth of that step (LMSGLD, corrected)\n")
