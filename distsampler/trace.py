@@ -409,11 +409,8 @@ def check_new(files: Files) -> None:
     """
     refuse_existing(files)
     local = None if is_url(files.root) else Path(files.root)
-    if local is not None and local.exists():
-        if not local.is_dir() or any(
-            path.name not in OURS and path.suffix != TEMPORARY for path in local.iterdir()
-        ):
-            raise StoreError(f"the store {local} must be new or an empty folder: give another one")
+    if local is not None and local.exists() and not _only_ours(local):
+        raise StoreError(f"the store {local} must be new or an empty folder: give another one")
     files.check_writable()
 
 
@@ -428,6 +425,13 @@ def refuse_existing(files: Files) -> None:
             f"the store {files} must not exist, but it holds a run: give another store, read it "
             f"with distsampler.open({str(files)!r}), continue it with resume='auto', or delete it"
         )
+
+
+def _only_ours(folder: Path) -> bool:
+    """Whether a folder holds nothing but what a start that was cut short has left."""
+    return folder.is_dir() and all(
+        path.name in OURS or path.suffix == TEMPORARY for path in folder.iterdir()
+    )
 
 
 def _kind(device: str) -> str:
