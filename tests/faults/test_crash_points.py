@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 
 NAMES = ("run.json", "n_committed/c", "checkpoints", "probe_loss/c", "init_loss")
-PLAIN = {"begun", "written", "done"}
-SYNCED = PLAIN | {"synced", "renamed"}
 
 
 def crash(how: str, every: int, only: str = "", parts: int = 1) -> dict[str, Any]:
@@ -36,13 +34,11 @@ def steps(points: list[str], name: str) -> set[str]:
     return {point.rpartition(": ")[2] for point in points if name in point}
 
 
-@pytest.mark.parametrize("how", ["sent", "direct"])
-def test_a_crash_at_some_steps_changes_no_bit(how: str) -> None:
-    found = crash(how, 110)
+def test_a_crash_at_some_steps_changes_no_bit() -> None:
+    found = crash("direct", 150)
     assert found["tried"] > 4
     for name in NAMES:
-        synced = how == "direct" or name == "run.json"
-        assert (SYNCED if synced else PLAIN) <= steps(found["points"], name)
+        assert steps(found["points"], name) >= {"begun", "written", "synced", "renamed", "done"}
 
 
 @pytest.mark.slow

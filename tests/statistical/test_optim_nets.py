@@ -18,7 +18,7 @@ from distsampler.truth import BlockGibbs, DeepLinear, ReplicaMean, block_gibbs, 
 from tests.assertions import assert_mean
 from tests.targets import CorrelatedGaussian, parameter, run
 
-pytestmark = pytest.mark.statistical
+pytestmark = [pytest.mark.statistical, pytest.mark.slow]
 
 COPIES = 512
 REGULAR = DeepLinear.of_rank((3, 3, 3), 3, t=100.0, gamma=5.0)

@@ -37,7 +37,13 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("widths", "rank", "t", "published", "error"), TABLE)
+QUICK = 4
+ROWS = [
+    pytest.param(*row, marks=[] if i < QUICK else pytest.mark.slow) for i, row in enumerate(TABLE)
+]
+
+
+@pytest.mark.parametrize(("widths", "rank", "t", "published", "error"), ROWS)
 def test_gibbs_reproduces_the_published_values(
     widths: tuple[int, ...], rank: int, t: float, published: float, error: float
 ) -> None:
