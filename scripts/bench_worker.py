@@ -41,7 +41,7 @@ def chain(workload: Workload, thin: int) -> tuple[float, Steps]:
         )
         spec = prepare(workload.model(), workload.rows(), workload.loss, config)
         replica = Replica(spec, torch.device("cpu"))
-        parts = [anchor.measure(replica, spec, part) for part in anchor.plan(len(spec.rows), 1)]
+        parts = [anchor.measure(replica, spec, part) for part in anchor.plan(spec, 1)]
         return Chain(spec, 0, anchor.reduce(parts, spec))
 
     walker = made(thin)
