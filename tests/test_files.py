@@ -41,6 +41,7 @@ def test_what_is_written_is_read_listed_and_removed(files: Files) -> None:
 
 
 def test_lines_are_added(files: Files) -> None:
+    files.write("run.json", b"{}")
     files.append("log", "new")
     files.append("log", "newer")
     assert files.read("log") == b"new\nnewer\n"
