@@ -11,7 +11,7 @@ import pytest
 from distsampler.optim import LMSGLD, SGLD
 from tests.assertions import assert_mean
 
-pytestmark = pytest.mark.statistical
+pytestmark = [pytest.mark.statistical, pytest.mark.slow]
 
 # Relative errors of the LLC in per cent at 0.3 and 1.0 of 1 / kappa_max.
 PUBLISHED = {
