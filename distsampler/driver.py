@@ -83,7 +83,7 @@ class Driver:
         self._states: dict[int, bytes | StateFile] = {}
         self._events: deque[Event] = deque()
         self._restarts: list[tuple[float, int, int]] = []
-        self._began = self._last_commit = time.monotonic()
+        self._last_commit = time.monotonic()
         config = spec.config
         self._received = trace.restart_points()
         self._progress = Progress(self._received, config.burn_in, config.draws, spec.nbeta)

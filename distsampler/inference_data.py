@@ -13,17 +13,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 import numpy as np
 import xarray as xr
 
-from distsampler.arrays import missing_in
-from distsampler.draws import Group
+from distsampler.arrays import GROUPS, WARMUP, missing_in
 from distsampler.errors import StoreError
-from distsampler.trace import AGAIN, CONSTANTS, WARMUP, Trace
+from distsampler.trace import AGAIN, CONSTANTS, Trace
 
 if TYPE_CHECKING:
     import arviz
 
 InferenceData: TypeAlias = Union["arviz.InferenceData", xr.DataTree]
-
-GROUPS: tuple[Group, ...] = ("posterior", "sample_stats")
 
 
 def arviz_module() -> Any:  # noqa: ANN401 (an untyped module)

@@ -20,14 +20,13 @@ from zarr.errors import ZarrUserWarning
 
 from distsampler import manifest as manifests
 from distsampler import states
-from distsampler.arrays import WARMUP, Draws, ZarrFiles, array_of, codecs
+from distsampler.arrays import Draws, ZarrFiles, array_of, codecs
 from distsampler.config import RunConfig, looks
 from distsampler.draws import Anchor, DrawBlock, StateFile
 from distsampler.errors import StoreError
 from distsampler.files import TEMPORARY, Files, StoreFault, is_url
 from distsampler.manifest import Manifest, Status
 
-__all__ = ["WARMUP", "Trace", "check_new"]
 MANIFEST, EVENTS, ZARR = "run.json", "events.jsonl", "trace.zarr"
 OURS = {"lease.json", EVENTS, ZARR, "checkpoints"}  # all that a start cut short can leave
 CONSTANTS = {"probe_losses": "probe", "init_losses": "example", "gradient_variance": "parameter"}

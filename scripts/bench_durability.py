@@ -2,9 +2,7 @@
 
 The runs take turns in one sitting, the order rotating; ratios are of one round. They run in one
 process, where the chains wait for every commit: with chains in actors the cost is hidden besides.
-On a machine with other work the ratios scatter; the share of a run's time that is spent in its
-trace's writing calls does not, and the goal is judged by that, which counts more than it must:
-memory is not free either.
+The goal is judged by run time against memory. On a busy machine these ratios scatter; the share of a run's time that is spent in its trace's writing calls, shown beside, does not.
 """
 
 import argparse
@@ -146,8 +144,10 @@ def table(found: dict[str, Any]) -> str:
     for name, row in raced["stores"].items():
         extra, writing = (quartiles(row[key]) for key in ("extra", "writing"))
         lines.append(f"  {STORES[name]:26}{row['seconds']:6.1f} s   {extra:28}{writing}")
-    share = raced["stores"]["disk"]["writing"][1]
-    lines.append(f"goal: writing takes under {GOAL:.0%}: {'met' if share < GOAL else 'MISSED'}")
+    extra = raced["stores"]["disk"]["extra"][1]
+    lines.append(
+        f"goal: under {GOAL:.0%} more than in memory: {'met' if extra < GOAL else 'MISSED'}"
+    )
     low, median, high = many["seconds"]
     lines += [
         f"\n{MANY} chains, a commit of {BLOCK} draws and {STATE_BYTES:,} bytes of state each",

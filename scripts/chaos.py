@@ -14,6 +14,7 @@ import numpy as np
 
 import distsampler as ds
 from tests.faults import job
+from tests.faults.digest import digest
 from tests.faults.job import DriverProcess, actors, committed, until
 from tests.faults.nodes import Nodes
 
@@ -124,7 +125,7 @@ def compare(run: ds.Run, other: ds.Run) -> dict[str, Any]:
         "draws": sum(map(len, expected)),
         "lost": sum(map(len, expected)) - sum(map(len, there)),
         "repeated": sum(map(len, steps)) - sum(len(set(found)) for found in steps),
-        "digests": (job.digest(run), job.digest(other)),
+        "digests": (digest(run), digest(other)),
         "llc": (run.llc("ignore").mean, other.llc("ignore").mean),
     }
 

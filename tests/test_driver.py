@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import distsampler as ds
 from distsampler import driver
 from distsampler.pool import ChainPool
+from tests.assertions import assert_same
 from tests.fakes import FlakyPool
 from tests.problems import config, regression, squared_error
 
@@ -25,16 +25,6 @@ def sample(store: Path, pool: ChainPool, resume: Any = "never", **fields: Any) -
     settings = config(**{**SHORT, **fields})
     return ds.sample(model, data, squared_error, settings, store=store, pool=pool, resume=resume,
                      quiet=True)  # fmt: skip
-
-
-def draws(run: ds.Run) -> dict[str, Any]:
-    return {name: run.posterior[name].values for name in run.posterior}
-
-
-def assert_same(one: ds.Run, other: ds.Run) -> None:
-    for name, values in draws(one).items():
-        assert values.size
-        assert np.array_equal(values, draws(other)[name]), name
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 Its steps take their time while a file exists: as long as a test wants to kill, and not longer.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -172,15 +171,6 @@ def end(pid: int, number: int = signal.SIGKILL) -> None:
     """Sends an actor a signal."""
     assert _is_actor(pid)
     os.kill(pid, number)
-
-
-def digest(run: ds.Run) -> str:
-    """One name for all bits of a run's draws, warm-up included."""
-    found = hashlib.sha256()
-    for variable in run.manifest.variables:
-        for prefix in ("warmup_", ""):
-            found.update(run._trace.read(prefix + variable.group, variable.name).tobytes())
-    return found.hexdigest()
 
 
 def _is_actor(pid: int) -> bool:
