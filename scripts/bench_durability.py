@@ -2,7 +2,8 @@
 
 The runs take turns in one sitting, the order rotating; ratios are of one round. They run in one
 process, where the chains wait for every commit: with chains in actors the cost is hidden besides.
-The goal is judged by run time against memory. On a busy machine these ratios scatter; the share of a run's time that is spent in its trace's writing calls, shown beside, does not.
+The goal is judged by run time against memory. On a busy machine these scatter; the share of a
+run's time that is spent in its trace's writing calls, shown beside, does not.
 """
 
 import argparse
