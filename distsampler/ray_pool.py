@@ -9,12 +9,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import sys
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from importlib.machinery import PathFinder
 from typing import Any
 
 import ray
@@ -32,6 +30,7 @@ from ray.exceptions import (
 from distsampler.config import PlacementConfig
 from distsampler.draws import Anchor
 from distsampler.errors import ConfigError, PlacementError
+from distsampler.placement import choose_device, fit
 from distsampler.pool import (
     Loss,
     PlaceDraining,
@@ -44,6 +43,7 @@ from distsampler.pool import (
     place_info,
 )
 from distsampler.replica import ChainSpec
+from distsampler.travel import check_picklable, send_by_value
 from distsampler.worker import Advance, Work, Worker
 
 log = logging.getLogger(__name__)
@@ -132,15 +132,15 @@ class RayPool:
     def start(self, spec: ChainSpec, places: Sequence[int]) -> Sequence[int]:
         """Joins or starts Ray, and brings up as many places as it has room for."""
         if self._spec is None:
-            _send_by_value(spec)
-            _check_picklable(spec)
-            self._join(spec)
-            self._options, slots = self._fit(spec)
+            send_by_value(spec, cloudpickle.register_pickle_by_value)
+            check_picklable(spec, cloudpickle.dumps)
+            self._join()
+            self._options, slots = fit(self._placement, spec.config, ray.nodes())
             per_actor = self._placement.chains_per_actor
             wanted = math.ceil(len(places) / per_actor)
             places = places[: min(wanted, slots)]
             self._spec = ray.put(spec)
-            self._device = self._choose_device(spec)
+            self._device = choose_device(spec.config, self._options["num_gpus"])
         actor_class = ray.remote(concurrency_groups={"probe": 1})(ChainActor)
         for place in places:
             if place in self._slots:
@@ -315,7 +315,7 @@ class RayPool:
         reason = f"an actor must start within start_timeout={limit:g} s, it did not"
         return [self._lose(place, reason, "fatal") for place in late]
 
-    def _join(self, spec: ChainSpec) -> None:
+    def _join(self) -> None:
         """Joins the Ray that is meant; starts one on this machine if there is none."""
         if ray.is_initialized():
             return
@@ -331,56 +331,6 @@ class RayPool:
             ) from None
         self._owns_ray = True
 
-    def _fit(self, spec: ChainSpec) -> tuple[dict[str, Any], int]:
-        """Options of an actor, and how many of them the cluster holds.
-
-        Raises:
-            PlacementError: if none ever will; names the request and the largest node.
-        """
-        placement = self._placement
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        gpus = placement.gpus_per_chain
-        if gpus is None:
-            has_gpus = any(node["Resources"].get("GPU", 0) for node in nodes)
-            gpus = 1.0 if has_gpus and spec.config.device != "cpu" else 0.0
-        request = {"CPU": placement.cpus_per_chain, "GPU": gpus}
-        labels = placement.label_selector or {}
-        fitting = [_holds(node, request, labels) for node in nodes]
-        if not any(fitting):
-            raise PlacementError(
-                f"one node must hold an actor of {_resources(request)}"
-                + (f" with labels {labels}" if labels else "")
-                + f", but the cluster has {len(nodes)} nodes, the largest with "
-                + f"{_resources(max((n['Resources'] for n in nodes), key=_size))}: lower "
-                "placement.gpus_per_chain or cpus_per_chain, or join a larger cluster"
-            )
-        options: dict[str, Any] = {
-            "num_cpus": request["CPU"],
-            "num_gpus": gpus,
-            "max_restarts": 0,
-            "max_task_retries": 0,
-        }
-        if labels:
-            options["label_selector"] = labels
-        environment = dict(placement.runtime_env or {})
-        if gpus and spec.config.deterministic:
-            variables = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", **environment.get("env_vars", {})}
-            environment["env_vars"] = variables
-        if environment:
-            options["runtime_env"] = environment
-        return options, sum(fitting)
-
-    def _choose_device(self, spec: ChainSpec) -> str:
-        """From the config and the request, never from what a machine happens to see."""
-        asked = spec.config.device
-        if asked == "auto":
-            return "cuda" if self._options["num_gpus"] else "cpu"
-        if asked == "cuda" and not self._options["num_gpus"]:
-            raise PlacementError(
-                "device 'cuda' needs gpus_per_chain > 0 and a cluster with GPUs; it has none"
-            )
-        return asked
-
 
 def _draining_nodes() -> dict[str, int]:
     """Nodes that will go away, and when. Ray has no public call for that."""
@@ -389,65 +339,3 @@ def _draining_nodes() -> dict[str, int]:
 
         return dict(state.get_draining_nodes())
     return {}
-
-
-def _holds(node: dict[str, Any], request: dict[str, float], labels: dict[str, str]) -> int:
-    """How many actors of a request fit on a node."""
-    if any(node.get("Labels", {}).get(key) != value for key, value in labels.items()):
-        return 0
-    have = node["Resources"]
-    counts = [have.get(key, 0.0) / amount for key, amount in request.items() if amount]
-    return int(min(counts, default=1024) + 1e-9)
-
-
-def _resources(resources: dict[str, float]) -> str:
-    return f"{resources.get('CPU', 0):g} CPU and {resources.get('GPU', 0):g} GPU"
-
-
-def _size(resources: dict[str, float]) -> tuple[float, float]:
-    return resources.get("GPU", 0), resources.get("CPU", 0)
-
-
-def _send_by_value(spec: ChainSpec) -> None:
-    """Lets user code that no actor could import (a config's file.py) travel with the recipe."""
-    loss = getattr(spec.loss, "func", spec.loss)
-    parts = [loss, spec.rows, *spec.model.modules(), *vars(spec.rows).values()]
-    names = {getattr(part, "__module__", None) or type(part).__module__ for part in parts}
-    names.add(spec.sampler.__module__)
-    for name in {name.partition(".")[0] for name in names} - {"__main__", "builtins"}:
-        if name in sys.modules and PathFinder.find_spec(name) is None:
-            cloudpickle.register_pickle_by_value(sys.modules[name])
-
-
-def _check_picklable(spec: ChainSpec) -> None:
-    """Sees that model, data and loss can travel.
-
-    Raises:
-        ConfigError: names the attribute that cannot.
-    """
-    for what in ("model", "loss", "rows"):
-        value = getattr(spec, what)
-        error = _pickle_error(value)
-        if error is not None:
-            name = {"rows": "data"}.get(what, what)
-            raise ConfigError(
-                f"the {name} must be picklable, to be sent to the actors: "
-                f"{_culprit(value, name)} is not ({error}); remove it, or use pool=SerialPool()"
-            )
-
-
-def _culprit(value: object, path: str) -> str:
-    """The deepest attribute that cannot be pickled."""
-    inner = dict(getattr(value, "__dict__", {}))
-    for name, child in {**inner, **inner.pop("_modules", {})}.items():
-        if name != "_modules" and _pickle_error(child) is not None:
-            return _culprit(child, f"{path}.{name}")
-    return f"{path} ({type(value).__name__})"
-
-
-def _pickle_error(value: object) -> str | None:
-    try:
-        cloudpickle.dumps(value)
-    except Exception as error:  # pickling runs the user's __reduce__: anything can come
-        return f"{type(error).__name__}: {error}"
-    return None

@@ -1,0 +1,63 @@
+"""Whether a recipe can travel to other processes: model, data and loss must be picklable."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib.machinery import PathFinder
+from types import ModuleType
+
+from distsampler.errors import ConfigError
+from distsampler.replica import ChainSpec
+
+Dumps = Callable[[object], object]
+
+
+def send_by_value(spec: ChainSpec, register: Callable[[ModuleType], None]) -> None:
+    """Lets user code that no actor could import (a config's file.py) travel with the recipe."""
+    loss = getattr(spec.loss, "func", spec.loss)
+    parts = [loss, spec.rows, *spec.model.modules(), *vars(spec.rows).values()]
+    names = {getattr(part, "__module__", None) or type(part).__module__ for part in parts}
+    names.add(spec.sampler.__module__)
+    for name in {name.partition(".")[0] for name in names} - {"__main__", "builtins"}:
+        if name in sys.modules and PathFinder.find_spec(name) is None:
+            register(sys.modules[name])
+
+
+def check_picklable(spec: ChainSpec, dumps: Dumps) -> None:
+    """Sees that model, data and loss can travel.
+
+    Args:
+        spec: the recipe.
+        dumps: pickles an object.
+
+    Raises:
+        ConfigError: names the attribute that cannot.
+    """
+    for what in ("model", "loss", "rows"):
+        value = getattr(spec, what)
+        error = _pickle_error(value, dumps)
+        if error is not None:
+            name = {"rows": "data"}.get(what, what)
+            raise ConfigError(
+                f"the {name} must be picklable, to be sent to the actors: "
+                f"{_culprit(value, name, dumps)} is not ({error}); remove it, or use "
+                "pool=SerialPool()"
+            )
+
+
+def _culprit(value: object, path: str, dumps: Dumps) -> str:
+    """The deepest attribute that cannot be pickled."""
+    inner = dict(getattr(value, "__dict__", {}))
+    for name, child in {**inner, **inner.pop("_modules", {})}.items():
+        if name != "_modules" and _pickle_error(child, dumps) is not None:
+            return _culprit(child, f"{path}.{name}", dumps)
+    return f"{path} ({type(value).__name__})"
+
+
+def _pickle_error(value: object, dumps: Dumps) -> str | None:
+    try:
+        dumps(value)
+    except Exception as error:  # pickling runs the user's __reduce__: anything can come
+        return f"{type(error).__name__}: {error}"
+    return None
