@@ -136,9 +136,7 @@ class Draws:
     def resize(self, draws: int) -> None:
         """Cuts the draws after burn-in, or makes room for more."""
         for group in GROUPS:
-            coordinate = array_of(self._root, f"{group}/draw")
-            coordinate.resize((draws,))
-            coordinate[:] = np.arange(draws)
+            _number(self._root, group, draws)
         for variable in self._variables:
             array = array_of(self._root, f"{variable.group}/{variable.name}")
             array.resize((array.shape[0], draws, *array.shape[2:]))
@@ -190,6 +188,20 @@ def array_of(root: zarr.Group, name: str) -> zarr.Array[Any]:
     if not isinstance(array, zarr.Array):
         raise StoreError(f"{name} must be an array")
     return array
+
+
+def _number(root: zarr.Group, group: str, draws: int) -> None:
+    """Makes the coordinate of the draws count to another number of them."""
+    try:
+        coordinate = array_of(root, f"{group}/draw")
+        coordinate.resize((draws,))
+        coordinate[:] = np.arange(draws)
+    except OSError:
+        raise
+    except Exception:  # a damaged header, of which zarr raises what it likes: all in it is known
+        parent = root.require_group(group)
+        values = np.arange(draws)
+        parent.create_array("draw", data=values, dimension_names=("draw",), overwrite=True)
 
 
 def codecs() -> dict[str, Any]:

@@ -113,7 +113,7 @@ def check(source: Path, truth: str, names: list[str], damage: Damage, scratch: P
 
 SOME = re.compile(
     r"run\.json|events\.jsonl|lease\.json|n_committed|nbeta|probe_losses|trace\.zarr/zarr\.json"
-    r"|/posterior/(zarr\.json|probe_loss/)|warmup_posterior/projections/c|step/c"
+    r"|/posterior/(zarr\.json|probe_loss/|draw/zarr)|warmup_posterior/projections/c|step/c"
     r"|checkpoints/chain-0001"
 )
 
