@@ -11,6 +11,7 @@ The way of the data, one direction::
 ``restriction``  which parameters, and by ``masks`` which entries, move
 ``anchor``       the loss at w*, over all data once; ``gradient_noise``: its gradient's variance
 ``observables``  what is measured at a draw
+``spectrum``     curvature and gradient noise by Lanczos; ``bias``: what a step's errors will be
 ``chain``        replica + sampler + batch stream; knows nothing of Ray
 ``worker``       what a place does; ``pool`` and ``ray_pool``: the places
 ``transition``   decides; ``driver`` does; only it commits

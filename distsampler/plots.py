@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from distsampler.budget import ErrorBudget
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -92,6 +94,26 @@ def plot_rank(posterior: xr.Dataset, ax: Axes | None = None) -> Axes:
         xlabel="rank of the probe loss", ylabel="draws over expected", title="Ranks", ylim=(0, 2)
     )
     _legend(ax)
+    return ax
+
+
+def plot_budget(budget: ErrorBudget, ax: Axes | None = None) -> Axes:
+    """The parts of an LLC's error as bars: standard errors to both sides, biases to theirs.
+
+    Args:
+        budget: of an estimate.
+        ax: to draw on.
+    """
+    ax = _axes(ax)
+    rows = [(name, value, text) for name, value, text in budget.rows() if value is not None]
+    for height, (_, value, text) in enumerate(reversed(rows)):
+        both = text.startswith("standard error")
+        ax.barh(height, value, color="C0" if both else "C1")
+        if both:
+            ax.barh(height, -value, color="C0")
+    ax.set_yticks(range(len(rows)), [name for name, _, _ in reversed(rows)])
+    ax.axvline(0.0, color="black", lw=0.8)
+    ax.set(xlabel="in units of the LLC", title="Error budget")
     return ax
 
 

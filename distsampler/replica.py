@@ -53,9 +53,9 @@ class ChainSpec:
 class Replica:
     """A copy of the model, and its loss as a function of a batch.
 
-    The parameters that move, and their gradients, are views of one flat tensor (one for each
-    dtype): what samples and measures them has one tensor to deal with, however many layers there
-    are. ``masks`` has one boolean tensor for each of them, or is None where all entries move.
+    The parameters that move (``moving``), and their gradients, are views of one flat tensor (one
+    for each dtype): what samples and measures them has one tensor to deal with, however many layers
+    there are. ``masks`` has one boolean tensor for each of them, or is None where all entries move.
 
     Args:
         spec: the recipe; its model is copied, and stays as it is.
@@ -70,7 +70,8 @@ class Replica:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in names)
         moving = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        self.flats = _flatten(list(moving.values()))
+        self.moving = list(moving.values())
+        self.flats = _flatten(self.moving)
         self.masks = flat_masks(moving, spec.config.restrict_to, self.flats)
         self._buffers = [
             (module, name, buffer)

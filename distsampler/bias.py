@@ -1,0 +1,179 @@
+"""The biases that a sampler's step can be expected to have, in units of the LLC.
+
+Around a point the loss is taken as quadratic. In a direction of curvature h, with
+``kappa = nbeta h + gamma + lam``, the LLC is ``1/2 nbeta h / kappa``, and a discretised chain has
+that times a factor. With x = lr kappa / 4, v the gradient's variance between examples there and
+``u = lr nbeta^2 / (4 m)``, m the batch size::
+
+    sgld     1/(1 - x) + u v / (1 - x)                    less u d / (1 - x), the heat correction's
+    lmsgld   1         + u v / (1 - x)                    less u d
+    sghmc    1/(1 - y) + (2 / alpha) u v / (1 - y)        y = 2 x / (2 - alpha)
+    sgnht    (A + 2 u v) / xi,  xi = 1 - sqrt(1 - 2 (A + 2 u mean v))
+    badodab  (A + 2 u v) / xi,  xi = A + 2 u mean v
+    mala     1
+
+(d: what of v the correction removes.) The first three are exact on a quadratic, of the
+thermostats, small lr kappa is assumed (badodab: small xi). What is left when v = 0 is the
+discretisation; what v adds is heat. Directions of negative curvature contribute nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distsampler.config import RunConfig
+
+STEEPEST = 0.9  # of lr kappa / 4, in a prediction: at 1 a chain has no law
+GENTLE = 0.1  # of lr kappa / 4: what is advised
+BEARABLE = 0.5  # of lr kappa / 4, beyond which a step is called too large
+
+Law = Literal["sgld", "lmsgld", "sghmc", "sgnht", "badodab", "mala"]
+LAWS: dict[str, Law] = {
+    "sgld": "sgld",
+    "lmsgld": "lmsgld",
+    "sghmc": "sghmc",
+    "sgnht": "sgnht",
+    "mala": "mala",
+}
+"""The laws of the samplers, by their names in a config."""
+PREDICTED = ("discretisation_bias", "heat_bias")
+
+
+class Ritz(NamedTuple):
+    """What one walk of Lanczos saw: sums over it stand for traces over all directions.
+
+    ``sum(weights f(values))`` is tr f(H), ``sum(noise f(values))`` is tr f(H) C, and
+    ``sum(removed f(values))`` is tr f(H) D, in expectation over walks.
+    """
+
+    values: NDArray[np.float64]
+    """Curvatures of the mean loss, rising."""
+    weights: NDArray[np.float64]
+    noise: NDArray[np.float64]
+    """With the covariance C of the gradient between examples."""
+    removed: NDArray[np.float64]
+    """With the diagonal D that a heat correction takes away."""
+
+    @property
+    def largest(self) -> float:
+        """The largest curvature, from below."""
+        return float(self.values[-1])
+
+
+class Step(NamedTuple):
+    """What of a sampler's step its biases depend on."""
+
+    law: Law
+    lr: float
+    nbeta: float
+    pull: float
+    """Localisation and weight decay, gamma + lam."""
+    batch_size: int
+    friction: float = 0.0
+    """Alpha of SGHMC, A of SGNHT."""
+
+    @property
+    def heat(self) -> float:
+        """U = lr nbeta^2 / (4 m): of v, the heat beside the injected noise."""
+        return self.lr * self.nbeta**2 / (4 * self.batch_size)
+
+
+class Bias(NamedTuple):
+    """Predicted errors of the LLC."""
+
+    discretisation: float
+    heat: float
+
+
+def predict(step: Step, ritz: Ritz) -> Bias:
+    """The biases of a step around the point where the spectrum was measured."""
+    up = ritz.values > 0
+    h, weights, noise, removed = (array[up] for array in ritz)
+    kappa = step.nbeta * h + step.pull
+    share = step.nbeta * h / kappa / 2
+    match step.law:
+        case "mala":
+            return Bias(0.0, 0.0)
+        case "sgnht" | "badodab":
+            return _thermostat(step, ritz, float(weights @ share), float(noise @ share))
+        case "sghmc":
+            over = 1 / (1 - np.minimum(step.lr * kappa / 2 / (2 - step.friction), STEEPEST))
+            heat = 2 / step.friction * step.heat * noise @ (share * over)
+        case "sgld" | "lmsgld":
+            over = 1 / (1 - np.minimum(step.lr * kappa / 4, STEEPEST))
+            taken = removed @ (share * over if step.law == "sgld" else share)
+            heat = step.heat * (noise @ (share * over) - taken)
+    second_order = step.law == "lmsgld"
+    return Bias(0.0 if second_order else float(weights @ (share * (over - 1))), float(heat))
+
+
+def _thermostat(step: Step, ritz: Ritz, llc: float, noisy: float) -> Bias:
+    """A thermostat keeps the mean temperature: heat only goes from direction to direction."""
+
+    def friction(warmth: float) -> float:
+        if step.law == "badodab":
+            return warmth
+        return 1 - math.sqrt(1 - 2 * min(warmth, STEEPEST / 2))
+
+    mean = float(ritz.noise.sum() / ritz.weights.sum())
+    alone = step.friction / friction(step.friction) * llc
+    xi = friction(step.friction + 2 * step.heat * max(mean, 0.0))
+    whole = (step.friction * llc + 2 * step.heat * noisy) / xi
+    return Bias(alone - llc, whole - alone)
+
+
+def law_of(config: RunConfig) -> Law | None:
+    """The law of a run's sampler; None: it is not known here."""
+    law = LAWS.get(config.sampler.name)
+    badodab = law == "sgnht" and config.sampler.options.get("scheme") == "badodab"
+    return "badodab" if badodab else law
+
+
+def unpredicted(config: RunConfig) -> dict[str, str]:
+    """Which biases of a run are not predicted, by their names in sample_stats, and why."""
+    name, options = config.sampler.name, config.sampler.options
+    if not config.watch:
+        why = "nothing was measured along the run: watch is off"
+    elif law_of(config) is None:
+        why = f"the law of {name!r} on a quadratic is not known here"
+    elif options.get("noise_level", 1.0) != 1.0:
+        why = "with a noise_level other than 1 the law is not that of the posterior"
+    elif options.get("bounding_box_size") is not None:
+        why = "a box changes the law"
+    else:
+        heat = "batches of an epoch bring less heat than independent ones, how much less is unknown"
+        return {"heat_bias": heat} if config.batches == "epoch" else {}
+    return dict.fromkeys(PREDICTED, why)
+
+
+def steepness(curvature: NDArray[np.float64], facts: Mapping[str, float]) -> NDArray[np.float64]:
+    """Lr kappa / 4 in the direction of the largest curvature h: at 1 the chain has no law."""
+    kappa = facts["nbeta"] * curvature + facts["localization"]
+    return np.asarray(facts["lr"] * kappa / 4)
+
+
+def too_large(
+    curvature: NDArray[np.float64], config: RunConfig, facts: Mapping[str, float]
+) -> str | None:
+    """A sentence where a step is, or has become, too large; None where it is not.
+
+    Args:
+        curvature: as measured along some chains, any shape.
+        config: of the run.
+        facts: nbeta, localization and lr of the run.
+    """
+    if law_of(config) in (None, "mala") or "lr" not in facts or not curvature.size:
+        return None
+    found = float(steepness(curvature, facts).max())
+    if not found > BEARABLE:
+        return None
+    return (
+        f"the step is too large: lr (nbeta h + gamma) / 4 reached {found:.2g}, beyond {BEARABLE}, "
+        f"where the largest curvature h was {curvature.max():.4g}; lower sampler.lr to about "
+        f"{facts['lr'] * GENTLE / found:.2g}"
+    )
