@@ -12,10 +12,10 @@ import math
 import sys
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.machinery import PathFinder
-from typing import Any
+from typing import Any, Self
 
 import ray
 import torch
@@ -134,7 +134,7 @@ class RayPool:
         if self._spec is None:
             _send_by_value(spec)
             _check_picklable(spec)
-            self._join(spec)
+            self._join()
             self._options, slots = self._fit(spec)
             per_actor = self._placement.chains_per_actor
             wanted = math.ceil(len(places) / per_actor)
@@ -194,6 +194,18 @@ class RayPool:
         if self._owns_ray:
             ray.shutdown()
             self._owns_ray = False
+
+    @contextlib.contextmanager
+    def joined(self) -> Iterator[Self]:
+        """Joins or starts Ray for several runs: their stops leave it up, this ends it."""
+        self._join()
+        owned, self._owns_ray = self._owns_ray, False
+        try:
+            yield self
+        finally:
+            self.stop()
+            if owned:
+                ray.shutdown()
 
     def _collect(self, place: int) -> PoolEvent | None:
         slot = self._slots[place]
@@ -315,7 +327,7 @@ class RayPool:
         reason = f"an actor must start within start_timeout={limit:g} s, it did not"
         return [self._lose(place, reason, "fatal") for place in late]
 
-    def _join(self, spec: ChainSpec) -> None:
+    def _join(self) -> None:
         """Joins the Ray that is meant; starts one on this machine if there is none."""
         if ray.is_initialized():
             return
