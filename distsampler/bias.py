@@ -20,15 +20,28 @@ discretisation; what v adds is heat. Directions of negative curvature contribute
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from distsampler.config import RunConfig
+
 STEEPEST = 0.9  # of lr kappa / 4, in a prediction: at 1 a chain has no law
+GENTLE = 0.1  # of lr kappa / 4: what is advised
 BEARABLE = 0.5  # of lr kappa / 4, beyond which a step is called too large
 
 Law = Literal["sgld", "lmsgld", "sghmc", "sgnht", "badodab", "mala"]
+LAWS: dict[str, Law] = {
+    "sgld": "sgld",
+    "lmsgld": "lmsgld",
+    "sghmc": "sghmc",
+    "sgnht": "sgnht",
+    "mala": "mala",
+}
+"""The laws of the samplers, by their names in a config."""
+PREDICTED = ("discretisation_bias", "heat_bias")
 
 
 class Ritz(NamedTuple):
@@ -112,3 +125,55 @@ def _thermostat(step: Step, ritz: Ritz, llc: float, noisy: float) -> Bias:
     xi = friction(step.friction + 2 * step.heat * max(mean, 0.0))
     whole = (step.friction * llc + 2 * step.heat * noisy) / xi
     return Bias(alone - llc, whole - alone)
+
+
+def law_of(config: RunConfig) -> Law | None:
+    """The law of a run's sampler; None: it is not known here."""
+    law = LAWS.get(config.sampler.name)
+    badodab = law == "sgnht" and config.sampler.options.get("scheme") == "badodab"
+    return "badodab" if badodab else law
+
+
+def unpredicted(config: RunConfig) -> dict[str, str]:
+    """Which biases of a run are not predicted, by their names in sample_stats, and why."""
+    name, options = config.sampler.name, config.sampler.options
+    if not config.watch:
+        why = "nothing was measured along the run: watch is off"
+    elif law_of(config) is None:
+        why = f"the law of {name!r} on a quadratic is not known here"
+    elif options.get("noise_level", 1.0) != 1.0:
+        why = "with a noise_level other than 1 the law is not that of the posterior"
+    elif options.get("bounding_box_size") is not None:
+        why = "a box changes the law"
+    else:
+        heat = "batches of an epoch bring less heat than independent ones, how much less is unknown"
+        return {"heat_bias": heat} if config.batches == "epoch" else {}
+    return dict.fromkeys(PREDICTED, why)
+
+
+def steepness(curvature: NDArray[np.float64], facts: Mapping[str, float]) -> NDArray[np.float64]:
+    """Lr kappa / 4 in the direction of the largest curvature h: at 1 the chain has no law."""
+    kappa = facts["nbeta"] * curvature + facts["localization"]
+    return np.asarray(facts["lr"] * kappa / 4)
+
+
+def too_large(
+    curvature: NDArray[np.float64], config: RunConfig, facts: Mapping[str, float]
+) -> str | None:
+    """A sentence where a step is, or has become, too large; None where it is not.
+
+    Args:
+        curvature: as measured along some chains, any shape.
+        config: of the run.
+        facts: nbeta, localization and lr of the run.
+    """
+    if law_of(config) in (None, "mala") or "lr" not in facts or not curvature.size:
+        return None
+    found = float(steepness(curvature, facts).max())
+    if not found > BEARABLE:
+        return None
+    return (
+        f"the step is too large: lr (nbeta h + gamma) / 4 reached {found:.2g}, beyond {BEARABLE}, "
+        f"where the largest curvature h was {curvature.max():.4g}; lower sampler.lr to about "
+        f"{facts['lr'] * GENTLE / found:.2g}"
+    )

@@ -26,6 +26,7 @@ from distsampler.optim.by_name import Ground, build
 from distsampler.optim.trial import measures_acceptance, needs_closure
 from distsampler.replica import ChainSpec, Replica
 from distsampler.seeding import AllRows, BatchStream, noise_seed
+from distsampler.watch import Watch, due
 
 GROUND = {"gradient_variance", "optimize_over"}  # of a parameter group: tensors the recipe gives
 
@@ -98,6 +99,8 @@ class Chain:
         self._readout = BatchStream(*streams, epochs=False) if apart else None
         self._observer = Observer(spec, self._replica, anchors, anchor, index)
         self._variables = variables(spec)
+        known = _variance(self._replica, anchor)
+        self._watch = Watch(spec, self._replica, index, known) if config.watch else None
         self._draw = 0
         self._last_loss = anchor.init_loss
         self._moving = sum(flat.numel() for flat in self._replica.flats)
@@ -115,6 +118,8 @@ class Chain:
         """
         first, thin = self._draw, self._spec.config.thin
         values = {v.name: np.empty((draws, *v.shape), v.dtype) for v in self._variables}
+        if self._watch is not None and first == 0:
+            self._watch.look(0)
         for kept in range(draws):
             last = (self._draw + 1) * thin - 1
             for step in range(last - thin + 1, last):
@@ -149,6 +154,7 @@ class Chain:
                 "parameters": [flat.detach() for flat in self._replica.flats],
                 "generator": self._generator.get_state(),
                 "sampler": sampler,
+                "watched": self._watch.values if self._watch is not None else {},
             }
         )
 
@@ -168,6 +174,8 @@ class Chain:
             for group, given in zip(self._sampler.param_groups, ground, strict=True):
                 group.update(given)
         self._generator.set_state(state["generator"])
+        if self._watch is not None:
+            self._watch.values = state["watched"]
 
     def _sick(self, measured: Values) -> str | None:
         """What is wrong with a draw, if anything."""
@@ -193,6 +201,7 @@ class Chain:
 
     def _measured_step(self, step: int) -> Values:
         """Measures, then moves."""
+        watched = self._watched(step)
         rows = self._batches.indices(step)
         losses = self._losses(rows, step)
         if self._readout is None:
@@ -208,7 +217,15 @@ class Chain:
         if self._spec.metrics:
             told = {name: float(value) for name, value in self._sampler.metrics().items()}
             values = {**told, **values}
-        return values
+        return {**values, **watched}
+
+    def _watched(self, step: int) -> Values:
+        """What is known of the curvature, measured now where that is due."""
+        if self._watch is None:
+            return {}
+        if due(step - self._spec.config.thin + 1, step + 1):
+            self._watch.look(step)
+        return {**self._watch.values}
 
     def _losses(self, rows: NDArray[np.int64], step: int) -> Tensor:
         """Losses of some rows at the present weights."""

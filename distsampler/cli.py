@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from distsampler.estimators import LLCEstimate
     from distsampler.recipe import Recipe
     from distsampler.results import Run
 
@@ -113,11 +114,19 @@ def resume(
 
 
 @app.command()
-def llc(store: Store, as_json: Json = False) -> None:
+def llc(
+    store: Store,
+    budget: Annotated[
+        bool, typer.Option("--budget", help="Print what the error is made of.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Print the LLC of a run, with its error and verdict."""
     found = _open(store)
     estimate = found.llc("ignore")
     _say(json.dumps(estimate.as_dict()) if as_json else str(estimate))
+    if budget and not as_json:
+        _print_budget(estimate)
     raise typer.Exit(_code(found))
 
 
@@ -168,6 +177,8 @@ def _finish(done: Run) -> None:
         raise typer.Exit(INTERRUPTED)
     _say(str(done.llc("ignore")))
     _say(str(done.verdict))
+    for advisory in done.advisories:
+        _say(f"note: {advisory}")
     _say(f"run {done.store}")
     raise typer.Exit(_code(done))
 
@@ -202,6 +213,7 @@ def _diagnosis(found: Run) -> dict[str, Any]:
         "verdict": str(verdict.status),
         "reason": verdict.reason,
         "advice": verdict.advice,
+        "advisories": list(found.advisories),
         "status": found.manifest.status,
         "lost_chains": found.lost_chains,
         "events": [event for event in found.events if event["event"] in ("lost", "retired")],
@@ -231,6 +243,27 @@ def _print_table(found: Run) -> None:
     losses = sum(event["event"] == "lost" for event in found.events)
     _say(f"{diagnosis.chains} chains of {diagnosis.draws} draws, {losses} actors lost and replaced")
     _say(str(found.verdict))
+    for advisory in found.advisories:
+        _say(f"note: {advisory}")
+
+
+def _print_budget(estimate: LLCEstimate) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("error", no_wrap=True)
+    for heading in ("in the LLC", "of it"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    for name, value, meaning in estimate.budget.rows():
+        numbers = ("not predicted", "")
+        if value is not None:
+            numbers = (f"{value:.3g}", f"{value / estimate.mean:.1%}" if estimate.mean else "")
+        table.add_row(name, *numbers, meaning)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    low, high = estimate.interval
+    _say(f"95 % interval {low:.5g} .. {high:.5g}: Monte Carlo, anchor and predicted bias")
 
 
 def _say(text: str) -> None:

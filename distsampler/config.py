@@ -131,6 +131,8 @@ class RunConfig(_Frozen):
         device: where a chain runs; "auto": the GPU it was given, else the CPU.
         threads: CPU threads of a chain.
         deterministic: ask torch for deterministic algorithms.
+        watch: measure the curvature along each chain, at a start and then ever more rarely, and
+            predict the bias of its steps from it.
         min_chains: with fewer left, the run fails.
         max_seconds: stop cleanly after so much wall-clock time.
         gate: when the run counts as converged.
@@ -160,6 +162,7 @@ class RunConfig(_Frozen):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=1)] = 1
     deterministic: bool = True
+    watch: bool = True
     min_chains: Annotated[int, Field(ge=1)] = 2
     max_seconds: Annotated[float, Field(gt=0)] | None = None
     gate: GateConfig = GateConfig()

@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Protocol, assert_never, cast
 
-from distsampler import anchor
+import numpy as np
+
+from distsampler import anchor, bias
 from distsampler.config import looks
 from distsampler.diagnostics import Verdict
 from distsampler.draws import DrawBlock, StateFile
@@ -82,6 +84,7 @@ class Driver:
         self._pending: list[DrawBlock] = []
         self._states: dict[int, bytes | StateFile] = {}
         self._events: deque[Event] = deque()
+        self._too_large: set[int] = set()
         self._restarts: list[tuple[float, int, int]] = []
         self._last_commit = time.monotonic()
         config = spec.config
@@ -149,6 +152,7 @@ class Driver:
                 self._pending.append(block)
                 self._states[block.chain] = block.state
                 self._progress.add(block)
+                self._see_step(block)
             case CommitNow():
                 self._commit()
             case RecordAnchor(parts):
@@ -162,6 +166,26 @@ class Driver:
                 self._note(kind, details)
             case _:
                 assert_never(action)
+
+    def _see_step(self, block: DrawBlock) -> None:
+        """Notes, once a chain, that its step is too large for the curvature it has met."""
+        if "curvature" not in block.values or block.chain in self._too_large:
+            return
+        curvature = np.asarray(block.values["curvature"], np.float64)
+        reason = bias.too_large(curvature, self._spec.config, self._facts())
+        if reason is not None:
+            self._too_large.add(block.chain)
+            self._trace.event("step_too_large", chain=block.chain, reason=reason)
+
+    def _facts(self) -> dict[str, float]:
+        """The numbers of the run that are known before it starts."""
+        options = signature_options(self._spec.config.sampler)
+        facts = {
+            "nbeta": self._spec.nbeta,
+            "n": float(len(self._spec.rows)),
+            "localization": float(options.get("localization", 0.0)),
+        }
+        return facts | ({"lr": float(options["lr"])} if "lr" in options else {})
 
     def _note(self, kind: str, details: Mapping[str, object]) -> None:
         if kind == "started":
@@ -179,13 +203,7 @@ class Driver:
 
     def _record(self, parts: tuple[anchor.AnchorPart, ...]) -> None:
         self._anchor = anchor.reduce(parts, self._spec)
-        options = signature_options(self._spec.config.sampler)
-        facts = {
-            "nbeta": self._spec.nbeta,
-            "n": len(self._spec.rows),
-            "localization": float(options.get("localization", 0.0)),
-        }
-        self._trace.record_facts(self._anchor, facts)
+        self._trace.record_facts(self._anchor, self._facts())
 
     def _commit(self) -> None:
         self._last_commit = time.monotonic()

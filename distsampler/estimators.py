@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from distsampler.budget import ErrorBudget, budget
 from distsampler.config import optimal_nbeta
 from distsampler.diagnostics import Diagnosis, Verdict
 from distsampler.errors import ConfigError
@@ -21,8 +22,9 @@ class LLCEstimate:
 
     Args:
         mean: the estimate: nbeta times the mean excess loss over chains and draws.
-        se: its Monte-Carlo standard error.
-        interval: mean -+ 1.96 se.
+        se: its standard error: Monte Carlo and anchor.
+        interval: nominal 95 %: the error, and the sampler's predicted bias; see
+            ``ErrorBudget.interval``.
         per_chain: the estimate of each chain.
         chains: indices of these chains.
         lost: indices of the chains that are not in it.
@@ -31,6 +33,7 @@ class LLCEstimate:
         localization: gamma of the posterior, of which the LLC is part.
         init_loss: L_n(w*).
         verdict: of the diagnosis.
+        budget: what the error is made of.
     """
 
     mean: float
@@ -44,6 +47,7 @@ class LLCEstimate:
     localization: float
     init_loss: float
     verdict: Verdict
+    budget: ErrorBudget
 
     @property
     def converged(self) -> bool:
@@ -72,6 +76,7 @@ class LLCEstimate:
             "init_loss": self.init_loss,
             "verdict": verdict,
             "converged": self.converged,
+            "budget": self.budget.as_dict(),
         }
 
     def __str__(self) -> str:
@@ -103,33 +108,14 @@ class WBICEstimate:
         return f"WBIC {plus_minus(self.mean, self.se)} | n {self.n}, {self.verdict.status}"
 
 
-@dataclass(frozen=True)
-class _Excess:
-    """Mean excess loss, its error, and each chain's mean."""
-
-    mean: float
-    se: float
-    per_chain: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, posterior: xr.Dataset, diagnosis: Diagnosis) -> Self:
-        values = np.asarray(posterior["excess_loss"].values, np.float64)
-        per_chain = values.mean(axis=1) if values.size else np.full(len(values), np.nan)
-        mean = float(per_chain.mean()) if len(per_chain) else math.nan
-        return cls(mean, monte_carlo_error(per_chain, diagnosis), per_chain)
+def _excess(posterior: xr.Dataset) -> NDArray[np.float64]:
+    """Mean excess loss of each chain."""
+    values = np.asarray(posterior["excess_loss"].values, np.float64)
+    return values.mean(axis=1) if values.size else np.full(len(values), np.nan)
 
 
-def monte_carlo_error(per_chain: NDArray[np.float64], diagnosis: Diagnosis) -> float:
-    """Standard error of the mean excess loss.
-
-    The largest of three: ArviZ's MCSE of the excess loss; that of the probe's loss, whose slow
-    part minibatch noise cannot hide; and the spread of the chains' means over sqrt(chains).
-    """
-    rows = [row for row in diagnosis.rows if row.name in ("excess_loss", "probe_loss")]
-    errors = [row.mcse for row in rows]
-    if len(per_chain) > 1:
-        errors.append(float(per_chain.std(ddof=1) / math.sqrt(len(per_chain))))
-    return float(np.max(errors)) if errors else math.nan
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(values.mean()) if len(values) else math.nan
 
 
 def llc(
@@ -138,6 +124,7 @@ def llc(
     diagnosis: Diagnosis,
     verdict: Verdict,
     lost: tuple[int, ...] = (),
+    parts: ErrorBudget | None = None,
 ) -> LLCEstimate:
     """The LLC of a posterior.
 
@@ -147,14 +134,17 @@ def llc(
         diagnosis: of the posterior.
         verdict: of the diagnosis.
         lost: chains that are not in the posterior.
+        parts: of the error; None: those that the posterior tells, without a predicted bias.
     """
-    excess, nbeta = _Excess.of(posterior, diagnosis), facts["nbeta"]
-    mean, se = nbeta * excess.mean, nbeta * excess.se
+    nbeta = facts["nbeta"]
+    per_chain = nbeta * _excess(posterior)
+    mean = _mean(per_chain)
+    parts = parts or budget(posterior, nbeta, diagnosis)
     return LLCEstimate(
         mean=mean,
-        se=se,
-        interval=(mean - 1.96 * se, mean + 1.96 * se),
-        per_chain=tuple((nbeta * excess.per_chain).tolist()),
+        se=parts.se,
+        interval=parts.interval(mean),
+        per_chain=tuple(per_chain.tolist()),
         chains=tuple(posterior["chain"].values.tolist()),
         lost=lost,
         nbeta=nbeta,
@@ -162,6 +152,7 @@ def llc(
         localization=facts["localization"],
         init_loss=facts["init_loss"],
         verdict=verdict,
+        budget=parts,
     )
 
 
@@ -179,8 +170,8 @@ def wbic(
             f"the WBIC needs nbeta = n / log n = {optimal_nbeta(n):.6g}, this run has {nbeta:.6g}: "
             "sample again without sampler.nbeta"
         )
-    excess = _Excess.of(posterior, diagnosis)
-    return WBICEstimate(n * (facts["init_loss"] + excess.mean), n * excess.se, n, verdict)
+    mean = n * (facts["init_loss"] + _mean(_excess(posterior)))
+    return WBICEstimate(mean, budget(posterior, n, diagnosis).se, n, verdict)
 
 
 def plus_minus(mean: float, error: float) -> str:

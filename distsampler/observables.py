@@ -19,6 +19,7 @@ from distsampler.draws import Anchor, Variable
 from distsampler.errors import ConfigError
 from distsampler.replica import ChainSpec, Replica
 from distsampler.seeding import Stream, generator
+from distsampler.watch import watched
 
 PROJECTIONS = 8
 COORDINATES = 4096  # entries of the weights that enter their projections, at most
@@ -39,7 +40,8 @@ Values = dict[str, float | NDArray[np.float64]]
 
 def variables(spec: ChainSpec) -> tuple[Variable, ...]:
     """What a draw of this run holds."""
-    return (*_measured(spec), *(_told(name, _measured(spec)) for name in spec.metrics))
+    measured = (*_measured(spec), *watched(spec))
+    return (*measured, *(_told(name, measured) for name in spec.metrics))
 
 
 def _told(name: str, measured: Sequence[Variable]) -> Variable:

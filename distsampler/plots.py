@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from distsampler.budget import ErrorBudget
 from distsampler.heatmap import Heatmap
 
 if TYPE_CHECKING:
@@ -116,6 +117,26 @@ def plot_heatmap(heatmap: Heatmap, ax: Axes | None = None) -> Axes:
     ax.set_yticks(range(len(heatmap.nbetas)), [f"{nbeta:.4g}" for nbeta in heatmap.nbetas])
     ax.set(xlabel="lr", ylabel="nbeta", title="LLC, and sd / mean between chains")
     ax.figure.colorbar(image, ax=ax)
+    return ax
+
+
+def plot_budget(budget: ErrorBudget, ax: Axes | None = None) -> Axes:
+    """The parts of an LLC's error as bars: standard errors to both sides, biases to theirs.
+
+    Args:
+        budget: of an estimate.
+        ax: to draw on.
+    """
+    ax = _axes(ax)
+    rows = [(name, value, text) for name, value, text in budget.rows() if value is not None]
+    for height, (_, value, text) in enumerate(reversed(rows)):
+        both = text.startswith("standard error")
+        ax.barh(height, value, color="C0" if both else "C1")
+        if both:
+            ax.barh(height, -value, color="C0")
+    ax.set_yticks(range(len(rows)), [name for name, _, _ in reversed(rows)])
+    ax.axvline(0.0, color="black", lw=0.8)
+    ax.set(xlabel="in units of the LLC", title="Error budget")
     return ax
 
 

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 import xarray as xr
 
 from distsampler import plots
+from distsampler.budget import ErrorBudget
 from distsampler.diagnostics import Row
+from distsampler.estimators import LLCEstimate
 from distsampler.files import Files
 from distsampler.inference_data import group
 from distsampler.results import Run
@@ -57,19 +59,23 @@ def write(run: Run, path: str | Path | None = None) -> str:
 def html(run: Run) -> str:
     """The report as text."""
     estimate, verdict = run.llc("ignore"), run.verdict
+    numbers = {k: v for k, v in estimate.as_dict().items() if k not in ("verdict", "budget")}
     title = f"distsampler: {run.store.rstrip('/').rpartition('/')[2]}"
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="headline {verdict.status}">{escape(str(estimate))}</p>',
         f"<p>{escape(str(verdict))}</p>",
+        *(_paragraph(f"Note: {advisory}") for advisory in run.advisories),
         _paragraph(f"Run {run.manifest.status}: {run.manifest.reason}"),
         *_lost(run),
-        *_figures(run, estimate.se),
+        *_figures(run, estimate),
         "<h2>Convergence</h2>",
         "<p>The rows in bold decide; the others are shown beside them.</p>",
         _table(HEADINGS, (_cells(row) for row in run.diagnosis.rows)),
+        "<h2>Error budget</h2>",
+        _table(("error", "in the LLC", ""), _parts(estimate.budget)),
         "<h2>Estimate</h2>",
-        _table(("", ""), [(k, f"{v}") for k, v in estimate.as_dict().items() if k != "verdict"]),
+        _table(("", ""), [(k, f"{v}") for k, v in numbers.items()]),
         "<h2>Configuration</h2>",
         f"<pre>{escape(run.manifest.config.model_dump_json(indent=1))}</pre>",
         "<h2>Versions</h2>",
@@ -83,7 +89,7 @@ def html(run: Run) -> str:
     )
 
 
-def _figures(run: Run, se: float) -> list[str]:
+def _figures(run: Run, estimate: LLCEstimate) -> list[str]:
     posterior = run.posterior
     if not posterior.sizes["draw"]:
         return [_paragraph("No draws after burn-in yet.")]
@@ -91,9 +97,10 @@ def _figures(run: Run, se: float) -> list[str]:
         _figure("Loss along the chains", lambda ax: plots.plot_trace(posterior, _warmup(run), ax)),
         _figure(
             "Running LLC",
-            lambda ax: plots.plot_running_llc(posterior, run.facts["nbeta"], ax, se),
+            lambda ax: plots.plot_running_llc(posterior, run.facts["nbeta"], ax, estimate.se),
         ),
         _figure("Ranks", lambda ax: plots.plot_rank(posterior, ax)),
+        _figure("Error budget", lambda ax: plots.plot_budget(estimate.budget, ax)),
     ]
 
 
@@ -118,6 +125,11 @@ def _cells(row: Row) -> list[str]:
     name = f"<b>{escape(row.name)}</b>" if row.gated else escape(row.name)
     numbers = [f"{value:.4g}" for value in (row.mean, row.sd, row.mcse)]
     return [name, *numbers, f"{row.r_hat:.4f}", f"{row.ess_bulk:.0f}", f"{row.ess_tail:.0f}"]
+
+
+def _parts(budget: ErrorBudget) -> Iterable[tuple[str, str, str]]:
+    for name, value, meaning in budget.rows():
+        yield name, "not predicted" if value is None else f"{value:.3g}", escape(meaning)
 
 
 def _lost(run: Run) -> list[str]:

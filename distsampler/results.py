@@ -7,9 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import xarray as xr
 
-from distsampler import diagnostics, estimators, inference_data
+from distsampler import bias, diagnostics, estimators, inference_data
+from distsampler.budget import ErrorBudget, budget
 from distsampler.diagnostics import Diagnosis, Verdict
 from distsampler.errors import DistsamplerError, StoreError
 from distsampler.estimators import LLCEstimate, WBICEstimate
@@ -112,7 +114,9 @@ class Run:
         """
         self._speak(on_unconverged)
         lost = tuple(sorted(self.lost_chains))
-        return estimators.llc(self.posterior, self.facts, self.diagnosis, self.verdict, lost)
+        return estimators.llc(
+            self.posterior, self.facts, self.diagnosis, self.verdict, lost, self._budget()
+        )
 
     def wbic(self, on_unconverged: Literal["warn", "raise", "ignore"] = "warn") -> WBICEstimate:
         """Watanabe's WBIC; needs a run at nbeta = n / log n.
@@ -126,6 +130,23 @@ class Run:
         """
         self._speak(on_unconverged)
         return estimators.wbic(self.posterior, self.facts, self.diagnosis, self.verdict)
+
+    @property
+    def advisories(self) -> tuple[str, ...]:
+        """What does not enter the verdict and should be known: a step that is too large."""
+        if "curvature" not in self._stats:
+            return ()
+        curvature = np.asarray(self._stats["curvature"].values)
+        found = bias.too_large(curvature, self.manifest.config, self.facts)
+        return () if found is None else (found,)
+
+    @cached_property
+    def _stats(self) -> xr.Dataset:
+        return inference_data.group(self.inference_data, "sample_stats")
+
+    def _budget(self) -> ErrorBudget:
+        why = bias.unpredicted(self.manifest.config)
+        return budget(self.posterior, self.facts["nbeta"], self.diagnosis, self._stats, why)
 
     def _speak(self, on_unconverged: Literal["warn", "raise", "ignore"]) -> None:
         if on_unconverged not in ("warn", "raise", "ignore"):

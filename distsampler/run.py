@@ -8,7 +8,9 @@ import signal
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -17,7 +19,7 @@ from typing import Any, Literal
 from torch import nn
 from torch.utils.data import DataLoader
 
-from distsampler import diagnostics, gradient_noise, inference_data, trace
+from distsampler import diagnostics, gradient_noise, inference_data, trace, watch
 from distsampler.config import RunConfig, optimal_nbeta
 from distsampler.diagnostics import Verdict
 from distsampler.driver import Driver, Observer
@@ -223,9 +225,28 @@ def prepare(model: nn.Module, data: object, loss: Loss, config: RunConfig) -> Ch
     per_example, stochastic = inspect_loss(model, rows, loss, config.mode)
     if trial.needs_closure(sampler):
         _check_full(config, len(rows), stochastic)
-    return ChainSpec(
-        model, rows, loss, config, float(nbeta), per_example, stochastic, sampler, metrics
+    return _watchable(
+        ChainSpec(
+            model, rows, loss, config, float(nbeta), per_example, stochastic, sampler, metrics
+        )
     )
+
+
+def _watchable(spec: ChainSpec) -> ChainSpec:
+    """The recipe; without its watch, and a warning, where the loss cannot be watched."""
+    if not spec.config.watch:
+        return spec
+    try:
+        watch.attempt(spec)
+    except RuntimeError as error:
+        warnings.warn(
+            "watch is off in this run: the curvature needs a double backward, which the loss does "
+            f"not have ({type(error).__name__}: {str(error).splitlines()[0]}); no bias is "
+            "predicted, and a step that is too large is not noticed",
+            stacklevel=3,
+        )
+        return replace(spec, config=spec.config.model_copy(update={"watch": False}))
+    return spec
 
 
 def _check_full(config: RunConfig, n: int, stochastic: bool) -> None:

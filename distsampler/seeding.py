@@ -22,6 +22,7 @@ class Stream(IntEnum):
     PROBE = 3
     PROJECTIONS = 4
     GRADIENT_NOISE = 5
+    WATCH = 6
 
 
 def noise_seed(seed: int, chain: int) -> int:
@@ -35,9 +36,11 @@ def noise_seed(seed: int, chain: int) -> int:
     return (high >> 1) << 32 | (low + chain) % 2**32
 
 
-def generator(seed: int, stream: Stream, chain: int | None = None) -> np.random.Generator:
-    """A numpy generator of one stream of a chain, or (chain None) of the run."""
-    key = (stream,) if chain is None else (chain, stream)
+def generator(
+    seed: int, stream: Stream, chain: int | None = None, step: int | None = None
+) -> np.random.Generator:
+    """A numpy generator of one stream of a chain, at a step, or (chain None) of the run."""
+    key = tuple(part for part in (chain, stream, step) if part is not None)
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)))
 
 

@@ -115,6 +115,19 @@ class Curvature:
         )
         return self._flat(found)
 
+    def check(self) -> None:
+        """Goes back through the whole graph of the gradient, into the ``grad`` of the parameters.
+
+        A product with H asks for the ways to the parameters only, and passes by a function whose
+        backward pass cuts them: it would be taken for one without curvature.
+
+        Raises:
+            RuntimeError: from autograd, if an operation of the loss has no double backward.
+        """
+        found = [g for g in self._gradients if g.requires_grad]
+        if found:
+            torch.autograd.backward(found, list(map(torch.ones_like, found)), retain_graph=True)
+
     def signs(self, generator: torch.Generator) -> Tensor:
         """A vector of random signs on what moves."""
         size, device = sum(flat.numel() for flat in self._flats), self._flats[0].device

@@ -14,7 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 import distsampler as ds
-from distsampler import diagnostics, estimators
+from distsampler import budget, diagnostics, estimators
 from distsampler.draws import Anchor, DrawBlock, Variable
 from distsampler.errors import ConfigError, StoreError
 from distsampler.manifest import Manifest
@@ -194,7 +194,7 @@ def test_the_error_covers_the_truth_as_often_as_it_says() -> None:
             {name: (("chain", "draw"), slow) for name in ("probe_loss", "excess_loss")}
         )
         diagnosis = diagnostics.diagnose(posterior)
-        error = estimators.monte_carlo_error(slow.mean(axis=1), diagnosis)
+        error = budget.budget(posterior, 1.0, diagnosis).se
         z.append(slow.mean() / error)
     assert np.mean(np.abs(z) < 1.96) >= 0.875  # 95 % less four standard errors of that share
     assert 0.5 < np.std(z) < 1.3
@@ -257,8 +257,16 @@ def test_the_report_is_one_file_with_its_pictures_in_it(good: ds.Run) -> None:
     from distsampler.report import write
 
     text = Path(write(good)).read_text()
-    assert text.count("<img") == 3
-    assert text.count("data:image/png;base64,") == 3
-    for part in (str(good.llc()), "R-hat", "probe_loss", "<title>", "commit_seconds"):
+    assert text.count("<img") == 4
+    assert text.count("data:image/png;base64,") == 4
+    for part in (
+        str(good.llc()),
+        "R-hat",
+        "probe_loss",
+        "<title>",
+        "commit_seconds",
+        "Error budget",
+        "nothing was measured",
+    ):
         assert part in text
     assert "://" not in text, "the page asks the net for something"
