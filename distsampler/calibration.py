@@ -56,6 +56,7 @@ PILOT, REHEARSAL = 41, 136  # draws: just past the looks at steps 400 and 1,350
 ATTEMPTS = 8  # of one candidate
 REHEARSALS = 3
 GROWN, JUMP = 1.3, 1e3  # of kappa: where a pilot is repeated; and how, if it diverged
+HEATED = 2.0  # times less than curvature allows: where a larger batch_size is advised
 GUESSED = 30.0  # times what a pilot met: kappa was a guess
 SHARE = 0.2  # of the run, for pilots
 RELAXATIONS = 20  # of a flat direction within the run, where localization is free
@@ -212,8 +213,9 @@ def calibrate(  # noqa: PLR0913 (as sample)
     with _held(pool, spec.config) as held:
         pilots = _Pilots(spec, data, held)
         found = _Calibrator(spec, pilots, bias).run()
+        found = replace(found, pilot_seconds=time.monotonic() - began)
         chart = _heatmap(found.config, pilots, spec.nbeta) if heatmap else None
-    return replace(found, heatmap=chart, pilot_seconds=time.monotonic() - began)
+    return replace(found, heatmap=chart)
 
 
 def calibrate_recipe(
@@ -256,9 +258,14 @@ class _Pilots:
                     quiet=True,
                 )
             except RunFailed:
-                return None
+                run = Run(store)
+                if not run.lost_chains:
+                    raise
             if run.manifest.status == "interrupted":
                 raise RunFailed(f"the calibration was interrupted: {run.manifest.reason}")
+            for reason in run.lost_chains.values():
+                if "diverged" not in reason:  # it says nothing of the step
+                    raise RunFailed(f"a pilot lost a chain: {reason}")
             return None if run.lost_chains else read(run)
 
 
@@ -454,6 +461,10 @@ class _Calibrator:
             f"{sampler.options['lr'] * kappa:.2g} / kappa; the largest kappa = nbeta h + gamma met "
             f"is {kappa:.3g}"
         )
+        if sampler.options["lr"] * kappa < self._fraction(sampler) / HEATED:
+            self._reasons["sampler.lr"] += (
+                "; minibatches limit it: k times the batch_size would allow k times the step"
+            )
         name = MOMENTUM.get(sampler.name)
         if name is not None:
             self._reasons[f"sampler.{name}"] = (

@@ -66,7 +66,7 @@ def calibrate(
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="Set a field: sampler.localization=1.")
     ] = None,
-    bias: Annotated[float, typer.Option(help="Wanted of step and minibatches, relative.")] = 0.01,
+    bias: Annotated[float, typer.Option(help="Wanted of step and minibatches, relative.")] = 0.005,
     heatmap: Annotated[
         Path | None,
         typer.Option(help="Sample the LLC over lr x nbeta too; its figure.", show_default=False),

@@ -154,6 +154,19 @@ def test_what_cannot_be_calibrated_is_refused() -> None:
         calibrated(sampler=ds.SamplerConfig(lr=10.0, localization=GAMMA))
 
 
+def test_a_loss_that_raises_is_not_taken_for_a_step_that_is_too_large() -> None:
+    calls: list[int] = []
+
+    def breaks(model: nn.Module, batch: Any) -> Tensor:
+        calls.append(1)
+        if len(calls) > 40:
+            raise ValueError("out of luck")
+        return bowl_loss(model, batch)
+
+    with pytest.raises(RunFailed, match="out of luck"):
+        ds.calibrate(Bowl(), examples(), breaks, config(), pool=ds.SerialPool())
+
+
 @pytest.mark.slow
 @pytest.mark.statistical
 def test_the_run_that_is_proposed_converges_to_the_truth(free: Calibration) -> None:
