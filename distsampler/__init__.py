@@ -19,6 +19,7 @@ The way of the data, one direction::
 ``inference_data``, ``diagnostics``, ``estimators``, ``results``
                  from there to numbers, without torch and Ray
 ``run``          ``sample()``: puts it all together
+``calibration``  pilots: which sampler, step and length; ``heatmap``: the LLC over lr and nbeta
 
 Laws: a draw is one point; the same seed gives the same bits, wherever and however often a chain was
 placed; a draw exists once, when its commit is durable; no number without a verdict.
@@ -30,6 +31,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from distsampler.calibration import Calibration as Calibration
+    from distsampler.calibration import calibrate as calibrate
     from distsampler.config import GateConfig as GateConfig
     from distsampler.config import PlacementConfig as PlacementConfig
     from distsampler.config import RunConfig as RunConfig
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "calibration": ("Calibration", "calibrate"),
     "config": ("GateConfig", "PlacementConfig", "RunConfig", "SamplerConfig", "optimal_nbeta"),
     "diagnostics": ("Diagnosis", "Verdict"),
     "errors": ("ConfigError", "DistsamplerError", "PlacementError", "RunFailed", "StoreError"),

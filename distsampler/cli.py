@@ -17,6 +17,7 @@ import typer
 
 if TYPE_CHECKING:
     from distsampler.estimators import LLCEstimate
+    from distsampler.recipe import Recipe
     from distsampler.results import Run
 
 FAILED, USAGE, NOT_CONVERGED, LOST_CHAINS, INTERRUPTED = 1, 2, 3, 4, 130
@@ -40,15 +41,52 @@ def run(
         list[str] | None, typer.Option("--set", help="Set a field: sampler.lr=1e-5.")
     ] = None,
     resume: Annotated[str, typer.Option(help="never, auto or must.")] = "never",
+    calibrated: Annotated[
+        bool, typer.Option("--calibrate", help="Choose by pilots what the file leaves open.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> None:
     """Sample the posterior that a config file describes."""
     from distsampler import recipe
 
     found = recipe.load(config, changes or [])
+    if calibrated:
+        found = _calibrated(found, store, resume)
     from distsampler.run import sample_recipe  # after the file is read: mistakes are told at once
 
     _finish(sample_recipe(found, store, resume, quiet))  # type: ignore[arg-type]  # checked there
+
+
+@app.command()
+def calibrate(
+    config: Annotated[
+        Path, typer.Argument(help="YAML, as for run; what it leaves open is chosen.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="The YAML to write.", show_default=False)] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Set a field: sampler.localization=1.")
+    ] = None,
+    bias: Annotated[float, typer.Option(help="Wanted of step and minibatches, relative.")] = 0.005,
+    heatmap: Annotated[
+        Path | None,
+        typer.Option(help="Sample the LLC over lr x nbeta too; its figure.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Choose sampler, step size and length by short pilots."""
+    from distsampler import recipe
+
+    wanted = recipe.load(config, changes or [])
+    from distsampler.calibration import calibrate_recipe
+
+    chosen, found = calibrate_recipe(wanted, heatmap=heatmap is not None, bias=bias)
+    if found.heatmap is not None and heatmap is not None:
+        from distsampler.plots import plot_heatmap
+
+        plot_heatmap(found.heatmap).figure.savefig(heatmap)
+    if out is not None:
+        recipe.write(chosen, out)
+    _say(json.dumps(found.as_dict()) if as_json else str(found))
 
 
 @app.command()
@@ -143,6 +181,18 @@ def _finish(done: Run) -> None:
         _say(f"note: {advisory}")
     _say(f"run {done.store}")
     raise typer.Exit(_code(done))
+
+
+def _calibrated(found: Recipe, store: str | None, resume: str) -> Recipe:
+    """The recipe with what pilots choose, or, of a run that exists, with what they chose then."""
+    from distsampler.calibration import calibrate_recipe, continued
+    from distsampler.trace import MANIFEST, as_files
+
+    if store is not None and resume != "never" and as_files(store).exists(MANIFEST):
+        return continued(found, store)
+    found, calibration = calibrate_recipe(found)
+    typer.echo(str(calibration), err=True)
+    return found
 
 
 def _open(store: str) -> Run:

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from distsampler.budget import ErrorBudget
+from distsampler.heatmap import Heatmap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,6 +95,28 @@ def plot_rank(posterior: xr.Dataset, ax: Axes | None = None) -> Axes:
         xlabel="rank of the probe loss", ylabel="draws over expected", title="Ranks", ylim=(0, 2)
     )
     _legend(ax)
+    return ax
+
+
+def plot_heatmap(heatmap: Heatmap, ax: Axes | None = None) -> Axes:
+    """LLC over lr and nbeta by colour; in each cell its value, and sd / mean between chains.
+
+    Args:
+        heatmap: of a calibration.
+        ax: to draw on.
+    """
+    ax = _axes(ax)
+    image = ax.imshow(heatmap.llc, aspect="auto", origin="lower", cmap="viridis")
+    middle = np.nanmean(heatmap.llc) if np.isfinite(heatmap.llc).any() else 0.0
+    for (i, j), value in np.ndenumerate(heatmap.llc):
+        found = np.isfinite(value)
+        text = f"{value:.4g}\n{heatmap.spread[i, j]:.1%}" if found else "diverged"
+        color = "white" if found and value < middle else "black"
+        ax.text(j, i, text, ha="center", va="center", fontsize="small", color=color)
+    ax.set_xticks(range(len(heatmap.lrs)), [f"{lr:.3g}" for lr in heatmap.lrs])
+    ax.set_yticks(range(len(heatmap.nbetas)), [f"{nbeta:.4g}" for nbeta in heatmap.nbetas])
+    ax.set(xlabel="lr", ylabel="nbeta", title="LLC, and sd / mean between chains")
+    ax.figure.colorbar(image, ax=ax)
     return ax
 
 

@@ -11,9 +11,9 @@ import logging
 import math
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import ray
 import torch
@@ -194,6 +194,18 @@ class RayPool:
         if self._owns_ray:
             ray.shutdown()
             self._owns_ray = False
+
+    @contextlib.contextmanager
+    def joined(self) -> Iterator[Self]:
+        """Joins or starts Ray for several runs: their stops leave it up, this ends it."""
+        self._join()
+        owned, self._owns_ray = self._owns_ray, False
+        try:
+            yield self
+        finally:
+            self.stop()
+            if owned:
+                ray.shutdown()
 
     def _collect(self, place: int) -> PoolEvent | None:
         slot = self._slots[place]

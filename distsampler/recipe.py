@@ -98,6 +98,26 @@ def resolve(record: dict[str, Any], config: RunConfig) -> Recipe:
     )
 
 
+def write(recipe: Recipe, path: str | Path) -> None:
+    """Writes a recipe as a YAML file that ``load`` reads; files are named as seen from there."""
+    record, out = recipe.record, Path(path)
+    folder = Path(record["folder"])
+    fields: dict[str, Any] = {}
+    for part in PARTS:
+        home, _, attribute = record[part].rpartition(":")
+        moved = home.endswith(".py") and folder != out.parent.absolute()
+        fields[part] = f"{(folder / home).resolve()}:{attribute}" if moved else record[part]
+        if record[f"{part}_kwargs"]:
+            fields[f"{part}_kwargs"] = record[f"{part}_kwargs"]
+    fields |= recipe.config.model_dump(mode="json", exclude_unset=True)
+    if record["restrict_to"] is not None:
+        masked = isinstance(record["restrict_to"], str)
+        fields["restrict_to"] = (
+            str((folder / record["restrict_to"]).resolve()) if masked else record["restrict_to"]
+        )
+    out.write_text(yaml.safe_dump(fields, sort_keys=False))
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         fields = yaml.safe_load(path.read_text())

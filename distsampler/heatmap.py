@@ -1,0 +1,51 @@
+"""The LLC over lr and nbeta: where it is flat, neither matters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """LLCs of short runs over a grid.
+
+    Args:
+        lrs: step sizes, the columns.
+        nbetas: inverse temperatures times n, the rows.
+        llc: (nbeta, lr); NaN where a chain diverged.
+        spread: standard deviation between the chains over their mean, (nbeta, lr).
+        steps: of all chains together.
+    """
+
+    lrs: tuple[float, ...]
+    nbetas: tuple[float, ...]
+    llc: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    steps: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; NaN as None."""
+        return {
+            "lr": list(self.lrs),
+            "nbeta": list(self.nbetas),
+            "llc": _rows(self.llc),
+            "spread": _rows(self.spread),
+            "steps": self.steps,
+        }
+
+    def __str__(self) -> str:
+        head = "nbeta \\ lr " + "".join(f"{lr:>18.3g}" for lr in self.lrs)
+        lines = [f"LLC (sd / mean between chains), {self.steps} steps", head]
+        for i, nbeta in enumerate(self.nbetas):
+            pairs = zip(self.llc[i], self.spread[i], strict=True)
+            cells = [f"{a:.4g} ({b:.1%})" if np.isfinite(a) else "diverged" for a, b in pairs]
+            lines.append(f"{nbeta:<11.4g}" + "".join(f"{cell:>18}" for cell in cells))
+        return "\n".join(lines)
+
+
+def _rows(values: NDArray[np.float64]) -> list[list[float | None]]:
+    return [[float(v) if np.isfinite(v) else None for v in row] for row in values]
