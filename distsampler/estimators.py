@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -10,7 +11,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from distsampler.config import optimal_nbeta
+from distsampler import diagnostics
+from distsampler.config import RunConfig, optimal_nbeta
 from distsampler.diagnostics import Diagnosis, Verdict
 from distsampler.errors import ConfigError
 
@@ -31,6 +33,8 @@ class LLCEstimate:
         localization: gamma of the posterior, of which the LLC is part.
         init_loss: L_n(w*).
         verdict: of the diagnosis.
+        bracket: the LLC of the even chains, which come from w*, and of the odd ones, which started
+            dispersed; None: all started at w*. Their errors are in the diagnosis.
     """
 
     mean: float
@@ -44,6 +48,7 @@ class LLCEstimate:
     localization: float
     init_loss: float
     verdict: Verdict
+    bracket: tuple[float, float] | None = None
 
     @property
     def converged(self) -> bool:
@@ -72,6 +77,7 @@ class LLCEstimate:
             "init_loss": self.init_loss,
             "verdict": verdict,
             "converged": self.converged,
+            "bracket": self.bracket and [_number(side) for side in self.bracket],
         }
 
     def __str__(self) -> str:
@@ -80,6 +86,7 @@ class LLCEstimate:
             f"LLC {plus_minus(self.mean, self.se)} | {len(self.chains)} of {total} chains, "
             f"R-hat {self.verdict.r_hat:.4f}, ESS {self.verdict.ess:.0f}, {self.verdict.status} | "
             f"n {self.n}, nbeta {self.nbeta:.6g}, gamma {self.localization:g}"
+            + (f" | bracket {self.bracket[0]:.4g} .. {self.bracket[1]:.4g}" if self.bracket else "")
         )
 
 
@@ -132,6 +139,33 @@ def monte_carlo_error(per_chain: NDArray[np.float64], diagnosis: Diagnosis) -> f
     return float(np.max(errors)) if errors else math.nan
 
 
+def judged(groups: Mapping[str, xr.Dataset], config: RunConfig) -> tuple[Diagnosis, Verdict]:
+    """What a run's config says of its draws: the one place where both are made.
+
+    Args:
+        groups: posterior, and sample_stats and constant_data where there are any.
+        config: of the run.
+    """
+    posterior, constants = groups["posterior"], groups.get("constant_data", xr.Dataset())
+    diagnosis = diagnostics.diagnose(
+        posterior,
+        groups.get("sample_stats"),
+        nbeta=float(constants.get("nbeta", math.nan)),
+        dispersed=config.init == "dispersed",
+    )
+    return diagnosis, diagnostics.gate(diagnosis, config.gate, relative_error(posterior, diagnosis))
+
+
+def relative_error(posterior: xr.Dataset, diagnosis: Diagnosis) -> float:
+    """Standard error of the LLC over its value; infinite where the LLC is not above zero."""
+    if "excess_loss" not in posterior:
+        return math.nan
+    excess = _Excess.of(posterior, diagnosis)
+    if math.isnan(excess.mean + excess.se):
+        return math.nan
+    return excess.se / excess.mean if excess.mean > 0 else math.inf
+
+
 def llc(
     posterior: xr.Dataset,
     facts: dict[str, float],
@@ -162,6 +196,7 @@ def llc(
         localization=facts["localization"],
         init_loss=facts["init_loss"],
         verdict=verdict,
+        bracket=diagnosis.bracket and (diagnosis.bracket[0].mean, diagnosis.bracket[1].mean),
     )
 
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import xarray as xr
 
 from distsampler import plots
-from distsampler.diagnostics import Row
 from distsampler.files import Files
 from distsampler.inference_data import group
+from distsampler.quantities import Row
 from distsampler.results import Run
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _figures(run: Run, se: float) -> list[str]:
 
 
 def _warmup(run: Run) -> xr.Dataset | None:
-    if not run.manifest.config.burn_in:
+    if not run.burn_in:
         return None
     return group(run.inference_data, "warmup_posterior")
 

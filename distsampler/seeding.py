@@ -22,6 +22,7 @@ class Stream(IntEnum):
     PROBE = 3
     PROJECTIONS = 4
     GRADIENT_NOISE = 5
+    START = 8
 
 
 def noise_seed(seed: int, chain: int) -> int:
