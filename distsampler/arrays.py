@@ -298,8 +298,7 @@ def missing_in(values: NDArray[Any]) -> NDArray[np.bool_]:
 
 def _missing(values: NDArray[Any]) -> NDArray[np.bool_]:
     """The draws of each chain that lack a value: shape (chain, draw)."""
-    rows = missing_in(values).reshape(*values.shape[:2], -1)
-    return np.asarray(rows.any(axis=2))
+    return np.asarray(missing_in(values).any(axis=tuple(range(2, values.ndim))))
 
 
 def _readable(array: zarr.Array[Any]) -> NDArray[Any]:

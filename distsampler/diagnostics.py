@@ -106,6 +106,22 @@ class Diagnosis:
         """Draws a chain that a quantity would need for an effective sample size, at its pace."""
         return self.draws * ess / row.ess if row.ess > 0 else math.nan
 
+    def remarks(self) -> list[str]:
+        """What is known beside the rows, a sentence each."""
+        found = [*_apart(self), *_drifting(self)]
+        if self.bracket is not None:
+            found.append(f"{bracket_line(self.bracket)}; nested R-hat {self.nested_r_hat or 0:.4f}")
+        if not math.isnan(self.signal_to_noise):
+            found.append(
+                f"signal-to-noise of a draw's minibatch loss {self.signal_to_noise:.3g} (sd of the "
+                "probe's loss over sd of the minibatch noise)"
+            )
+        if not math.isnan(self.acceptance):
+            found.append(f"mean acceptance {self.acceptance:.4f}: of the step size, not of the LLC")
+        if self.stride > 1:
+            found.append(f"one draw in {self.stride} was diagnosed, a million in all at most")
+        return found
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON; numbers that are not finite as None."""
         found: dict[str, Any] = _plain(asdict(self))

@@ -68,6 +68,7 @@ def html(run: Run) -> str:
         "<h2>Convergence</h2>",
         "<p>The rows in bold decide; the others are shown beside them.</p>",
         _table(HEADINGS, (_cells(row) for row in run.diagnosis.rows)),
+        *(_paragraph(line) for line in run.diagnosis.remarks()),
         "<h2>Estimate</h2>",
         _table(("", ""), [(k, f"{v}") for k, v in estimate.as_dict().items() if k != "verdict"]),
         "<h2>Configuration</h2>",
