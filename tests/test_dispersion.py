@@ -16,7 +16,7 @@ from distsampler.errors import WorkFailedError
 from distsampler.run import prepare
 from tests.problems import anchored, config, mean_squared_error, regression, squared_error
 
-D = 2000
+D = 20_000
 CURVATURE = torch.logspace(-4, 0, D)  # h: nbeta h lies between 0.01 and 100
 NBETA, GAMMA = 100.0, 0.1
 DATA = torch.zeros(64, 1)
@@ -66,12 +66,18 @@ def test_a_dispersed_chain_starts_above_any_posteriors_loss_in_flat_directions_t
     w = start(chain()).double()
     energy = NBETA * CURVATURE.double() * w**2 / 2
     assert float(energy.sum()) == pytest.approx(D / 2, rel=1e-3)
-    spread = w**2 * (NBETA * CURVATURE + GAMMA)  # in variances of the posterior, direction by one
-    scale = D / float((NBETA * CURVATURE / (NBETA * CURVATURE + GAMMA)).sum())
-    for part in spread.split(D // 4):
-        error = scale * math.sqrt(2 / len(part))
-        # four gradients know a curvature within a third: the bias is small beside five errors
-        assert abs(float(part.mean()) - scale) < 5 * error
+    assert min(spread(w)) > 1.05  # in variances of the posterior: flat directions too
+
+
+def test_an_isotropic_start_would_leave_the_flat_directions_behind() -> None:
+    radius = math.sqrt(D / (NBETA * float(CURVATURE.mean())))  # nbeta times the excess is d/2
+    assert min(spread(start(chain(init_radius=radius)))) < 0.1
+
+
+def spread(w: Tensor) -> list[float]:
+    """Squares over the posterior's variances, means of four groups from flat to steep."""
+    squares = w.double() ** 2 * (NBETA * CURVATURE.double() + GAMMA)
+    return [float(part.mean()) for part in squares.split(D // 4)]
 
 
 def test_the_start_is_a_function_of_seed_and_chain() -> None:
@@ -131,24 +137,17 @@ def test_masked_entries_stay_and_blocks_do_not_matter() -> None:
 
 def test_a_half_precision_chain_starts_dispersed_too() -> None:
     model = Weights().to(torch.bfloat16)
-    spec = prepare(model, DATA, quadratic, settings(init_radius=3.0))
+    spec = prepare(model, DATA, quadratic, settings(lr=1e-8, init_radius=3.0))
     block = Chain(spec, 1, anchored(spec)).advance(2)
     assert block.values["distance"][1] == pytest.approx(3.0, rel=0.2)
 
 
-def bracketed(store: Path, draws: int, burn_in: int, thin: int) -> tuple[ds.Run, float]:
-    """A run of four chains, and the exact LLC."""
-    run = ds.sample(
-        Weights(), DATA, quadratic,
-        settings(lr=0.01, chains=4, draws=draws, burn_in=burn_in, thin=thin),
-        store=store, pool=ds.SerialPool(), quiet=True,
-    )  # fmt: skip
-    kappa = NBETA * CURVATURE.double() + GAMMA
-    return run, float((NBETA * CURVATURE / kappa).sum() / 2)
-
-
 def test_the_bracket_holds_the_answer_between_its_sides(tmp_path: Path) -> None:
-    run, exact = bracketed(tmp_path / "run", 100, 0, 1)
+    run = ds.sample(
+        Weights(), DATA, quadratic, settings(lr=0.01, chains=4, draws=100, burn_in=0),
+        store=tmp_path / "run", pool=ds.SerialPool(), quiet=True,
+    )  # fmt: skip
+    exact = float((NBETA * CURVATURE.double() / (NBETA * CURVATURE + GAMMA)).sum() / 2)
     bracket = run.diagnosis.bracket
     assert bracket is not None
     even, odd = bracket
@@ -157,12 +156,3 @@ def test_the_bracket_holds_the_answer_between_its_sides(tmp_path: Path) -> None:
     estimate = run.llc("ignore")
     assert estimate.bracket == (even.mean, odd.mean)
     assert f"bracket {even.mean:.4g} .. {odd.mean:.4g}" in str(estimate)
-
-
-@pytest.mark.slow
-def test_the_bracket_closes_around_the_answer(tmp_path: Path) -> None:
-    run, exact = bracketed(tmp_path / "run", 2000, 500, 20)
-    assert run.verdict.converged, run.verdict
-    assert run.diagnosis.bracket is not None
-    for side in run.diagnosis.bracket:
-        assert abs(side.mean - exact) < 5 * side.se
