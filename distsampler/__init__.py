@@ -10,13 +10,13 @@ The way of the data, one direction::
 ``replica``      a model to itself, and the ChainSpec: the recipe that travels to the actors
 ``restriction``  which parameters, and by ``masks`` which entries, move
 ``anchor``       the loss at w*, over all data once; ``gradient_noise``: its gradient's variance
-``observables``  what is measured at a draw
+``observables``  what is measured at a draw; ``dispersion``: where dispersed chains start
 ``spectrum``     curvature and gradient noise by Lanczos; ``bias``: what a step's errors will be
 ``chain``        replica + sampler + batch stream; knows nothing of Ray
 ``worker``       what a place does; ``pool`` and ``ray_pool``: the places
 ``transition``   decides; ``driver`` does; only it commits
 ``trace``        the run directory: zarr arrays, manifest, checkpoints, events
-``inference_data``, ``diagnostics``, ``estimators``, ``results``
+``inference_data``, ``drift``, ``quantities``, ``diagnostics``, ``estimators``, ``results``
                  from there to numbers, without torch and Ray
 ``run``          ``sample()``: puts it all together
 ``calibration``  pilots: which sampler, step and length; ``heatmap``: the LLC over lr and nbeta

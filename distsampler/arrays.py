@@ -110,7 +110,8 @@ class Draws:
     Args:
         root: the zarr group.
         variables: what a draw holds.
-        burn_in: draws that go to the warm-up groups.
+        burn_in: draws that go to the warm-up groups; of a run that has not chosen its burn-in yet,
+            all of them.
     """
 
     def __init__(self, root: zarr.Group, variables: Sequence[Variable], burn_in: int) -> None:
@@ -121,7 +122,8 @@ class Draws:
         for prefix, size in (("", draws), (WARMUP, self._burn_in)):
             for group in GROUPS:
                 named = [v for v in self._variables if v.group == group]
-                _create_group(self._root, prefix + group, named, chains, size)
+                chunk = size or max(draws, self._burn_in)  # empty at first, it may grow
+                _create_group(self._root, prefix + group, named, (chains, size, chunk))
 
     def write(self, blocks: Sequence[DrawBlock]) -> None:
         """Puts draws in their places; each chunk that they touch is written once."""
@@ -131,15 +133,52 @@ class Draws:
 
     def read(self, group: str, name: str) -> NDArray[Any]:
         """All values of one variable, beyond what is committed too; raises what zarr raises."""
-        return np.asarray(array_of(self._root, f"{group}/{name}")[:])
+        return self._read(f"{group}/{name}")
 
-    def resize(self, draws: int) -> None:
-        """Cuts the draws after burn-in, or makes room for more."""
-        for group in GROUPS:
-            _number(self._root, group, draws)
-        for variable in self._variables:
-            array = array_of(self._root, f"{variable.group}/{variable.name}")
-            array.resize((array.shape[0], draws, *array.shape[2:]))
+    def between(self, group: str, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Draws of one variable, counted from the chains' start; raises what zarr raises."""
+        cut, parts = self._burn_in, []
+        if start < cut:
+            parts.append(self.read(WARMUP + group, name)[:, start : min(stop, cut)])
+        if stop > cut or not parts:
+            parts.append(self.read(group, name)[:, max(start - cut, 0) : max(stop - cut, 0)])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+    def resize(self, draws: int, burn_in: int) -> None:
+        """Cuts the draws after burn-in and before, or makes room for more."""
+        for prefix, size in (("", draws), (WARMUP, burn_in)):
+            self._resize(prefix, size)
+        self._burn_in = burn_in
+
+    def fits(self, draws: int, burn_in: int) -> bool:
+        """Whether ``resize`` to these would change nothing."""
+        arrays = product((("", draws), (WARMUP, burn_in)), self._named())
+        return all(
+            array_of(self._root, prefix + n).shape[1:2] == (size,) for (prefix, size), n in arrays
+        )
+
+    def split(self, burn_in: int, draws: int) -> None:
+        """Copies what lies behind a burn-in from the warm-up groups into the posterior's.
+
+        Nothing of what was there is changed: until the manifest names the split, the warm-up
+        groups alone count, and an interrupted split is made again.
+        """
+        self._resize("", draws)
+        for name in self._named():
+            late = self._read(WARMUP + name)[:, burn_in : burn_in + draws]
+            array_of(self._root, name)[:] = late
+
+    def join(self, burn_in: int, draws: int, room: int) -> None:
+        """Copies the posterior's draws back behind the burn-in, where there is room for more.
+
+        The posterior's groups stay as they are until the manifest no longer names the split.
+        """
+        self.mend()
+        self._resize(WARMUP, room)
+        for name in self._named():
+            late = self._read(name)[:, :draws]
+            array_of(self._root, WARMUP + name)[:, burn_in : burn_in + late.shape[1]] = late
+        self._burn_in = room
 
     def intact(self, counts: Sequence[int]) -> tuple[int, ...]:
         """How many draws of each chain are there without a gap, of those that were committed."""
@@ -163,6 +202,21 @@ class Draws:
                     array[region]
                 except Exception:  # zarr and its codecs raise what they like
                     array[region] = array.fill_value
+
+    def _named(self) -> list[str]:
+        """Group and name of every variable."""
+        return [f"{variable.group}/{variable.name}" for variable in self._variables]
+
+    def _read(self, name: str) -> NDArray[Any]:
+        return np.asarray(array_of(self._root, name)[:])
+
+    def _resize(self, prefix: str, size: int) -> None:
+        for group in GROUPS:
+            _number(self._root, prefix + group, size)
+        for name in self._named():
+            array = array_of(self._root, prefix + name)
+            if array.shape[1] != size:
+                array.resize((array.shape[0], size, *array.shape[2:]))
 
     def _write(
         self, prefix: str, pieces: list[tuple[int, int, Mapping[str, NDArray[np.generic]]]]
@@ -191,16 +245,18 @@ def array_of(root: zarr.Group, name: str) -> zarr.Array[Any]:
 
 
 def _number(root: zarr.Group, group: str, draws: int) -> None:
-    """Makes the coordinate of the draws count to another number of them."""
+    """Makes the coordinate of the draws count so many; if it is damaged, anew: it holds no more."""
+    values = np.arange(draws)
     try:
         coordinate = array_of(root, f"{group}/draw")
-        coordinate.resize((draws,))
-        coordinate[:] = np.arange(draws)
+        if coordinate.shape != (draws,):
+            coordinate.resize((draws,))
+        if not np.array_equal(np.asarray(coordinate[:]), values):
+            coordinate[:] = values
     except OSError:
         raise
-    except Exception:  # a damaged header, of which zarr raises what it likes: all in it is known
+    except Exception:  # zarr raises what it likes
         parent = root.require_group(group)
-        values = np.arange(draws)
         parent.create_array("draw", data=values, dimension_names=("draw",), overwrite=True)
 
 
@@ -210,8 +266,10 @@ def codecs() -> dict[str, Any]:
 
 
 def _create_group(
-    root: zarr.Group, name: str, variables: Sequence[Variable], chains: int, draws: int
+    root: zarr.Group, name: str, variables: Sequence[Variable], sizes: tuple[int, int, int]
 ) -> None:
+    """A group of empty arrays; sizes: chains, draws, and draws of a chunk."""
+    chains, draws, chunk = sizes
     group = root.create_group(name)
     for dim, size in (("chain", chains), ("draw", draws)):
         group.create_array(dim, data=np.arange(size), dimension_names=(dim,))
@@ -220,7 +278,7 @@ def _create_group(
         array = group.create_array(
             variable.name,
             shape=(chains, draws, *variable.shape),
-            chunks=(min(chains, CHUNK[0]), max(1, min(draws, CHUNK[1])), *variable.shape),
+            chunks=(min(chains, CHUNK[0]), max(1, min(chunk, CHUNK[1])), *variable.shape),
             dtype=kind,
             fill_value=np.nan if kind.kind == "f" else -1,
             dimension_names=("chain", "draw", *variable.dims),
@@ -253,8 +311,7 @@ def missing_in(values: NDArray[Any]) -> NDArray[np.bool_]:
 
 def _missing(values: NDArray[Any]) -> NDArray[np.bool_]:
     """The draws of each chain that lack a value: shape (chain, draw)."""
-    rows = missing_in(values).reshape(*values.shape[:2], -1)
-    return np.asarray(rows.any(axis=2))
+    return np.asarray(missing_in(values).any(axis=tuple(range(2, values.ndim))))
 
 
 def _readable(array: zarr.Array[Any]) -> NDArray[Any]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distsampler import checkpoint
+from distsampler.dispersion import Dispersion
 from distsampler.draws import Anchor, DrawBlock
 from distsampler.errors import DistsamplerError, WorkFailedError
 from distsampler.observables import Observer, Values, variables
@@ -104,6 +105,7 @@ class Chain:
         self._draw = 0
         self._last_loss = anchor.init_loss
         self._moving = sum(flat.numel() for flat in self._replica.flats)
+        self._anchors = anchors
 
     @property
     def draw(self) -> int:
@@ -117,6 +119,8 @@ class Chain:
             ChainDiverged: if a recorded value is not finite; it carries the draws before.
         """
         first, thin = self._draw, self._spec.config.thin
+        if first == 0 and self._spec.config.init == "dispersed" and self._index % 2:
+            self._disperse()
         values = {v.name: np.empty((draws, *v.shape), v.dtype) for v in self._variables}
         if self._watch is not None and first == 0:
             self._watch.look(0)
@@ -176,6 +180,16 @@ class Chain:
         self._generator.set_state(state["generator"])
         if self._watch is not None:
             self._watch.values = state["watched"]
+
+    @torch.no_grad()
+    def _disperse(self) -> None:
+        """Goes to where a dispersed chain starts; the anchors stay at w*."""
+        ground = (self._spec, self._replica, self._anchors, self._anchor, self._index)
+        for flat, w in zip(self._replica.flats, Dispersion(*ground).start(), strict=True):
+            flat.copy_(w)
+            master = self._sampler.state[flat].get("master")  # of half precision
+            if master is not None:
+                master.copy_(w)
 
     def _sick(self, measured: Values) -> str | None:
         """What is wrong with a draw, if anything."""

@@ -81,9 +81,13 @@ def calibrate(
 
     chosen, found = calibrate_recipe(wanted, heatmap=heatmap is not None, bias=bias)
     if found.heatmap is not None and heatmap is not None:
+        from matplotlib.figure import Figure
+
         from distsampler.plots import plot_heatmap
 
-        plot_heatmap(found.heatmap).figure.savefig(heatmap)
+        sheet = Figure(layout="constrained")
+        plot_heatmap(found.heatmap, sheet.subplots())
+        sheet.savefig(heatmap)
     if out is not None:
         recipe.write(chosen, out)
     _say(json.dumps(found.as_dict()) if as_json else str(found))
@@ -215,6 +219,7 @@ def _diagnosis(found: Run) -> dict[str, Any]:
         "advice": verdict.advice,
         "advisories": list(found.advisories),
         "status": found.manifest.status,
+        "burn_in": found.burn_in,
         "lost_chains": found.lost_chains,
         "events": [event for event in found.events if event["event"] in ("lost", "retired")],
         **found.diagnosis.as_dict(),
@@ -230,18 +235,26 @@ def _print_table(found: Run) -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column("gate")
     table.add_column("quantity", no_wrap=True)
-    for heading in ("mean", "sd", "MCSE", "R-hat", "bulk ESS", "tail ESS"):
+    config = found.manifest.config
+    steps = f"steps for {config.gate.ess:g}"  # that each quantity needs, the advisory ones too
+    for heading in ("mean", "sd", "MCSE", "R-hat", "bulk ESS", "tail ESS", steps):
         table.add_column(heading, justify="right")
     for row in diagnosis.rows:
         numbers = [f"{value:.4g}" for value in (row.mean, row.sd, row.mcse)]
         ess = [f"{value:.0f}" for value in (row.ess_bulk, row.ess_tail)]
         name = row.name.replace("[", r"\[")
-        table.add_row("*" if row.gated else "", name, *numbers, f"{row.r_hat:.4f}", *ess)
+        needed = f"{config.thin * diagnosis.draws_for(row, config.gate.ess):.0f}"
+        table.add_row("*" if row.gated else "", name, *numbers, f"{row.r_hat:.4f}", *ess, needed)
     console.print(table)
+    for line in diagnosis.remarks():
+        _say(line)
     for chain, reason in found.lost_chains.items():
         _say(f"lost chain {chain}: {reason.splitlines()[0]}")
     losses = sum(event["event"] == "lost" for event in found.events)
-    _say(f"{diagnosis.chains} chains of {diagnosis.draws} draws, {losses} actors lost and replaced")
+    _say(
+        f"{diagnosis.chains} chains of {diagnosis.draws} draws after a burn-in of {found.burn_in}, "
+        f"{losses} actors lost and replaced"
+    )
     _say(str(found.verdict))
     for advisory in found.advisories:
         _say(f"note: {advisory}")

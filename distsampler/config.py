@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     PlainSerializer,
     PlainValidator,
+    Tag,
     ValidationError,
     field_validator,
     model_validator,
@@ -21,6 +23,10 @@ from pydantic_core import ErrorDetails
 from distsampler import masks
 from distsampler.errors import ConfigError, unknown_name
 
+NUMBER = "number"  # of what may be a number or "auto"
+AUTO_GATE = {"every": 400, "relative_error": 0.05}  # with draws="auto", where not given
+_AUTO = Discriminator(lambda value: "auto" if value == "auto" else NUMBER)
+_Auto = Annotated[Literal["auto"], Tag("auto")]
 _MaskField = Annotated[masks.Mask, PlainValidator(masks.Mask.of), PlainSerializer(str)]
 
 
@@ -73,16 +79,20 @@ class GateConfig(_Frozen):
     """When a run counts as converged.
 
     Args:
-        rhat: upper bound of the rank-normalised split R-hat of every gated variable.
+        rhat: upper bound of the rank-normalised split R-hat of every gated variable, and of the
+            nested R-hat where starts are dispersed.
         ess: lower bound of their bulk and tail effective sample size.
         every: draws after burn-in until the gate first looks; the following looks are spaced
             geometrically (a factor 1.5), and the run stops at the first that says converged.
-            None: all draws are made, and the verdict is given at the end.
+            None: all draws are made, and the verdict is given at the end; with draws="auto": 400.
+        relative_error: standard error of the LLC over its value that is wanted; None: any; with
+            draws="auto": 0.05.
     """
 
     rhat: Annotated[float, Field(gt=1.0)] = 1.01
     ess: Annotated[float, Field(gt=0)] = 400.0
     every: Annotated[int, Field(ge=1)] | None = None
+    relative_error: Annotated[float, Field(gt=0)] | None = None
 
 
 class PlacementConfig(_Frozen):
@@ -117,8 +127,12 @@ class RunConfig(_Frozen):
     Args:
         sampler: the sampler and its options.
         chains: how many.
-        draws: kept draws of a chain after burn-in: the budget, if the gate stops early.
-        burn_in: draws before those; stored in the warm-up groups, never in the posterior.
+        draws: kept draws of a chain after burn-in: the budget, if the gate stops early. "auto":
+            until the gate says converged and the wanted error is reached, at most ``max_draws``.
+        max_draws: the budget of draws="auto".
+        burn_in: draws before those; stored in the warm-up groups, never in the posterior. "auto":
+            as many as the trace drifts, at most half (``drift.settled``), chosen anew at each look
+            of the gate; ``draws`` then counts them too. The default with draws="auto".
         thin: steps a draw.
         batch_size: examples a step.
         batches: minibatches drawn with replacement, or as one permutation an epoch.
@@ -126,6 +140,9 @@ class RunConfig(_Frozen):
         restrict_to: names or regular expressions of the parameters that move, or boolean masks by
             name (tensors, arrays or nested lists; True moves, a parameter not named does not);
             None: all that require a gradient.
+        init: where chains start: all at w* ("anchor"), or the odd ones away from it ("dispersed"),
+            so that the two kinds come to the LLC from both sides; see ``dispersion``.
+        init_radius: |w - w*| of the odd chains' start, in weight units; None: found by the loss.
         mode: the model's mode while sampling.
         probe: examples of the fixed evaluation subset that the gate reads.
         device: where a chain runs; "auto": the GPU it was given, else the CPU.
@@ -150,13 +167,16 @@ class RunConfig(_Frozen):
 
     sampler: SamplerConfig = SamplerConfig()
     chains: Annotated[int, Field(ge=1)] = 4
-    draws: Annotated[int, Field(ge=1)] = 1000
-    burn_in: Annotated[int, Field(ge=0)] = 200
+    draws: Annotated[Annotated[int, Field(ge=1), Tag(NUMBER)] | _Auto, _AUTO] = 1000
+    max_draws: Annotated[int, Field(ge=1)] | None = None
+    burn_in: Annotated[Annotated[int, Field(ge=0), Tag(NUMBER)] | _Auto, _AUTO] = 200
     thin: Annotated[int, Field(ge=1)] = 10
     batch_size: Annotated[int, Field(ge=1)] = 64
     batches: Literal["replacement", "epoch"] = "replacement"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     restrict_to: tuple[str, ...] | dict[str, _MaskField] | None = None
+    init: Literal["anchor", "dispersed"] = "anchor"
+    init_radius: Annotated[float, Field(gt=0)] | None = None
     mode: Literal["eval", "train"] = "eval"
     probe: Annotated[int, Field(ge=8)] = 256
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -185,16 +205,72 @@ class RunConfig(_Frozen):
             return {"min_chains": 1, **data}
         return data
 
+    @model_validator(mode="before")
+    @classmethod
+    def _until_converged(cls, data: object) -> object:
+        """What draws="auto" needs and was not given, written down: a run does what it says."""
+        if not (isinstance(data, dict) and data.get("draws") == "auto"):
+            return data
+        gate = data.get("gate", {})
+        given = gate.model_dump() if isinstance(gate, GateConfig) else gate
+        if isinstance(given, dict):
+            given = {**AUTO_GATE, **{k: v for k, v in given.items() if v is not None}}
+        return {"burn_in": "auto", **data, "gate": given}
+
     @model_validator(mode="after")
     def _chains_cover_minimum(self) -> RunConfig:
         if self.min_chains > self.chains:
             raise ValueError(f"min_chains must be at most chains={self.chains}: {self.min_chains}")
         return self
 
+    @model_validator(mode="after")
+    def _budget_is_known(self) -> RunConfig:
+        if self.draws == "auto" and self.max_draws is None:
+            raise ValueError(
+                "draws='auto' needs max_draws, the most draws that a chain may make: for example "
+                "max_draws=20000"
+            )
+        if self.draws != "auto" and self.max_draws is not None:
+            raise ValueError(
+                f"max_draws is the budget of draws='auto', and draws is {self.draws}: leave out "
+                "one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _odd_chains_start_somewhere(self) -> RunConfig:
+        if self.init == "dispersed" and self.chains < 2:
+            raise ValueError(
+                f"init='dispersed' needs at least 2 chains, got {self.chains}: the odd ones start "
+                "away from w*"
+            )
+        if self.init != "dispersed" and self.init_radius is not None:
+            raise ValueError(
+                f"init_radius={self.init_radius:g} belongs to init='dispersed', and init is "
+                f"{self.init!r}: set that, or leave it out"
+            )
+        return self
+
+    @property
+    def budget(self) -> int:
+        """Draws of a chain at most; burn-in included only where it is "auto"."""
+        found = self.max_draws if self.draws == "auto" else self.draws
+        return found or 0  # never 0: it was validated
+
+    @property
+    def first_draws(self) -> int:
+        """Draws that are not counted in ``budget``: a burn-in given by number."""
+        return 0 if self.burn_in == "auto" else self.burn_in
+
+    @property
+    def adapting(self) -> int:
+        """Draws in which a sampler may adapt: burn-in, or a quarter of what the gate first sees."""
+        return looks(self)[0] // 4 if self.burn_in == "auto" else self.burn_in
+
     @property
     def total_draws(self) -> int:
-        """Draws of a chain, burn-in included."""
-        return self.burn_in + self.draws
+        """Draws of a chain at most, burn-in included."""
+        return self.first_draws + self.budget
 
 
 class HasBatchSize(Protocol):
@@ -237,20 +313,22 @@ def _n_over_log_n(n: int) -> float:
 
 
 def looks(config: RunConfig) -> tuple[int, ...]:
-    """The draws (after burn-in) at which the gate looks; the last is the budget's end.
+    """The draws at which the gate looks; the last is the budget's end.
+
+    A burn-in given by number comes before them; one that is chosen is part of them.
 
     Spaced geometrically, because every further look is another chance to stop on luck.
     """
-    every, ends = config.gate.every, []
-    while every is not None and every < config.draws:
+    every, ends, budget = config.gate.every, list[int](), config.budget
+    while every is not None and every < budget:
         ends.append(every)
         every = math.ceil(every * 1.5)
-    return (*ends, config.draws)
+    return (*ends, budget)
 
 
 def _sentence(model: type[BaseModel], detail: ErrorDetails) -> str:
     """A pydantic error as: where, what must hold, what was got."""
-    where = ".".join(str(part) for part in detail["loc"])
+    where = ".".join(str(part) for part in detail["loc"] if part != NUMBER)
     if detail["type"] == "extra_forbidden":
         return unknown_name("option", where, model.model_fields)
     cause = detail.get("ctx", {}).get("error")

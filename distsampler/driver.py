@@ -89,7 +89,9 @@ class Driver:
         self._last_commit = time.monotonic()
         config = spec.config
         self._received = trace.restart_points()
-        self._progress = Progress(self._received, config.burn_in, config.draws, spec.nbeta)
+        burn_in = looks(config)[0] // 2 if config.burn_in == "auto" else config.burn_in
+        after = config.total_draws - burn_in
+        self._progress = Progress(self._received, burn_in, after, spec.nbeta)
 
     def run(self, places: tuple[int, ...]) -> State:
         """Runs to the end.
@@ -102,7 +104,7 @@ class Driver:
         """
         config = self._spec.config
         plan = Plan(
-            config.burn_in,
+            config.first_draws,
             looks(config),
             config.min_chains,
             config.placement.block,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from distsampler import diagnostics
 from distsampler.budget import ErrorBudget, budget
-from distsampler.config import optimal_nbeta
+from distsampler.config import RunConfig, optimal_nbeta
 from distsampler.diagnostics import Diagnosis, Verdict
 from distsampler.errors import ConfigError
 
@@ -34,6 +36,8 @@ class LLCEstimate:
         init_loss: L_n(w*).
         verdict: of the diagnosis.
         budget: what the error is made of.
+        bracket: the LLC of the even chains, which come from w*, and of the odd ones, which started
+            dispersed; None: all started at w*. Their errors are in the diagnosis.
     """
 
     mean: float
@@ -48,6 +52,7 @@ class LLCEstimate:
     init_loss: float
     verdict: Verdict
     budget: ErrorBudget
+    bracket: tuple[float, float] | None = None
 
     @property
     def converged(self) -> bool:
@@ -77,6 +82,7 @@ class LLCEstimate:
             "verdict": verdict,
             "converged": self.converged,
             "budget": self.budget.as_dict(),
+            "bracket": self.bracket and [_number(side) for side in self.bracket],
         }
 
     def __str__(self) -> str:
@@ -85,6 +91,7 @@ class LLCEstimate:
             f"LLC {plus_minus(self.mean, self.se)} | {len(self.chains)} of {total} chains, "
             f"R-hat {self.verdict.r_hat:.4f}, ESS {self.verdict.ess:.0f}, {self.verdict.status} | "
             f"n {self.n}, nbeta {self.nbeta:.6g}, gamma {self.localization:g}"
+            + (f" | bracket {self.bracket[0]:.4g} .. {self.bracket[1]:.4g}" if self.bracket else "")
         )
 
 
@@ -116,6 +123,33 @@ def _excess(posterior: xr.Dataset) -> NDArray[np.float64]:
 
 def _mean(values: NDArray[np.float64]) -> float:
     return float(values.mean()) if len(values) else math.nan
+
+
+def judged(groups: Mapping[str, xr.Dataset], config: RunConfig) -> tuple[Diagnosis, Verdict]:
+    """What a run's config says of its draws: the one place where both are made.
+
+    Args:
+        groups: posterior, and sample_stats and constant_data where there are any.
+        config: of the run.
+    """
+    posterior, constants = groups["posterior"], groups.get("constant_data", xr.Dataset())
+    diagnosis = diagnostics.diagnose(
+        posterior,
+        groups.get("sample_stats"),
+        nbeta=float(constants.get("nbeta", math.nan)),
+        dispersed=config.init == "dispersed",
+    )
+    return diagnosis, diagnostics.gate(diagnosis, config.gate, relative_error(posterior, diagnosis))
+
+
+def relative_error(posterior: xr.Dataset, diagnosis: Diagnosis) -> float:
+    """Standard error of the LLC over its value; infinite where the LLC is not above zero."""
+    if "excess_loss" not in posterior:
+        return math.nan
+    mean, se = _mean(_excess(posterior)), budget(posterior, 1.0, diagnosis).se
+    if math.isnan(mean + se):
+        return math.nan
+    return se / mean if mean > 0 else math.inf
 
 
 def llc(
@@ -153,6 +187,7 @@ def llc(
         init_loss=facts["init_loss"],
         verdict=verdict,
         budget=parts,
+        bracket=diagnosis.bracket and (diagnosis.bracket[0].mean, diagnosis.bracket[1].mean),
     )
 
 

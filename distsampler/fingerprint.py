@@ -10,9 +10,11 @@ from importlib.metadata import version
 import torch
 from torch import nn
 
+from distsampler.config import RunConfig
 from distsampler.errors import StoreError
 from distsampler.files import Files
 from distsampler.manifest import Manifest
+from distsampler.optim.by_name import freeze_after
 from distsampler.replica import ChainSpec, Loss
 from distsampler.trace import Trace
 
@@ -46,8 +48,11 @@ def check_same(files: Files, manifest: Manifest) -> Trace:
     stored = found.manifest
     pairs = {key: (stored.fingerprint.get(key), now) for key, now in manifest.fingerprint.items()}
     old, new = stored.config.model_dump(), manifest.config.model_dump()
-    if new["draws"] > old["draws"]:
-        old["draws"] = new["draws"]
+    if _long_enough(manifest.config, stored):
+        old |= {name: new[name] for name in ("draws", "max_draws")}
+    if manifest.config.burn_in == stored.config.burn_in == "auto":
+        frozen = (freeze_after(config) for config in (stored.config, manifest.config))
+        pairs["sampler.freeze_after"] = (str(next(frozen)), str(next(frozen)))
     pairs |= {f"config.{key}": (old[key], new[key]) for key in new if key not in FREE}
     lines = [f"  {key}: stored {a!r}, now {b!r}" for key, (a, b) in pairs.items() if a != b]
     if lines:
@@ -56,6 +61,14 @@ def check_same(files: Files, manifest: Manifest) -> Trace:
             + "\n".join(lines)
         )
     return found
+
+
+def _long_enough(config: RunConfig, stored: Manifest) -> bool:
+    """Whether no draw that a run has, or was to have, is left out by a config's budget."""
+    made = stored.config.budget
+    if stored.config.draws == "auto" and stored.kept is not None:
+        made = (stored.burn_in or 0) + stored.kept  # the budget of one that has ended is its end
+    return config.budget >= made
 
 
 def _model_digest(model: nn.Module) -> str:

@@ -62,15 +62,14 @@ def datasets(trace: Trace, draws: int | None = None) -> dict[str, xr.Dataset]:
         trace: of the run.
         draws: only so many after burn-in; None: all that every chain has.
     """
-    chains = list(trace.chains)
-    burn_in = min([trace.manifest.config.burn_in, *(trace.committed[c] for c in chains)])
+    early = min([trace.burn_in, *(trace.committed[chain] for chain in trace.chains)])
     kept = trace.kept if draws is None else draws
     groups: dict[str, xr.Dataset] = {}
     for name in GROUPS:
-        groups[name] = _dataset(trace, name, name, chains, kept)
-    if burn_in:
+        groups[name] = between(trace, name, trace.burn_in, trace.burn_in + kept)
+    if early:
         for name in GROUPS:
-            groups[WARMUP + name] = _dataset(trace, WARMUP + name, name, chains, burn_in)
+            groups[WARMUP + name] = between(trace, name, 0, early)
     groups["constant_data"] = _constants(trace)
     return groups
 
@@ -82,15 +81,21 @@ def group(data: InferenceData, name: str) -> xr.Dataset:
     return dataset
 
 
-def _dataset(trace: Trace, stored: str, group: str, chains: list[int], draws: int) -> xr.Dataset:
+def between(trace: Trace, group: str, start: int, stop: int) -> xr.Dataset:
+    """The draws of a group from start to stop, counted from the chains' start.
+
+    Raises:
+        StoreError: if one is missing or damaged.
+    """
+    chains, draws = list(trace.chains), stop - start
     variables, coords = {}, {"chain": chains, "draw": np.arange(draws)}
     for variable in trace.manifest.variables:
         if variable.group != group:
             continue
-        values = trace.read(stored, variable.name)[chains, :draws]
+        values = trace.between(group, variable.name, start, stop)[chains]
         if values.shape[1] < draws or missing_in(values).any():
             raise StoreError(
-                f"{trace.path}: {stored}/{variable.name} lacks draws that were committed: a file "
+                f"{trace.path}: {group}/{variable.name} lacks draws that were committed: a file "
                 f"of the run directory is missing or old; {AGAIN}"
             )
         dims = ("chain", "draw", *variable.dims)

@@ -29,6 +29,9 @@ class Manifest(BaseModel):
         status: how the run stands.
         epoch: how many drivers the run has had.
         n_committed: draws of each chain, burn-in included; repeated from the trace.
+        burn_in: draws before the posterior, of a run that chooses them (burn_in="auto"), as chosen
+            at the last look of the gate; until the run is sealed the draws lie together in the
+            warm-up groups, and this alone divides them.
         kept: draws after burn-in that every chain was cut to when the run was sealed.
         retired: chain -> why it is not in the posterior.
         reason: why the run ended.
@@ -46,6 +49,7 @@ class Manifest(BaseModel):
     status: Status = "running"
     epoch: int = 1
     n_committed: tuple[int, ...]
+    burn_in: int | None = None
     kept: int | None = None
     retired: dict[int, str] = {}
     reason: str = ""

@@ -13,10 +13,10 @@ import xarray as xr
 
 from distsampler import plots
 from distsampler.budget import ErrorBudget
-from distsampler.diagnostics import Row
 from distsampler.estimators import LLCEstimate
 from distsampler.files import Files
 from distsampler.inference_data import group
+from distsampler.quantities import Row
 from distsampler.results import Run
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def html(run: Run) -> str:
         "<h2>Convergence</h2>",
         "<p>The rows in bold decide; the others are shown beside them.</p>",
         _table(HEADINGS, (_cells(row) for row in run.diagnosis.rows)),
+        *(_paragraph(line) for line in run.diagnosis.remarks()),
         "<h2>Error budget</h2>",
         _table(("error", "in the LLC", ""), _parts(estimate.budget)),
         "<h2>Estimate</h2>",
@@ -105,7 +106,7 @@ def _figures(run: Run, estimate: LLCEstimate) -> list[str]:
 
 
 def _warmup(run: Run) -> xr.Dataset | None:
-    if not run.manifest.config.burn_in:
+    if not run.burn_in:
         return None
     return group(run.inference_data, "warmup_posterior")
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from distsampler import bias, diagnostics, estimators, inference_data
+from distsampler import bias, estimators, inference_data
 from distsampler.budget import ErrorBudget, budget
 from distsampler.diagnostics import Diagnosis, Verdict
 from distsampler.errors import DistsamplerError, StoreError
@@ -81,15 +81,30 @@ class Run:
         """The draws after burn-in, dims (chain, draw, ...)."""
         return inference_data.group(self.inference_data, "posterior")
 
-    @cached_property
-    def diagnosis(self) -> Diagnosis:
-        """R-hat, ESS and MCSE of the posterior."""
-        return diagnostics.diagnose(self.posterior)
+    @property
+    def burn_in(self) -> int:
+        """Draws before the posterior; with burn_in="auto" as chosen so far."""
+        return self._trace.burn_in
 
-    @cached_property
+    @property
+    def diagnosis(self) -> Diagnosis:
+        """R-hat, ESS and MCSE of the posterior, its drift, its outliers."""
+        return self._judged[0]
+
+    @property
     def verdict(self) -> Verdict:
         """Whether the run's estimates can be trusted."""
-        return diagnostics.gate(self.diagnosis, self.manifest.config.gate)
+        return self._judged[1]
+
+    @cached_property
+    def _judged(self) -> tuple[Diagnosis, Verdict]:
+        names = ("posterior", "sample_stats", "constant_data")
+        groups = {
+            name: inference_data.group(self.inference_data, name)
+            for name in names
+            if name in self.inference_data
+        }
+        return estimators.judged(groups, self.manifest.config)
 
     @property
     def facts(self) -> dict[str, float]:

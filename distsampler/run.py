@@ -16,10 +16,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+import xarray as xr
 from torch import nn
 from torch.utils.data import DataLoader
 
-from distsampler import diagnostics, gradient_noise, inference_data, trace, watch
+from distsampler import diagnostics, estimators, gradient_noise, inference_data, trace, watch
 from distsampler.config import RunConfig, optimal_nbeta
 from distsampler.diagnostics import Verdict
 from distsampler.driver import Driver, Observer
@@ -94,6 +95,7 @@ def resume(  # noqa: PLR0913 (as sample)
     loss: Loss,
     *,
     draws: int | None = None,
+    max_draws: int | None = None,
     pool: ChainPool | None = None,
     quiet: bool = False,
 ) -> Run:
@@ -104,17 +106,30 @@ def resume(  # noqa: PLR0913 (as sample)
         model: as at the run's start, and so are data and loss: what differs is refused.
         data: see ``sample``.
         loss: see ``sample``.
-        draws: kept draws of a chain, if more are wanted than the run was started with.
+        draws: kept draws of a chain, if more are wanted than the run was started with; of a run
+            with draws="auto": all of them are made, and the gate no longer ends it.
+        max_draws: the budget of draws="auto", if it is to be larger.
         pool: where chains run; None: as the run was started.
         quiet: show no progress.
 
     Raises:
         StoreError: if there is no such run, another driver has it, or something differs.
     """
-    config = Run(store).manifest.config
-    if draws is not None:
-        config = config.model_copy(update={"draws": draws})
+    config = _asked_for(Run(store).manifest.config, draws, max_draws)
     return sample(model, data, loss, config, store=store, pool=pool, resume="must", quiet=quiet)
+
+
+def _asked_for(config: RunConfig, draws: int | None, max_draws: int | None) -> RunConfig:
+    """The config of a run that is to be longer."""
+    fields: dict[str, Any] = {name: getattr(config, name) for name in RunConfig.model_fields}
+    if max_draws is not None:
+        fields["max_draws"] = max_draws
+    if draws is not None:
+        fields["draws"] = draws
+        if config.draws == "auto" and max_draws is None:
+            open_end = {"every": None, "relative_error": None}
+            fields |= {"max_draws": None, "gate": config.gate.model_copy(update=open_end)}
+    return RunConfig(**fields)
 
 
 def start(  # noqa: PLR0913 (as sample)
@@ -313,11 +328,23 @@ def _manifest(spec: ChainSpec, recipe: dict[str, Any] | None) -> Manifest:
 
 
 def _judge(found: Trace) -> Callable[[int], Verdict]:
+    config = found.manifest.config
+
     def judge(draws: int) -> Verdict:
-        posterior = inference_data.datasets(found, draws)["posterior"]
-        return diagnostics.gate(diagnostics.diagnose(posterior), found.manifest.config.gate)
+        end = config.first_draws + draws
+        if config.burn_in == "auto":
+            whole = inference_data.between(found, "posterior", 0, end)
+            found.choose_burn_in(_burn_in(whole, config))
+        groups = inference_data.datasets(found, end - found.burn_in)
+        return estimators.judged(groups, config)[1]
 
     return judge
+
+
+def _burn_in(whole: xr.Dataset, config: RunConfig) -> int:
+    """Where the drift ends, and never before adaptation does."""
+    adapting = -(-by_name.freeze_after(config) // config.thin)
+    return diagnostics.burn_in(whole, adapting, dispersed=config.init == "dispersed")
 
 
 def _seal(found: Trace, state: State, seconds: float) -> None:

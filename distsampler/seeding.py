@@ -23,6 +23,7 @@ class Stream(IntEnum):
     PROJECTIONS = 4
     GRADIENT_NOISE = 5
     WATCH = 6
+    START = 8
 
 
 def noise_seed(seed: int, chain: int) -> int:

@@ -56,7 +56,7 @@ class Trace:
         except Exception as error:  # zarr raises what it likes
             where = self.files.path(f"{ZARR}/zarr.json")
             raise StoreError(f"{where} cannot be read: {error}; {AGAIN}") from error
-        self._draws = Draws(self._root, self.manifest.variables, config.burn_in)
+        self._draws = Draws(self._root, self.manifest.variables, self._first_draws(config))
         self._committed = self._counts()
 
     @classmethod
@@ -66,7 +66,8 @@ class Trace:
         try:
             root = zarr.create_group(ZarrFiles(files, ZARR), zarr_format=3, overwrite=True)
             root.attrs["config"] = config.model_dump_json()
-            Draws(root, manifest.variables, config.burn_in).create(config.chains, config.draws)
+            burn_in, draws = _sizes(config)
+            Draws(root, manifest.variables, burn_in).create(config.chains, draws)
             root.create_group("constant_data")
             _make_counts(root, [0] * config.chains)
             manifests.write(files, MANIFEST, manifest)
@@ -85,12 +86,24 @@ class Trace:
         return tuple(self._committed)
 
     @property
+    def burn_in(self) -> int:
+        """Draws before the posterior.
+
+        Of a run that chooses: as many as it chose when the gate last looked, or, before it has
+        looked, half of what there is.
+        """
+        given = self.manifest.config.burn_in
+        if given != "auto":
+            return given
+        chosen = self.manifest.burn_in
+        return self._in_all_chains // 2 if chosen is None else chosen
+
+    @property
     def kept(self) -> int:
         """Draws after burn-in that all chains of the posterior have."""
         if self.manifest.kept is not None:
             return self.manifest.kept
-        alive = [self._committed[chain] for chain in self.chains]
-        return max(0, min(alive, default=0) - self.manifest.config.burn_in)
+        return max(0, self._in_all_chains - self.burn_in)
 
     @property
     def chains(self) -> tuple[int, ...]:
@@ -194,6 +207,20 @@ class Trace:
         """
         return self._reading(f"{group}/{name}", lambda: self._draws.read(group, name))
 
+    def between(self, group: str, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Draws of one variable, counted from the chains' start, wherever they lie.
+
+        Raises:
+            StoreError: if a chunk is damaged.
+        """
+        return self._reading(
+            f"{group}/{name}", lambda: self._draws.between(group, name, start, stop)
+        )
+
+    def choose_burn_in(self, draws: int) -> None:
+        """Notes the burn-in that was chosen at a look."""
+        self._update(burn_in=draws)
+
     def retire(self, chain: int, reason: str) -> None:
         """Takes a chain out of the posterior; its draws stay."""
         self._update(retired={**self.manifest.retired, chain: reason})
@@ -201,14 +228,15 @@ class Trace:
     def finished(self, config: RunConfig) -> bool:
         """Whether there is nothing to do for a config: all draws are there, and whole."""
         before = self.manifest
-        if before.status != "finished" or config.draws > before.config.draws:
+        if before.status != "finished" or before.kept is None or _wants_more(config, before.config):
             return False
         try:
             anchored = self.anchor() is not None
         except StoreError:
             return False
-        counts = self._counts_to(config.burn_in + (before.kept or 0))
-        return anchored and self._intact(counts) == counts
+        counts = self._counts_to(self.burn_in + before.kept)
+        whole = self._intact(counts) == counts and self._draws.fits(before.kept, self.burn_in)
+        return anchored and whole
 
     def reopen(self, config: RunConfig, epoch: int) -> None:
         """Makes a run that was interrupted, damaged or finished ready to go on.
@@ -229,9 +257,9 @@ class Trace:
                 _make_counts(self._root, self._committed)
             counts = list(self._committed)
             if self.manifest.kept is not None:  # sealed: what lay beyond was cut off
-                counts = self._counts_to(config.burn_in + self.manifest.kept)
-            if self.manifest.kept is not None or config.draws != self.manifest.config.draws:
-                self._draws.resize(config.draws)
+                counts = self._counts_to(self.burn_in + self.manifest.kept)
+            if self.manifest.kept is not None or config.budget != self.manifest.config.budget:
+                self._make_room(config)
                 self._root.attrs["config"] = config.model_dump_json()
             intact = self._intact(counts)
             if intact != counts:
@@ -247,10 +275,13 @@ class Trace:
             status="running",
             reason="",
             kept=None,
+            burn_in=None,
             config=config,
             epoch=epoch,
             n_committed=tuple(self._committed),
         )
+        burn_in, draws = _sizes(config)
+        self._writing(lambda: self._draws.resize(draws, burn_in))
 
     def record_device(self, device: str) -> None:
         """Notes the device that the chains run on; a run stays on one type.
@@ -270,10 +301,27 @@ class Trace:
             self.event("device_changed", stored=before, now=device)
 
     def seal(self, status: Status, reason: str, kept: int | None, seconds: float) -> None:
-        """Ends the run; kept: the draws after burn-in that all chains are cut to."""
-        self._update(status=status, reason=reason, kept=kept, seconds=seconds)
-        if kept is not None:
-            self._writing(lambda: self._draws.resize(kept))
+        """Ends the run.
+
+        A burn-in that was chosen is written out: the draws behind it are copied into the posterior
+        groups; then the manifest, in one write, makes them count; then the warm-up groups are cut.
+
+        Args:
+            status: how it ended.
+            reason: why.
+            kept: draws that all chains are cut to, a burn-in given by number not counted.
+            seconds: that it took.
+        """
+        ending: dict[str, object] = {"status": status, "reason": reason, "seconds": seconds}
+        if kept is None:
+            self._update(**ending)
+            return
+        burn_in, chosen = self.burn_in, None
+        if self.manifest.config.burn_in == "auto":
+            chosen, kept = burn_in, kept - burn_in
+            self._writing(lambda: self._draws.split(burn_in, kept))
+        self._update(**ending, kept=kept, burn_in=chosen)
+        self._writing(lambda: self._draws.resize(kept, burn_in))
 
     def event(self, kind: str, **details: object) -> None:
         """Appends one line to events.jsonl."""
@@ -297,10 +345,32 @@ class Trace:
         self._count(counts)
         self._update(n_committed=tuple(counts))
         config = self.manifest.config
-        ends = [0, *(config.burn_in + look for look in looks(config))]
+        ends = [0, *(config.first_draws + look for look in looks(config))]
         for chain, block in newest.items():
             boundary = max(end for end in ends if end <= block.end)
             states.forget(self.files, chain, block.end, boundary)
+
+    @property
+    def _in_all_chains(self) -> int:
+        """Draws that every chain of the posterior has, burn-in included."""
+        return min((self._committed[chain] for chain in self.chains), default=0)
+
+    def _first_draws(self, config: RunConfig) -> int:
+        """Draws that lie in the warm-up groups: all, until a burn-in that is chosen is written."""
+        if self.manifest.kept is not None and self.manifest.burn_in is not None:
+            return self.manifest.burn_in
+        return _sizes(config)[0]
+
+    def _make_room(self, config: RunConfig) -> None:
+        """For the draws of a config, leaving those that count where they are."""
+        burn_in, draws = _sizes(config)
+        before = self.manifest
+        if before.kept is not None and before.burn_in is not None:
+            self._draws.join(before.burn_in, before.kept, burn_in)
+        elif config.burn_in == "auto":
+            self._draws.resize(0, burn_in)
+        else:
+            self._draws.resize(draws, burn_in)
 
     def _counts(self) -> list[int]:
         """As the trace and, where it is damaged or behind, the manifest say: both are true."""
@@ -393,6 +463,22 @@ def _make_counts(root: zarr.Group, counts: Sequence[int]) -> None:
         overwrite=True,
         **codecs(),
     )
+
+
+def _sizes(config: RunConfig) -> tuple[int, int]:
+    """Draws of the warm-up groups and of the posterior's while a run runs.
+
+    A burn-in that is yet to be chosen may be any: all draws are warm-up until it is written out.
+    """
+    if config.burn_in == "auto":
+        return config.budget, 0
+    return config.burn_in, config.budget
+
+
+def _wants_more(config: RunConfig, before: RunConfig) -> bool:
+    """Whether a finished run must go on; one that ran until a verdict also for another gate."""
+    other_end = (config.draws, config.max_draws) != (before.draws, before.max_draws)
+    return other_end or (config.draws == "auto" and config.gate != before.gate)
 
 
 def as_files(store: str | Path | Files) -> Files:

@@ -60,8 +60,8 @@ class Plan:
     """What does not change while a run runs.
 
     Args:
-        burn_in: draws before the posterior.
-        looks: draws after burn-in at which the gate looks; the last is the budget.
+        burn_in: draws before the first that counts for a look.
+        looks: draws after these at which the gate looks; the last is the budget.
         min_chains: with fewer left, the run fails.
         block: draws of a block; None: sized by time.
         parts: of the anchor pass.
@@ -160,7 +160,7 @@ class RecordAnchor:
 
 @dataclass(frozen=True)
 class Judge:
-    """Let the gate look at the first draws after burn-in of every chain."""
+    """Let the gate look at the first draws of every chain, those of Plan.burn_in not counted."""
 
     draws: int
 

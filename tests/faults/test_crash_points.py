@@ -41,10 +41,17 @@ def test_a_crash_at_some_steps_changes_no_bit() -> None:
         assert steps(found["points"], name) >= {"begun", "written", "synced", "renamed", "done"}
 
 
+def test_a_crash_while_a_chosen_burn_in_is_written_out_changes_no_bit() -> None:
+    found = crash("auto", 12, "draw/")  # the coordinates of the groups that are split and cut
+    assert found["tried"] > 2
+    assert steps(found["points"], "/posterior/probe_loss/c") >= {"begun", "renamed", "done"}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1900)
-def test_a_crash_at_every_step_changes_no_bit() -> None:
-    found = crash("sent", 1, parts=2)
+@pytest.mark.parametrize("how", ["sent", "auto"])
+def test_a_crash_at_every_step_changes_no_bit(how: str) -> None:
+    found = crash(how, 1, parts=2)
     assert found["tried"] == len(found["points"]) > 400
 
 
