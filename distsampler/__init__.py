@@ -18,6 +18,7 @@ The way of the data, one direction::
 ``inference_data``, ``diagnostics``, ``estimators``, ``results``
                  from there to numbers, without torch and Ray
 ``run``          ``sample()``: puts it all together
+``truth``        models whose LLC is known exactly; ``certify()`` holds samplers against them
 
 Laws: a draw is one point; the same seed gives the same bits, wherever and however often a chain was
 placed; a draw exists once, when its commit is durable; no number without a verdict.
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from distsampler.run import sample as sample
     from distsampler.run import start as start
     from distsampler.running import Running as Running
+    from distsampler.truth.certify import certify as certify
 
 __version__ = "0.1.0"
 
@@ -62,6 +64,7 @@ _HOMES = {
     "results": ("Run", "open"),
     "run": ("resume", "sample", "start"),
     "running": ("Running",),
+    "truth.certify": ("certify",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME)

@@ -155,7 +155,13 @@ def reduced_rank(
 
 
 def unit_network(
-    widths: Sequence[int], rank: int, *, t: float = 1e3, gamma: float = 1.0, copies: int = 1
+    widths: Sequence[int],
+    rank: int,
+    *,
+    t: float = 1e3,
+    gamma: float = 1.0,
+    copies: int = 1,
+    n: int = UNIT,
 ) -> Network:
     """A deep linear network whose layers pass on the first ``rank`` unit vectors, all else 0.
 
@@ -167,10 +173,11 @@ def unit_network(
         t: nbeta.
         gamma: localisation.
         copies: independent ones in one vector.
+        n: examples, H_0 or more.
     """
     coefficients.deep_linear(widths, rank)  # refuses what does not fit
     layers = DeepLinear.of_rank(widths, rank, t, gamma).anchors
-    inputs = isotropic(uniform_inputs(UNIT, widths[0], seed=0))
+    inputs = isotropic(uniform_inputs(n, widths[0], seed=0))
     name = f"{list(widths)} r={rank}, t={t:g}"
     return network(name, layers, inputs, nbeta=t, gamma=gamma, copies=copies)
 

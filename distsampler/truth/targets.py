@@ -115,15 +115,16 @@ class Quadratic(Target):
         """Of SGLD and LMSGLD: ``1/2 sum_j nbeta h_j Var(w_j)`` with the chain's own variance.
 
         Minibatches add ``(lr^2/4) nbeta^2 v / m`` to the variance of a step; corrected, as much is
-        taken from the noise, but no more than there is.
+        taken from the noise, but no more than there is. A ``noise_level`` other than 1 is an error
+        of the sampler, not part of its law.
         """
         options = config.sampler.options
         variance = {"sgld": laws.sgld, "lmsgld": laws.lmsgld}.get(config.sampler.name)
         if variance is None or config.batches != "replacement":
             return None
-        lr, noise = float(options.get("lr", 0.01)), float(options.get("noise_level", 1.0)) ** 2
+        lr = float(options.get("lr", 0.01))
         heat = lr * self.nbeta**2 * self.variance / (4 * config.batch_size)
-        left = max(0.0, noise - heat) if config.sampler.correct_heat else noise
+        left = max(0.0, 1 - heat) if config.sampler.correct_heat else 1.0
         found = [variance(lr, kappa, lr * heat, left) for kappa in self.kappa.tolist()]
         weights = self.nbeta * self.curvature / 2
         return Known(float((weights * torch.tensor(found, dtype=torch.float64)).sum()), how="law")
