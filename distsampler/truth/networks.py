@@ -25,7 +25,8 @@ from distsampler.truth.targets import Known, Target
 EXAMPLES = 100_000  # of a benchmark net
 BOUND = 10.0  # of its inputs
 UNIT = 2_048  # examples of a small net, whose inputs have second moment I exactly
-REPLICAS, BURN_IN, SWEEPS = 16, 150, 150  # of Gibbs
+BURN_IN, SWEEPS = 150, 150  # of Gibbs
+LEAST, MOST, ENTRIES = 16, 256, 20_000  # chains of Gibbs, and their weights altogether
 ENOUGH = 2e-3  # relative standard error at which Gibbs stops
 ROUNDS = 16  # of SWEEPS, at most
 
@@ -281,13 +282,16 @@ def isotropic(inputs: Tensor) -> Tensor:
 def by_gibbs(net: DeepLinear, *, seed: int = 0) -> Known:
     """The exact LLC of a deep linear network, within a fifth of a per cent.
 
-    Sweeps in rounds until the standard error, from the spread between chains, is that small.
+    Sweeps in rounds, at most 16, until the standard error, from the spread between chains, is that
+    small.
 
     Args:
         net: one network.
         seed: of all draws.
     """
-    chains = BlockGibbs(net, REPLICAS, _generator(seed))
+    size = sum(w.numel() for w in net.anchors)
+    replicas = min(MOST, max(LEAST, ENTRIES // size))  # a small net's LLC is small: more of it
+    chains = BlockGibbs(net, replicas, _generator(seed))
     chains.run(BURN_IN)
     rounds: list[Tensor] = []
     while len(rounds) < ROUNDS:
