@@ -20,6 +20,7 @@ The way of the data, one direction::
                  from there to numbers, without torch and Ray
 ``run``          ``sample()``: puts it all together
 ``calibration``  pilots: which sampler, step and length; ``heatmap``: the LLC over lr and nbeta
+``truth``        models whose LLC is known exactly; ``certify()`` holds samplers against them
 
 Laws: a draw is one point; the same seed gives the same bits, wherever and however often a chain was
 placed; a draw exists once, when its commit is durable; no number without a verdict.
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from distsampler.run import sample as sample
     from distsampler.run import start as start
     from distsampler.running import Running as Running
+    from distsampler.truth.certify import certify as certify
 
 __version__ = "0.1.0"
 
@@ -67,6 +69,7 @@ _HOMES = {
     "results": ("Run", "open"),
     "run": ("resume", "sample", "start"),
     "running": ("Running",),
+    "truth.certify": ("certify",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME)

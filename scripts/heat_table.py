@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from distsampler.optim import LMSGLD, SGLD
-from tests import laws
+from distsampler.truth import laws
 
 Kind = type[SGLD] | type[LMSGLD]
 SHARES = (0.3, 1.0)  # lr kappa_max

@@ -18,7 +18,7 @@ from distsampler.calibration import REHEARSAL, SHARE, Calibration, continued
 from distsampler.errors import ConfigError, RunFailed
 from distsampler.heatmap import Heatmap
 from distsampler.plots import plot_heatmap
-from tests import laws
+from distsampler.truth import laws
 from tests.test_cli import CONFIG, command, written
 
 N, D, GAMMA, BATCH = 1024, 40, 10.0, 128

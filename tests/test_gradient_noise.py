@@ -16,7 +16,7 @@ from distsampler.errors import ConfigError
 from distsampler.replica import ChainSpec, Replica
 from distsampler.run import prepare
 from distsampler.trace import Trace
-from tests import laws
+from distsampler.truth import laws
 from tests.assertions import assert_variance
 from tests.fakes import FlakyPool
 from tests.problems import anchored, config, mean_squared_error, regression, squared_error

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from distsampler.optim import SGLD, SGNHT
-from tests import laws
+from distsampler.truth import laws
 from tests.targets import Quadratic, parameter, run
 
 pytestmark = [

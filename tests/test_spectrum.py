@@ -14,7 +14,7 @@ from distsampler.bias import Bias, Law, Ritz, Step, predict
 from distsampler.replica import ChainSpec, Replica
 from distsampler.run import prepare
 from distsampler.spectrum import Curvature, measure
-from tests import laws
+from distsampler.truth import laws
 from tests.problems import config, mean_squared_error, regression, squared_error
 
 ALL = np.arange(300)

@@ -7,8 +7,10 @@ Three kinds, from the limit to the finite problem:
                   one and two dimensions
 ``gibbs``         the same for deep linear networks of any depth, by a sampler without step size
 
-``copies`` runs any torch optimizer that samples on many copies of such a network at once, and so
-measures its error against Gibbs.
+``targets`` and ``networks`` make problems of them: models at w*, with data and loss, ready for
+``distsampler.sample``; ``certify`` puts samplers through them by the ordinary road. ``laws`` has
+what discretised chains return on a quadratic. ``copies`` runs any torch optimizer that samples on
+many copies of a network at once, and so measures its error against Gibbs.
 
 The finite values converge to the limit slowly, ``t E[K] = lambda - (m - 1) / log t + o(1 / log t)``
 (Watanabe 2009, theorem 6.6), so an estimate at finite t is held against the finite value. K is the
@@ -21,6 +23,8 @@ Example:
     LearningCoefficient(value=2.0, multiplicity=2)
     >>> round(truth.quadrature(lambda a, b: (a * b) ** 2, t=579.0).mean, 4)
     0.3833
+    >>> truth.deep_linear_1k(seed=12).coefficient.value
+    23.5
 """
 
 from distsampler.truth.coefficients import (
@@ -33,19 +37,40 @@ from distsampler.truth.coefficients import (
 from distsampler.truth.copies import sample_copies
 from distsampler.truth.exact import Exact, linear_regression, quadrature
 from distsampler.truth.gibbs import BlockGibbs, DeepLinear, ReplicaMean, block_gibbs
+from distsampler.truth.networks import (
+    Network,
+    deep_linear_1k,
+    deep_linear_10k,
+    network,
+    rescaled,
+    unit_network,
+    with_dead_weights,
+)
+from distsampler.truth.targets import Known, Quadratic, Target, quadratic
 
 __all__ = [
     "BlockGibbs",
     "DeepLinear",
     "Exact",
+    "Known",
     "LearningCoefficient",
+    "Network",
+    "Quadratic",
     "ReplicaMean",
+    "Target",
     "block_gibbs",
     "deep_linear",
+    "deep_linear_1k",
+    "deep_linear_10k",
     "linear_regression",
+    "network",
     "normal_crossing",
+    "quadratic",
     "quadrature",
     "reduced_rank",
     "regular",
+    "rescaled",
     "sample_copies",
+    "unit_network",
+    "with_dead_weights",
 ]

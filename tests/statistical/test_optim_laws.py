@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from distsampler.optim import LMSGLD, SAMPLERS, SGHMC, SGLD, SGNHT, RMSPropSGLD, Sampler
-from tests import laws
+from distsampler.truth import laws
 from tests.assertions import assert_variance
 from tests.targets import NoisyQuadratic, Quadratic, parameter, run
 

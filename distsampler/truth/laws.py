@@ -20,24 +20,25 @@ def stationary(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> Te
         raise ValueError("the recursion is unstable")
     n = len(a)
     system = torch.eye(n * n, dtype=torch.float64) - torch.kron(transition, transition)
-    return torch.linalg.solve(system, (source @ source.T).reshape(-1)).reshape(n, n)
+    found: Tensor = torch.linalg.solve(system, (source @ source.T).reshape(-1))
+    return found.reshape(n, n)
 
 
 def sgld(lr: float, kappa: float, heat: float = 0.0, left: float = 1.0) -> float:
-    """Variance of w; ``heat`` is the variance that minibatches add a step, ``left`` the noise's."""
+    """Of x = w: ``heat`` is the variance minibatches add a step, ``left`` scales the noise's."""
     s = stationary([[1 - lr * kappa / 2]], [[math.sqrt(lr * left), math.sqrt(heat)]])
     return float(s[0, 0])
 
 
 def lmsgld(lr: float, kappa: float, heat: float = 0.0, left: float = 1.0) -> float:
-    """x = (w, R)."""
+    """Of x = (w, R)."""
     half = math.sqrt(lr * left) / 2
     a = [[1 - lr * kappa / 2, half], [0.0, 0.0]]
     return float(stationary(a, [[half, math.sqrt(heat)], [1.0, 0.0]])[0, 0])
 
 
 def adam_sgld(lr: float, nbeta: float, h: float, gamma: float, beta1: float) -> float:
-    """x = (w, m), P = 1; scale lr by P."""
+    """Of x = (w, m), P = 1; scale lr by P."""
     half, new = lr / 2, 1 - beta1
     a = [
         [1 - half * (nbeta * new * h + gamma), -half * nbeta * beta1],
@@ -47,7 +48,7 @@ def adam_sgld(lr: float, nbeta: float, h: float, gamma: float, beta1: float) -> 
 
 
 def sghmc(lr: float, kappa: float, friction: float) -> float:
-    """x = (w, v)."""
+    """Of x = (w, v)."""
     return float(_underdamped(lr, kappa, 1 - friction, 2 * lr * friction)[0, 0])
 
 

@@ -1,0 +1,95 @@
+"""Runs the jobs of the table of bars, each into one JSON file, and prints what came of them."""
+
+import argparse
+import json
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from certify_bars import BARS, summary
+from certify_rows import Job, Truths, jobs
+
+OUT = Path("runs/certify")
+
+
+def path_of(out: Path, job: Job) -> Path:
+    """Where a job's rows lie."""
+    return out / job.bar / f"{job.name}.json"
+
+
+def chosen(part: str, only: str | None) -> list[Job]:
+    """The jobs of a part: every k-th, so that the parts cost about the same."""
+    index, count = (int(number) for number in part.split("/"))
+    if not 1 <= index <= count:
+        raise SystemExit(f"--part must be i/k with i from 1 to k, got {part}")
+    found = [job for job in jobs() if only in (None, job.bar)]
+    return found[index - 1 :: count]
+
+
+def perform(job: Job, out: Path, truths: Truths) -> None:
+    """Makes a job's rows and writes them, whole or not at all."""
+    began = time.monotonic()
+    rows = job.make(truths)
+    write(path_of(out, job), {"rows": rows, "seconds": time.monotonic() - began})
+
+
+def write(path: Path, found: object) -> None:
+    """A JSON file that is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(f".{os.getpid()}")
+    new.write_text(json.dumps(found, indent=1, allow_nan=False))
+    new.replace(path)
+
+
+def read(out: Path) -> dict[str, list[dict[str, object]]]:
+    """Bar -> the rows that are there."""
+    found: dict[str, list[dict[str, object]]] = {}
+    for bar in BARS:
+        files = sorted((out / bar).glob("*.json"))
+        found[bar] = [row for file in files for row in json.loads(file.read_text())["rows"]]
+    return found
+
+
+def run(todo: list[Job], out: Path) -> None:
+    """Performs what is not there yet."""
+    truths = Truths(out / "truth", write)
+    for number, job in enumerate(todo, 1):
+        if path_of(out, job).exists():
+            continue
+        began = time.monotonic()
+        perform(job, out, truths)
+        seconds = time.monotonic() - began
+        print(
+            f"{number}/{len(todo)}  {job.bar} {job.name}: {seconds:.0f} s", file=sys.stderr,
+            flush=True,
+        )  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/certify-all", description=__doc__)
+    parser.add_argument("--part", default="1/1", help="i/k: every k-th job from the i-th")
+    parser.add_argument("--only", choices=BARS, help="one bar's jobs")
+    parser.add_argument("--out", type=Path, default=OUT, help="the folder of results")
+    parser.add_argument("--list", action="store_true", help="the jobs and their estimated seconds")
+    parser.add_argument("--summary", action="store_true", help="print what is there, run nothing")
+    given = parser.parse_args()
+    todo = chosen(given.part, given.only)
+    if given.list:
+        for job in todo:
+            print(f"{job.cost:6.0f}  {job.bar} {job.name}")
+        print(f"{sum(job.cost for job in todo):6.0f}  seconds in all, one core")
+        return 0
+    if not given.summary:
+        torch.set_num_threads(1)
+        warnings.simplefilter("ignore")  # each run's verdict is in its row
+        run(todo, given.out)
+    text, met = summary(read(given.out))
+    print(text)
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
