@@ -81,9 +81,13 @@ def calibrate(
 
     chosen, found = calibrate_recipe(wanted, heatmap=heatmap is not None, bias=bias)
     if found.heatmap is not None and heatmap is not None:
+        from matplotlib.figure import Figure
+
         from distsampler.plots import plot_heatmap
 
-        plot_heatmap(found.heatmap).figure.savefig(heatmap)
+        figure = Figure(figsize=(8, 4), layout="constrained")
+        plot_heatmap(found.heatmap, figure.subplots())
+        figure.savefig(heatmap)
     if out is not None:
         recipe.write(chosen, out)
     _say(json.dumps(found.as_dict()) if as_json else str(found))
