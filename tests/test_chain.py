@@ -284,7 +284,7 @@ def test_an_acceptance_costs_one_gradient_a_draw_and_changes_no_bit() -> None:
     blocks, costs = [], []
     for asked in (False, True):
         chosen = ds.SamplerConfig(lr=1e-3, localization=10.0, save_mala_vars=asked)
-        walker = chain(loss=counted, sampler=chosen)
+        walker = chain(loss=counted, sampler=chosen, watch=False)
         calls.clear()
         blocks.append(walker.advance(10))
         costs.append(sum(calls))

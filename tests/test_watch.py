@@ -1,5 +1,6 @@
 """The curvature along a chain: when it is measured, what is recorded, that nothing else moves."""
 
+import json
 import math
 import warnings
 from pathlib import Path
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import distsampler as ds
 from distsampler.chain import Chain
+from distsampler.cli import app
 from distsampler.observables import variables
 from distsampler.run import prepare
 from distsampler.watch import due
@@ -181,6 +184,14 @@ def test_a_step_that_is_too_large_is_an_event_and_an_advisory(tmp_path: Path, ba
     assert sorted(event["chain"] for event in events) == [0, 1]
     (advisory,) = found.advisories
     assert "lower sampler.lr to about" in advisory
+    told = CliRunner().invoke(app, ["diagnose", str(tmp_path / "run")])
+    assert f"note: {advisory}" in told.output
+    printed = CliRunner().invoke(app, ["llc", str(tmp_path / "run"), "--budget"]).output
+    for part in ("discretisation", "minibatch heat", "drift", "95 % interval"):
+        assert part in printed
+    assert ("not predicted" in printed) == (batches == "epoch")
+    read = CliRunner().invoke(app, ["llc", str(tmp_path / "run"), "--json"]).output
+    assert json.loads(read)["budget"]["discretisation"] > 0
     gentle = ds.SamplerConfig(lr=0.4 / (50 * h + 10), localization=10.0, nbeta=50.0)
     calm = run(tmp_path / "calm", ds.SerialPool(), sampler=gentle)
     assert calm.advisories == ()
