@@ -85,9 +85,9 @@ def calibrate(
 
         from distsampler.plots import plot_heatmap
 
-        sheet = Figure(layout="constrained")
-        plot_heatmap(found.heatmap, sheet.subplots())
-        sheet.savefig(heatmap)
+        figure = Figure(figsize=(8, 4), layout="constrained")
+        plot_heatmap(found.heatmap, figure.subplots())
+        figure.savefig(heatmap)
     if out is not None:
         recipe.write(chosen, out)
     _say(json.dumps(found.as_dict()) if as_json else str(found))

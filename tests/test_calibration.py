@@ -75,10 +75,10 @@ def law(sampler: ds.SamplerConfig) -> float:
     left = 1 - heat / lr if sampler.correct_heat else 1.0
     one = {"sgld": laws.sgld, "lmsgld": laws.lmsgld}[sampler.name]
     variances = [one(lr, NBETA * h + GAMMA, heat, left) for h in CURVATURE.tolist()]
-    return float(NBETA / 2 * np.dot(CURVATURE, variances))
+    return float(NBETA / 2 * np.dot(CURVATURE.tolist(), variances))
 
 
-@pytest.mark.parametrize("name", ["sgld", "lmsgld"])
+@pytest.mark.parametrize("name", [pytest.param("sgld", marks=pytest.mark.slow), "lmsgld"])
 def test_the_step_has_the_bias_that_was_asked_for_and_that_is_predicted(name: str) -> None:
     found = calibrated(sampler=ds.SamplerConfig(name=name, localization=GAMMA))
     assert found.config.sampler.name == name
@@ -86,9 +86,9 @@ def test_the_step_has_the_bias_that_was_asked_for_and_that_is_predicted(name: st
     predicted = found.discretisation_bias + found.heat_bias
     assert abs(predicted) <= 2 * 1.3 * 0.005  # step and minibatches, each its part
     assert true == pytest.approx(predicted, abs=0.003)
-    faster = dataclasses.replace(found)
-    options = {**faster.config.sampler.options, "lr": 10 * faster.config.sampler.options["lr"]}
-    assert abs(law(ds.SamplerConfig(name=name, **options)) / exact() - 1) > 0.02  # a control
+    lr = found.config.sampler.options["lr"] * (5 if name == "sgld" else 1)
+    control = ds.SamplerConfig(name="sgld", lr=lr, localization=GAMMA)
+    assert law(control) / exact() - 1 > 2 * 1.3 * 0.005
 
 
 def test_pilots_cost_less_than_a_fifth_of_the_run_and_say_so(free: Calibration) -> None:
@@ -125,6 +125,7 @@ def test_what_was_given_is_kept() -> None:
     assert all(found.reasons[name] == "as given" for name in ("sampler.lr", "draws", "thin"))
 
 
+@pytest.mark.slow
 def test_localization_follows_from_the_relaxation_where_it_is_free() -> None:
     found = calibrated(sampler=ds.SamplerConfig(name="lmsgld"), draws=500, burn_in=500, thin=10)
     options = found.config.sampler.options
@@ -133,6 +134,7 @@ def test_localization_follows_from_the_relaxation_where_it_is_free() -> None:
     assert "relaxes" in found.reasons["sampler.localization"]
 
 
+@pytest.mark.slow
 def test_a_flat_minimum_gets_a_step_at_which_chains_live() -> None:
     """The curvature at w* is zero and says nothing: pilots find it out."""
     given = ds.SamplerConfig(name="lmsgld", localization=1.0)
