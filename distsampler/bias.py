@@ -13,8 +13,10 @@ that times a factor. With x = lr kappa / 4, v the gradient's variance between ex
     mala     1
 
 (d: what of v the correction removes.) The first three are exact on a quadratic, of the
-thermostats, small lr kappa is assumed (badodab: small xi). What is left when v = 0 is the
-discretisation; what v adds is heat. Directions of negative curvature contribute nothing.
+thermostats, small lr kappa is assumed (badodab: small xi); their xi starts at that of v = 0 and
+comes to the one above in about A / lr steps, which at the steps of large problems is never. What is
+left when v = 0 is the discretisation; what v adds is heat. Directions of negative curvature
+contribute nothing.
 """
 
 from __future__ import annotations
@@ -90,8 +92,14 @@ class Bias(NamedTuple):
     heat: float
 
 
-def predict(step: Step, ritz: Ritz) -> Bias:
-    """The biases of a step around the point where the spectrum was measured."""
+def predict(step: Step, ritz: Ritz, made: float = math.inf) -> Bias:
+    """The biases of a step around the point where the spectrum was measured.
+
+    Args:
+        step: of the sampler.
+        ritz: the spectrum there.
+        made: steps that the chain has made: a thermostat needs about A / lr of them to answer.
+    """
     up = ritz.values > 0
     h, weights, noise, removed = (array[up] for array in ritz)
     kappa = step.nbeta * h + step.pull
@@ -100,7 +108,7 @@ def predict(step: Step, ritz: Ritz) -> Bias:
         case "mala":
             return Bias(0.0, 0.0)
         case "sgnht" | "badodab":
-            return _thermostat(step, ritz, float(weights @ share), float(noise @ share))
+            return _thermostat(step, ritz, float(weights @ share), float(noise @ share), made)
         case "sghmc":
             over = 1 / (1 - np.minimum(step.lr * kappa / 2 / (2 - step.friction), STEEPEST))
             heat = 2 / step.friction * step.heat * noise @ (share * over)
@@ -112,8 +120,8 @@ def predict(step: Step, ritz: Ritz) -> Bias:
     return Bias(0.0 if second_order else float(weights @ (share * (over - 1))), float(heat))
 
 
-def _thermostat(step: Step, ritz: Ritz, llc: float, noisy: float) -> Bias:
-    """A thermostat keeps the mean temperature: heat only goes from direction to direction."""
+def _thermostat(step: Step, ritz: Ritz, llc: float, noisy: float, made: float) -> Bias:
+    """A thermostat comes to keep the mean temperature: then heat only changes direction."""
 
     def friction(warmth: float) -> float:
         if step.law == "badodab":
@@ -121,8 +129,10 @@ def _thermostat(step: Step, ritz: Ritz, llc: float, noisy: float) -> Bias:
         return 1 - math.sqrt(1 - 2 * min(warmth, STEEPEST / 2))
 
     mean = float(ritz.noise.sum() / ritz.weights.sum())
-    alone = step.friction / friction(step.friction) * llc
-    xi = friction(step.friction + 2 * step.heat * max(mean, 0.0))
+    start = friction(step.friction)
+    alone = step.friction / start * llc
+    settled = friction(step.friction + 2 * step.heat * max(mean, 0.0))
+    xi = start - math.expm1(-step.lr * made / step.friction) * (settled - start)
     whole = (step.friction * llc + 2 * step.heat * noisy) / xi
     return Bias(alone - llc, whole - alone)
 

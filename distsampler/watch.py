@@ -91,7 +91,7 @@ class Watch:
             ) from error
         found = {"curvature": ritz.largest}
         if self._step is not None:
-            bias = predict(self._step, ritz)
+            bias = predict(self._step, ritz, step)
             found |= {"discretisation_bias": bias.discretisation, "heat_bias": bias.heat}
         self.values = {name: found[name] for name in self._names}
 

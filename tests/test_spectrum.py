@@ -266,6 +266,17 @@ def test_the_bias_of_a_thermostat_is_that_of_its_law(noise: float) -> None:
     assert (abs(bias.heat) > 0.1) == bool(noise)
 
 
+@pytest.mark.parametrize("law", ["sgnht", "badodab"])
+def test_a_thermostat_that_has_not_answered_yet_leaves_the_heat_of_its_friction(law: Law) -> None:
+    ritz, lr, a = known(False), 1e-9, 0.01
+    step = Step(law, lr, NBETA, GAMMA, BATCH, a)
+    cold = predict(step._replace(law="lmsgld"), ritz).heat * 2 / a
+    found = [predict(step, ritz, made).heat for made in (0, 3 * a / lr, 1e3 * a / lr)]
+    assert found[0] == pytest.approx(cold, rel=0.01)
+    assert found[0] > found[1] > found[2]
+    assert found[2] == pytest.approx(predict(step, ritz).heat, rel=1e-6)
+
+
 def test_badodab_and_mala_have_none_without_noise() -> None:
     quiet = known(False)._replace(noise=np.zeros(60))
     for law in ("badodab", "mala"):
