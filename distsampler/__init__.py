@@ -19,7 +19,7 @@ The way of the data, one direction::
 ``inference_data``, ``drift``, ``quantities``, ``diagnostics``, ``estimators``, ``results``
                  from there to numbers, without torch and Ray
 ``run``          ``sample()``: puts it all together
-``calibration``  pilots: which sampler, step and length; ``heatmap``: the LLC over lr and nbeta
+``calibration``  which sampler, step and length: ``tuning`` chooses from ``pilots``; ``heatmap``
 ``truth``        models whose LLC is known exactly; ``certify()`` holds samplers against them
 
 Laws: a draw is one point; the same seed gives the same bits, wherever and however often a chain was

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 import distsampler as ds
 from distsampler import recipe
-from distsampler.calibration import REHEARSAL, SHARE, Calibration, continued
+from distsampler.calibration import SHARE, Calibration, continued
 from distsampler.errors import ConfigError, RunFailed
 from distsampler.heatmap import Heatmap
 from distsampler.plots import plot_heatmap
 from distsampler.truth import laws
+from distsampler.tuning import REHEARSAL
 from tests.test_cli import CONFIG, command, written
 
 N, D, GAMMA, BATCH = 1024, 40, 10.0, 128
