@@ -113,7 +113,11 @@ def attempt(spec: ChainSpec) -> None:
     """
     device = next(spec.model.parameters()).device
     rows = np.arange(min(4, len(spec.rows)))
-    Curvature(Replica(spec, device), spec, rows).check()
+    try:
+        replica = Replica(spec, device)
+    except TypeError:
+        return  # it cannot be copied: a pool says what stands in the way
+    Curvature(replica, spec, rows).check()
 
 
 def step_of(spec: ChainSpec) -> Step | None:
