@@ -86,9 +86,8 @@ class Chain:
         with warnings.catch_warnings():
             # The sampler's cautions were given before the run; shared memory is read-only.
             warnings.simplefilter("ignore")
-            ground = Ground(
-                self._replica.flats, anchors, self._replica.masks, _variance(self._replica, anchor)
-            )
+            known = _variance(self._replica, anchor)
+            ground = Ground(self._replica.flats, anchors, self._replica.masks, known)
             self._sampler: Any = build(spec.sampler, config, spec.nbeta, ground, self._generator)
         # A sampler of ours moves without the profiler's mark and the hooks of a public step.
         self._step_sampler = getattr(self._sampler, "move", self._sampler.step)
@@ -100,7 +99,6 @@ class Chain:
         self._readout = BatchStream(*streams, epochs=False) if apart else None
         self._observer = Observer(spec, self._replica, anchors, anchor, index)
         self._variables = variables(spec)
-        known = _variance(self._replica, anchor)
         self._watch = Watch(spec, self._replica, index, known) if config.watch else None
         self._draw = 0
         self._last_loss = anchor.init_loss

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -119,11 +120,8 @@ class Dispersion:
     def _excess(self, weights: list[Tensor]) -> float:
         """What is nbeta times the probe's excess loss."""
         self._move(weights)
-        losses = torch.from_numpy(probe_losses(self._replica, self._spec, self._probe, self._chain))
-        shares = torch.ones_like(losses)
-        if self._weights is not None:
-            shares = torch.from_numpy(self._weights).double()
-        mean = float((losses * shares).sum() / shares.sum())
+        losses = probe_losses(self._replica, self._spec, self._probe, self._chain)
+        mean = float(np.average(losses, weights=self._weights))
         return self._spec.nbeta * (mean - self._anchor.probe_init_loss)
 
     def _gradient(self, weights: list[Tensor]) -> list[Tensor]:

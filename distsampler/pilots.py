@@ -118,8 +118,7 @@ def short(config: RunConfig, **changes: Any) -> RunConfig:  # noqa: ANN401 (fiel
         "watch": True,
         "fsync": False,
     }
-    known = {key: value for key, value in fixed.items() if key in RunConfig.model_fields}
-    return config.model_copy(update={**known, **changes})
+    return config.model_copy(update={**fixed, **changes})
 
 
 def changed(config: RunConfig, **changes: Any) -> RunConfig:  # noqa: ANN401 (as above)

@@ -91,8 +91,9 @@ class Tuner:
         config = self._length(changed(self._config, sampler=merged), last)
         for name in ("sampler.lr", "draws", "burn_in", "thin"):
             self._reasons.setdefault(name, "as given")
-        heat = max(last.heat, self._warmth * reach(merged), key=abs)
-        heat = last.heat if merged.name not in MOMENTUM else heat
+        heat = last.heat
+        if merged.name in MOMENTUM:
+            heat = max(heat, self._warmth * reach(merged), key=abs)
         pilots = tuple(self._pilots)
         return Tuned(config, self._reasons, self._h, last.discretisation, heat, pilots)
 

@@ -11,7 +11,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from distsampler.errors import RunFailed
@@ -229,25 +229,16 @@ def of_run(case: Case, run: Run, seconds: float) -> Row:
     copies, estimate = case.target.copies, run.llc("ignore")
     draws = sum(run.manifest.n_committed)
     low, high = estimate.interval
-    expected, allowed = _expected(case)
     discretisation, heat = predicted(estimate)
-    return Row(
-        case=case.name,
-        sampler=_sampler(case),
-        seed=case.config.seed,
-        exact=case.target.exact.mean,
-        exact_se=case.target.exact.se,
-        expected=expected.mean,
-        allowed=allowed,
+    return replace(
+        failed(case, run.verdict.reason, seconds),
         estimate=estimate.mean / copies,
         se=estimate.se / copies,
         interval=(low / copies, high / copies),
         verdict=str(run.verdict.status),
-        reason=run.verdict.reason,
         gradients=draws * case.config.thin,
         evaluations=draws + math.ceil(estimate.n / BLOCK),
         nan_runs=int(bool(run.lost_chains) or not math.isfinite(estimate.mean)),
-        seconds=seconds,
         discretisation=discretisation,
         heat=heat,
     )
