@@ -22,10 +22,17 @@ from distsampler.trace import Trace
 FREE = ("placement", "commit_seconds", "max_seconds", "min_chains", "gate", "fsync", "max_state_mb")
 
 
+@functools.cache
+def versions() -> dict[str, str]:
+    """Package -> version, of what the numbers rest on."""
+    names = ("distsampler", "torch", "numpy", "zarr", "xarray", "arviz", "ray")
+    return {name: version(name) for name in names}
+
+
 def fingerprint(spec: ChainSpec) -> dict[str, str]:
     """What the draws depend on beside the config; the device is added when a place is up."""
     return {
-        "distsampler": version("distsampler"),
+        "distsampler": versions()["distsampler"],
         "torch": torch.__version__,
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "dtype": ", ".join(sorted({str(p.dtype) for p in spec.model.parameters()})),

@@ -11,7 +11,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -26,7 +25,7 @@ from distsampler.diagnostics import Verdict
 from distsampler.driver import Driver, Observer
 from distsampler.errors import ConfigError, RunFailed, StoreError
 from distsampler.files import Files
-from distsampler.fingerprint import check_same, fingerprint
+from distsampler.fingerprint import check_same, fingerprint, versions
 from distsampler.lease import Lease
 from distsampler.live import Reporter
 from distsampler.manifest import Manifest
@@ -316,12 +315,11 @@ def _lease(files: Files) -> Iterator[Lease]:
 
 def _manifest(spec: ChainSpec, recipe: dict[str, Any] | None) -> Manifest:
     config = spec.config
-    names = ("distsampler", "torch", "numpy", "zarr", "xarray", "arviz", "ray")
     return Manifest(
         config=config,
         fingerprint=fingerprint(spec),
         variables=variables(spec),
-        versions={name: version(name) for name in names},
+        versions=versions(),
         n_committed=(0,) * config.chains,
         recipe=recipe,
     )

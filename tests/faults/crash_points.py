@@ -3,6 +3,7 @@
 Run as a program, in a process that has never touched zarr or Ray: its children are forks of it.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -17,10 +19,13 @@ import torch
 import distsampler as ds
 from distsampler import inference_data
 from distsampler.files import Files
+from distsampler.fingerprint import versions
 from distsampler.pool import SerialPool
 from distsampler.run import _Job, prepare
 from tests.faults.digest import digest
 from tests.problems import config, regression, squared_error
+
+BEATING = shutil.ignore_patterns(".lease.json*")  # may go at any time
 
 
 class Silent:
@@ -97,33 +102,94 @@ def cut(store: Path, step: int, how: str) -> tuple[int, int, str]:
         return ""
 
     first, _ = in_a_fork(die)
-    second, text = in_a_fork(lambda: digest(sample(store, lambda point: None, how)))
+    second, text = gone_on(store, how)
     return first, second, text
 
 
-def main(first: int, every: int, how: str, only: str) -> None:
+def gone_on(store: Path, how: str) -> tuple[int, str]:
+    """Goes on with what lies in a store: the exit code, and the digest."""
+    return in_a_fork(lambda: digest(sample(store, lambda point: None, how)))
+
+
+def remains(folder: Path, how: str, only: str) -> dict[int, int]:
+    """Copies what lies in the store at every step, in a process that has then ended.
+
+    A process that dies at a step leaves just that. Where it is the same as at an earlier step (as
+    before a write begins, and after the one before it), there is one copy of it.
+
+    Returns:
+        Of each step, that at which its copy was made.
+    """
+
+    def work() -> str:
+        store, first, found, count = folder / "copied", dict[str, int](), dict[int, int](), [0]
+
+        def at(point: str) -> None:
+            count[0] += 1
+            if only in point:
+                step = first.setdefault(contents(store), count[0])
+                found[count[0]] = step
+                if step == count[0] and store.exists():
+                    shutil.copytree(store, folder / f"cut-{step}", ignore=BEATING)
+
+        sample(store, at, how)
+        return json.dumps(list(found.items()))
+
+    code, text = in_a_fork(work)
+    assert code == 0
+    return dict(json.loads(text))
+
+
+def contents(folder: Path) -> str:
+    """Of all files of a folder: names and bytes; but not of the lease, which has its own thread."""
+    found = hashlib.blake2b()
+    for path in sorted(path for path in folder.rglob("*") if "lease.json" not in path.name):
+        data = path.read_bytes() if path.is_file() else b""
+        found.update(f"{path.relative_to(folder)}\0{len(data)}\0".encode() + data)
+    return found.hexdigest()
+
+
+def deaths(folder: Path, how: str, chosen: list[int]) -> dict[int, tuple[int, int, str]]:
+    """Dies at each of some steps and goes on."""
+    found = {}
+    for step in chosen:
+        store = folder / f"cut-{step}"
+        found[step] = cut(store, step, how)
+        shutil.rmtree(store)
+    return found
+
+
+def every_state(folder: Path, how: str, only: str) -> dict[int, tuple[int, int, str]]:
+    """Goes on from what each step leaves."""
+    copies = remains(folder, how, only)
+    ends = {step: gone_on(folder / f"cut-{step}", how) for step in sorted({*copies.values()})}
+    return {step: (9, *ends[copy]) for step, copy in copies.items()}
+
+
+def main(every: int, how: str, only: str) -> None:
     """Prints one JSON object: the steps of a run, how many were tried, what went wrong at which.
 
     Args:
-        first: of the steps to die at.
-        every: from one such step to the next.
+        every: so-manieth step is really died at; 0: what each step leaves is gone on with.
         how: see ``sample``.
         only: steps whose name holds this.
     """
     torch.set_num_threads(1)
-    inference_data.arviz_module()  # imported once, not in every child
+    # Imported and asked for once, not in every child.
+    inference_data.arviz_module()
+    versions()
+    import_module("torch.fx.experimental.symbolic_shapes")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         points, expected = undisturbed(folder, how)
-        wrong, chosen = [], [n for n, point in enumerate(points, 1) if only in point][first::every]
-        for step in chosen:
-            store = folder / f"cut-{step}"
-            before, after, found = cut(store, step, how)
-            if (before, after, found) != (9, 0, expected):
-                wrong.append([step, points[step - 1], before, after])
-            shutil.rmtree(store)
-    sys.stdout.write(json.dumps({"points": points, "tried": len(chosen), "wrong": wrong}))
+        if every:
+            steps = [n for n, point in enumerate(points, 1) if only in point]
+            found = deaths(folder, how, steps[::every])
+        else:
+            found = every_state(folder, how, only)
+    wrong = [[n, points[n - 1], *end] for n, end in found.items() if end != (9, 0, expected)]
+    sys.stdout.write(json.dumps({"points": points, "tried": len(found), "wrong": wrong}))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])
