@@ -89,6 +89,25 @@ class ErrorBudget:
             ("drift", self.drift, f"second half less first, +- {self.drift_se:.2g}: slow modes"),
         ]
 
+    def table(self, mean: float) -> str:
+        """The parts, in units of the LLC and as shares of its mean, a line each."""
+        rows = [("error", "in the LLC", "of it", "")]
+        for name, value, meaning in self.rows():
+            share = f"{value / mean:.1%}" if value is not None and mean else ""
+            rows.append(
+                (name, "not predicted" if value is None else f"{value:.3g}", share, meaning)
+            )
+        wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            f"{name:{wide[0]}}  {value:>{wide[1]}}  {share:>{wide[2]}}  {meaning}".rstrip()
+            for name, value, share, meaning in rows
+        ]
+        low, high = self.interval(mean)
+        lines.append(
+            f"95 % interval {low:.5g} .. {high:.5g}: Monte Carlo, anchor and predicted bias"
+        )
+        return "\n".join(lines)
+
     def as_dict(self) -> dict[str, object]:
         """For JSON; NaN and what is not predicted as None."""
         numbers = {

@@ -48,7 +48,7 @@ def summary(found: dict[str, Rows]) -> tuple[str, bool]:
         counts = [f"{line.runs:,}", f"{line.gradients:,}", str(line.nan)]
         cells.append([line.case, line.bar, line.reached, words[line.met], *counts])
     text = "\n".join("| " + " | ".join(row) + " |" for row in cells)
-    notes = list(_steps_taken(found))
+    notes = [*_steps_taken(found), *_strata(found)]
     met = all(line.met is not False for line in lines) and all(found.get(bar) for bar in BARS)
     return "\n\n".join([text, *notes]), met
 
@@ -210,6 +210,24 @@ def _steps_taken(found: dict[str, Rows]) -> Iterator[str]:
         rows = [row for row in found.get(bar, []) if row["how"] == "auto"]
         if rows:
             yield f'Steps a chain of {bar}, draws="auto": ' + ", ".join(map(_taken, rows))
+
+
+def _strata(found: dict[str, Rows]) -> Iterator[str]:
+    """Which nets are off, and what a chain would find there that had not left w*."""
+    for bar in ("nets 1K", "nets 10K"):
+        rows = [row for row in found.get(bar, []) if row["how"] == "calibrated"]
+        off = [row for row in rows if not _near(row, 0.05)]
+        if off:
+            yield (
+                f"{bar} that are off by more than 5 %, with the LLC of a chain that has not left "
+                "w*, half the codimension of the set of zero loss there, against the exact one: "
+                + ", ".join(map(_stuck, off))
+            )
+
+
+def _stuck(row: dict[str, Any]) -> str:
+    near = row["codimension"] / 2
+    return f"{row['case']} {_percent(row)} ({near:g} against {row['exact']:.1f})"
 
 
 def _taken(row: dict[str, Any]) -> str:

@@ -238,6 +238,7 @@ def _net(
 ) -> Rows:
     target = truths.of(make(seed))
     tags: dict[str, Any] = {"how": how, "widths": target.widths, "rank": target.rank}
+    tags["codimension"] = target.codimension
     if target.coefficient is not None:
         tags["coefficient"] = target.coefficient.value
     if how == "published":
@@ -251,10 +252,9 @@ def _net(
 def calibrated(target: Target, seed: int) -> tuple[ds.RunConfig, int, str]:
     """What calibration proposes at the target's nbeta and gamma; its pilots' steps; its sampler."""
     sampler = ds.SamplerConfig(nbeta=target.nbeta, localization=target.gamma)
-    half = STEPS // 2 // THIN
     given = ds.RunConfig(
         sampler=sampler, chains=CHAINS, batch_size=BATCH, seed=seed, device="cpu",
-        thin=THIN, burn_in=half, draws=half,
+        thin=THIN, burn_in=STEPS * 8 // 10 // THIN, draws=STEPS * 2 // 10 // THIN,
     )  # fmt: skip
     found = ds.calibrate(target.model, target.data, target.loss, given, pool=ds.SerialPool())
     return found.config, found.pilot_steps, str(found.config.sampler)

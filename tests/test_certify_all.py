@@ -34,7 +34,7 @@ def made(count: int, **fields: Any) -> list[dict[str, Any]]:
         "case": "a", "sampler": "sgld", "share": 0.1, "exact": 10.0, "expected": 11.0,
         "coefficient": 10.2, "estimate": 10.0, "z": 0.5, "verdict": "CONVERGED", "covered": True,
         "gradients": 100, "nan_runs": 0, "discretisation": 0.06, "heat": 0.05, "factor": 1.0,
-        "how": "calibrated", "same": True, "killed": 1, "lost": 1,
+        "how": "calibrated", "codimension": 20, "same": True, "killed": 1, "lost": 1,
     } | fields  # fmt: skip
     return [dict(row) for _ in range(count)]
 
@@ -149,3 +149,13 @@ def test_truths_are_found_once(main: ModuleType, tmp_path: Path) -> None:
     truths = Truths(tmp_path, main.write)
     truths.of(net)
     assert truths.of(net.known(truth.Known(3.0))).exact == (2.0, 0.1, "here")
+
+
+def test_a_net_that_is_off_is_named_with_what_a_chain_finds_near_its_start(
+    bars: ModuleType,
+) -> None:
+    rows = made(2) + made(1, case="1K net 28", estimate=11.5, codimension=23)
+    text, _ = bars.summary({"nets 1K": rows})
+    (note,) = [line for line in text.splitlines() if "has not left" in line]
+    assert "1K net 28 +15.0% (11.5 against 10.0)" in note
+    assert "has not left" not in bars.summary({"nets 1K": made(3)})[0]

@@ -154,3 +154,15 @@ def test_the_gradient_of_a_deep_linear_net_is_that_of_autograd() -> None:
     loss, slopes = net.gradient(leaves)
     torch.testing.assert_close(net.t * loss, net.tk(leaves))
     torch.testing.assert_close(slopes, list(torch.autograd.grad(loss.sum(), leaves)))
+
+
+@pytest.mark.parametrize("ranks", [(3, 3, 3), (3, 1, 3), (1, 3, 2), (2, 0, 3), (0, 0, 1)])
+def test_the_codimension_at_w_star_is_the_rank_of_the_jacobian(ranks: tuple[int, ...]) -> None:
+    source = torch.Generator().manual_seed(1)
+    layers = []
+    for (rows, columns), rank in zip([(4, 3), (5, 4), (3, 5)], ranks, strict=True):
+        left = torch.randn(rows, rank, dtype=torch.float64, generator=source)
+        layers.append(left @ torch.randn(rank, columns, dtype=torch.float64, generator=source))
+    found = torch.autograd.functional.jacobian(lambda a, b, c: c @ b @ a, tuple(layers))
+    dense = torch.cat([part.reshape(9, -1) for part in found], 1)
+    assert truth.codimension(layers) == torch.linalg.matrix_rank(dense, rtol=1e-9)

@@ -10,7 +10,8 @@ Three kinds, from the limit to the finite problem:
 ``targets`` and ``networks`` make problems of them: models at w*, with data and loss, ready for
 ``distsampler.sample``; ``certify`` puts samplers through them by the ordinary road. ``laws`` has
 what discretised chains return on a quadratic. ``copies`` runs any torch optimizer that samples on
-many copies of a network at once, and so measures its error against Gibbs.
+many copies of a network at once, and so measures its error against Gibbs. ``strata`` tells what a
+chain finds that has not left w*.
 
 The finite values converge to the limit slowly, ``t E[K] = lambda - (m - 1) / log t + o(1 / log t)``
 (Watanabe 2009, theorem 6.6), so an estimate at finite t is held against the finite value. K is the
@@ -46,6 +47,7 @@ from distsampler.truth.networks import (
     unit_network,
     with_dead_weights,
 )
+from distsampler.truth.strata import codimension
 from distsampler.truth.targets import Known, Quadratic, Target, quadratic
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "ReplicaMean",
     "Target",
     "block_gibbs",
+    "codimension",
     "deep_linear",
     "deep_linear_1k",
     "deep_linear_10k",

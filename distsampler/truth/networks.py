@@ -20,6 +20,7 @@ from distsampler.errors import ConfigError
 from distsampler.replica import Loss
 from distsampler.truth import coefficients
 from distsampler.truth.gibbs import BlockGibbs, DeepLinear, ReplicaMean, product
+from distsampler.truth.strata import codimension
 from distsampler.truth.targets import Known, Target
 
 EXAMPLES = 100_000  # of a benchmark net
@@ -93,6 +94,11 @@ class Network(Target):
     def rank(self) -> int:
         """Of the true product."""
         return int(torch.linalg.matrix_rank(product(self.layers)))
+
+    @property
+    def codimension(self) -> int:
+        """Of the set of zero loss near w*: twice the LLC of a chain that stays there."""
+        return codimension(self.layers)
 
 
 def network(
