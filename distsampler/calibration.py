@@ -55,6 +55,7 @@ from distsampler.recipe import Recipe
 from distsampler.replica import Loss
 from distsampler.results import Run
 from distsampler.run import prepare
+from distsampler.trace import MANIFEST, as_files
 from distsampler.tuning import REHEARSAL, Tuner
 
 BIAS = 0.005  # of the LLC: what the step may bring, and what minibatches may
@@ -189,8 +190,18 @@ def calibrate_recipe(
     return replace(recipe, record=record, config=found.config), found
 
 
-def continued(recipe: Recipe, store: str) -> Recipe:
-    """A recipe whose run the store holds already: what it leaves open is as it was chosen then."""
+def continued(recipe: Recipe, store: str | None) -> Recipe | None:
+    """A recipe whose run the store holds already, what it leaves open as it was chosen then.
+
+    Args:
+        recipe: what is asked for.
+        store: a run directory; None: none.
+
+    Returns:
+        None where the store holds no run.
+    """
+    if store is None or not as_files(store).exists(MANIFEST):
+        return None
     stored, given = Run(store).manifest.config, recipe.config
     sampler = with_options(stored.sampler, **given.sampler.model_dump(exclude_unset=True))
     fields = {name: getattr(given, name) for name in given.model_fields_set}

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from distsampler.estimators import LLCEstimate
     from distsampler.recipe import Recipe
     from distsampler.results import Run
 
@@ -130,7 +129,7 @@ def llc(
     estimate = found.llc("ignore")
     _say(json.dumps(estimate.as_dict()) if as_json else str(estimate))
     if budget and not as_json:
-        _print_budget(estimate)
+        _say(estimate.budget.table(estimate.mean))
     raise typer.Exit(_code(found))
 
 
@@ -210,10 +209,9 @@ def _finish(done: Run) -> None:
 def _calibrated(found: Recipe, store: str | None, resume: str) -> Recipe:
     """The recipe with what pilots choose, or, of a run that exists, with what they chose then."""
     from distsampler.calibration import calibrate_recipe, continued
-    from distsampler.trace import MANIFEST, as_files
 
-    if store is not None and resume != "never" and as_files(store).exists(MANIFEST):
-        return continued(found, store)
+    if resume != "never" and (chosen := continued(found, store)) is not None:
+        return chosen
     found, calibration = calibrate_recipe(found)
     typer.echo(str(calibration), err=True)
     return found
@@ -278,25 +276,6 @@ def _print_table(found: Run) -> None:
     _say(str(found.verdict))
     for advisory in found.advisories:
         _say(f"note: {advisory}")
-
-
-def _print_budget(estimate: LLCEstimate) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("error", no_wrap=True)
-    for heading in ("in the LLC", "of it"):
-        table.add_column(heading, justify="right")
-    table.add_column("")
-    for name, value, meaning in estimate.budget.rows():
-        numbers = ("not predicted", "")
-        if value is not None:
-            numbers = (f"{value:.3g}", f"{value / estimate.mean:.1%}" if estimate.mean else "")
-        table.add_row(name, *numbers, meaning)
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
-    low, high = estimate.interval
-    _say(f"95 % interval {low:.5g} .. {high:.5g}: Monte Carlo, anchor and predicted bias")
 
 
 def _say(text: str) -> None:

@@ -49,7 +49,7 @@ def sample(store: Path, at: Callable[[str], None], how: str) -> ds.Run:
     settings = config(
         draws=26 if auto else 20, burn_in="auto" if auto else 6, thin=1, probe=8,
         commit_seconds=1e-9, fsync=direct, max_state_mb=0.0 if direct else 64.0,
-        placement=ds.PlacementConfig(block=9), gate=ds.GateConfig(every=12 if auto else None),
+        placement=ds.PlacementConfig(block=13), gate=ds.GateConfig(every=12 if auto else None),
     )  # fmt: skip
     spec = prepare(model, data, squared_error, settings)
     job = _Job(spec, Files(store, at=at), SerialPool(), "auto")

@@ -5,19 +5,15 @@ import hashlib
 import numpy as np
 
 import distsampler as ds
-from distsampler.arrays import WARMUP
+from distsampler.inference_data import datasets
 
 
 def digest(run: ds.Run) -> str:
-    """Of every committed value of every chain, warm-up included, and of the estimate."""
-    assert run.inference_data  # which refuses what is damaged
+    """Of every value that a run gives: of which the LLC is made, warm-up included."""
     state = hashlib.blake2b(digest_size=16)
-    for variable in run.manifest.variables:
-        for prefix in ("", WARMUP):
-            values = run._trace.read(prefix + variable.group, variable.name)
-            if not prefix:
-                values = values[:, : run._trace.kept]
-            assert not np.isnan(values).any()
-            state.update(np.ascontiguousarray(values).tobytes())
-    state.update(repr(run.llc("ignore").mean).encode())
+    for group, dataset in datasets(run._trace).items():  # which refuses what is damaged
+        for name in sorted(dataset.data_vars):
+            values = np.ascontiguousarray(dataset[name].values)
+            state.update(f"{group}/{name} {values.dtype} {values.shape}".encode())
+            state.update(values.tobytes())
     return state.hexdigest()
