@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import signal
+import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
@@ -334,14 +336,24 @@ class RayPool:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         address = self._placement.address
         try:
-            ray.init(address=address, **quiet) if address else ray.init(
-                include_dashboard=False, **quiet
-            )
+            with _own_sigterm():
+                ray.init(address=address, **quiet) if address else ray.init(
+                    include_dashboard=False, **quiet
+                )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise PlacementError(
                 f"a Ray cluster must answer at address={address!r}, it does not: {error}"
             ) from None
         self._owns_ray = True
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """ray.init() puts its handler of SIGTERM, which exits at once, in place of the driver's."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def _draining_nodes() -> dict[str, int]:

@@ -109,14 +109,15 @@ def test_report_writes_a_file(finished: tuple[Path, subprocess.CompletedProcess[
     assert Path(out.stdout.strip()).read_text().startswith("<!doctype html>")
 
 
-@pytest.mark.ray
-def test_a_stopped_run_exits_130_diagnoses_as_3_and_goes_on(
-    finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
-    """SIGINT commits what is in flight; the continued run has the bits of one undisturbed."""
-    store = tmp_path / "run"
+def slow_run(path: Path) -> list[str]:
+    """A command whose run commits often."""
     slow = {"commit_seconds": 0.2, "placement": {**CONFIG["placement"], "block": 2}}
-    words = ["run", str(written(tmp_path, **slow)), "--store", str(store), "--set", "gate.ess=100"]
+    file = written(path, **slow)
+    return ["run", str(file), "--store", str(path / "run"), "--set", "gate.ess=100"]
+
+
+def interrupted(words: list[str], store: Path, number: signal.Signals) -> str:
+    """What a run says that gets a signal once it has committed, and exits with 130."""
     process = subprocess.Popen(
         [sys.executable, "-c", "from distsampler.cli import main; main()", *words],
         stdout=subprocess.PIPE,
@@ -130,9 +131,27 @@ def test_a_stopped_run_exits_130_diagnoses_as_3_and_goes_on(
         manifest = store / "run.json"
         if manifest.exists() and max(json.loads(manifest.read_text())["n_committed"]) > 4:
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
+    assert json.loads((store / "run.json").read_text())["status"] == "interrupted"
+    return errors
+
+
+@pytest.mark.ray
+def test_a_cluster_that_ends_a_run_by_sigterm_gets_a_clean_stop(tmp_path: Path) -> None:
+    errors = interrupted(slow_run(tmp_path), tmp_path / "run", signal.SIGTERM)
+    assert f"committed cleanly; go on with: distsampler resume {tmp_path / 'run'}" in errors
+
+
+@pytest.mark.ray
+def test_a_stopped_run_exits_130_diagnoses_as_3_and_goes_on(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """SIGINT commits what is in flight; the continued run has the bits of one undisturbed."""
+    store = tmp_path / "run"
+    words = slow_run(tmp_path)
+    errors = interrupted(words, store, signal.SIGINT)
     assert f"committed cleanly; go on with: distsampler resume {store}" in errors
     assert "Traceback" not in errors
     counts = json.loads((store / "run.json").read_text())["n_committed"]
