@@ -48,7 +48,7 @@ def sample(store: Path, at: Callable[[str], None], how: str) -> ds.Run:
     direct, auto = how == "direct", how == "auto"
     settings = config(
         draws=26 if auto else 20, burn_in="auto" if auto else 6, thin=1, probe=8,
-        commit_seconds=1e-9, fsync=direct, max_state_mb=0.0 if direct else 64.0,
+        commit_seconds=1e-9, watch=not auto, fsync=direct, max_state_mb=0.0 if direct else 64.0,
         placement=ds.PlacementConfig(block=13), gate=ds.GateConfig(every=12 if auto else None),
     )  # fmt: skip
     spec = prepare(model, data, squared_error, settings)
