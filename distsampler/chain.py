@@ -244,6 +244,8 @@ class Chain:
         try:
             batch = self._replica.move(self._spec.rows.take(rows))
             return self._replica.losses(batch, self._index, step)
+        except torch.OutOfMemoryError:
+            raise  # the place's fault, not the chain's
         except Exception as error:  # the user's code: anything can come
             indices = np.array2string(rows, threshold=24, edgeitems=8, separator=", ")
             raise WorkFailedError(

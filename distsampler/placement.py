@@ -8,6 +8,7 @@ from typing import Any
 from distsampler.config import PlacementConfig, RunConfig
 from distsampler.errors import PlacementError
 
+CUBLAS = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it torch refuses deterministic products
 Node = dict[str, Any]  # as Ray describes it: Alive, Resources, Labels
 
 
@@ -45,8 +46,7 @@ def fit(
         options["label_selector"] = labels
     environment = dict(placement.runtime_env or {})
     if gpus and config.deterministic:
-        variables = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", **environment.get("env_vars", {})}
-        environment["env_vars"] = variables
+        environment["env_vars"] = dict([CUBLAS]) | environment.get("env_vars", {})
     if environment:
         options["runtime_env"] = environment
     return options, sum(fitting)

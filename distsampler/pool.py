@@ -7,13 +7,14 @@ import socket
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import torch
 
 from distsampler.chain import ChainDiverged
 from distsampler.errors import ConfigError, DistsamplerError
+from distsampler.placement import CUBLAS
 from distsampler.replica import ChainSpec
 from distsampler.worker import Result, Work, Worker
 
@@ -104,6 +105,7 @@ class SerialPool:
 
     def __init__(self) -> None:
         self._worker: Worker | None = None
+        self._starts = 0
         self._events: deque[PoolEvent] = deque()
         self._todo: deque[tuple[int, Work]] = deque()
 
@@ -115,8 +117,11 @@ class SerialPool:
                 "device 'cuda' needs a GPU that torch sees, and here is none: use cpu"
             )
         device = torch.device("cuda" if config.device == "cuda" else "cpu")
+        if device.type == "cuda" and config.deterministic:
+            os.environ.setdefault(*CUBLAS)
         self._worker = Worker(spec, device, capacity=config.chains)
-        self._events.append(PlaceReady(places[0], place_info(device)))
+        self._starts += 1
+        self._events.append(PlaceReady(places[0], place_info(device), self._starts))
         return places[:1]
 
     def submit(self, place: int, work: Work) -> None:
@@ -127,7 +132,8 @@ class SerialPool:
         """Does one work, or returns what is known."""
         if self._todo and self._worker is not None:
             place, work = self._todo.popleft()
-            self._events.append(perform(self._worker, place, work))
+            done = perform(self._worker, place, work)
+            self._events.append(replace(done, incarnation=self._starts))
         elif not self._events:
             time.sleep(timeout)
         events = list(self._events)
@@ -137,16 +143,19 @@ class SerialPool:
     def stop(self) -> None:
         """Drops the worker and its work."""
         self._worker = None
+        self._starts = 0
         self._todo.clear()
 
 
-def perform(worker: Worker, place: int, work: Work) -> WorkDone | WorkFailed:
-    """Does the work and reports how it went."""
+def perform(worker: Worker, place: int, work: Work) -> WorkDone | WorkFailed | PlaceLost:
+    """Does the work and reports how it went; a device without memory is a place that is lost."""
     began = time.perf_counter()
     try:
         result = worker.perform(work)
     except (ChainDiverged, DistsamplerError) as error:
         return WorkFailed(place, work, error)
+    except torch.OutOfMemoryError as error:
+        return PlaceLost(place, str(error), "memory")
     return WorkDone(place, work, result, time.perf_counter() - began)
 
 

@@ -81,7 +81,9 @@ class ChainActor:
     def ping(self) -> None:
         """Answers, in a thread of its own, while work is done."""
 
-    def perform(self, place: int, work: Work, anchor: Anchor | None) -> WorkDone | WorkFailed:
+    def perform(
+        self, place: int, work: Work, anchor: Anchor | None
+    ) -> WorkDone | WorkFailed | PlaceLost:
         """Does the work; the anchor comes beside it, so that it is shared memory too."""
         if isinstance(work, Advance):
             work = replace(work, anchor=anchor)
@@ -223,6 +225,8 @@ class RayPool:
         except RayError as error:
             return self._lose(place, str(error), self._kind(slot, error))
         slot.heard, slot.probe = time.monotonic(), None
+        if isinstance(value, PlaceLost):
+            return self._lose(place, value.reason, value.kind)
         if not slot.ready:
             slot.ready, slot.node = True, value["node"]
             self._left.pop(place, None)

@@ -84,6 +84,8 @@ class Watch:
         try:
             curvature = Curvature(self._replica, self._spec, rows, (self._chain, step))
             ritz = measure(curvature, signs, removed=self._removed)
+        except torch.OutOfMemoryError:
+            raise  # the place's fault, not the loss's
         except RuntimeError as error:
             raise WorkFailedError(
                 f"chain {self._chain} could not measure the curvature at step {step}: "

@@ -75,6 +75,7 @@ class Worker:
         Raises:
             ChainDiverged: if a chain met a value that is not finite.
             WorkFailedError: if the user's model, data or loss raised.
+            torch.OutOfMemoryError: if the device has not enough.
         """
         try:
             with numerics(self._spec.config):
@@ -83,7 +84,7 @@ class Worker:
                         return measure(self._base, self._spec, work.part)
                     case Advance():
                         return self._advance(work)
-        except (ChainDiverged, WorkFailedError):
+        except (ChainDiverged, WorkFailedError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             raise WorkFailedError(

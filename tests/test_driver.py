@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 import distsampler as ds
 from distsampler import driver
@@ -106,6 +108,42 @@ def test_a_diverged_chain_is_named_and_the_others_finish(tmp_path: Path) -> None
     assert run.posterior["chain"].values.tolist() == [0, 2]
     assert run.manifest.n_committed[1] < min(run.manifest.n_committed[0], 50)
     assert "2 of 3 chains" in str(run.llc("ignore"))
+
+
+class Hungry:
+    """A loss for which the device's memory is not enough, at some of its calls."""
+
+    def __init__(self, first: int, times: int) -> None:
+        self.calls, self.first, self.stop = 0, first, first + times
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        self.calls += 1
+        if self.first <= self.calls < self.stop:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return squared_error(model, batch)
+
+
+def test_a_device_without_memory_is_a_lost_place_and_not_a_lost_chain(
+    tmp_path: Path, undisturbed: ds.Run
+) -> None:
+    model, data = regression()
+    run = ds.sample(
+        model, data, Hungry(90, times=2), config(**SHORT), store=tmp_path / "run",
+        pool=ds.SerialPool(), quiet=True,
+    )  # fmt: skip
+    assert [event["fault"] for event in run.events if event["event"] == "lost"] == ["memory"] * 2
+    assert not run.lost_chains
+    assert_same(run, undisturbed)
+
+
+def test_a_device_that_never_has_the_memory_ends_the_run_with_advice(tmp_path: Path) -> None:
+    model, data = regression()
+    with pytest.raises(ds.RunFailed, match="ran out of memory 3 times: lower batch_size or "):
+        ds.sample(
+            model, data, Hungry(90, times=10**6), config(**SHORT), store=tmp_path / "run",
+            pool=ds.SerialPool(), quiet=True,
+        )  # fmt: skip
+    assert not ds.open(tmp_path / "run").lost_chains
 
 
 def test_below_min_chains_the_run_fails_with_what_it_has(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ def build(name: str, device: str, **options: object) -> tuple[Sampler, torch.nn.
     return SAMPLERS[name]([p], generator=source, **options), p
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_never_waits_for_the_device(name: str) -> None:
     mask = torch.arange(1_000, device="cuda") % 2 == 0

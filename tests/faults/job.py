@@ -33,7 +33,7 @@ class Held:
     Args:
         held: the file.
         seconds: a call takes.
-        memory: bytes that a call holds meanwhile.
+        memory: bytes that a call holds meanwhile, on the device of the batch.
     """
 
     def __init__(self, held: Path, seconds: float, memory: int = 0) -> None:
@@ -41,7 +41,8 @@ class Held:
 
     def __call__(self, model: nn.Module, batch: Any) -> torch.Tensor:
         if self.held.exists():
-            eaten = b"x" * self.memory if len(batch[0]) == 16 else b""  # a step, not the anchor
+            size = self.memory if len(batch[0]) == 16 else 0  # a step, not the anchor
+            eaten = torch.ones(size, dtype=torch.uint8, device=batch[0].device)
             time.sleep(self.seconds)
             del eaten
         return squared_error(model, batch)
