@@ -29,6 +29,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 Store = Annotated[str, typer.Argument(help="The run directory.", show_default=False)]
+Bias = Annotated[float, typer.Option(help="Wanted of step and minibatches, relative.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
@@ -43,6 +44,7 @@ def run(
     calibrated: Annotated[
         bool, typer.Option("--calibrate", help="Choose by pilots what the file leaves open.")
     ] = False,
+    bias: Bias = 0.005,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> None:
     """Sample the posterior that a config file describes."""
@@ -50,7 +52,7 @@ def run(
 
     found = recipe.load(config, changes or [])
     if calibrated:
-        found = _calibrated(found, store, resume)
+        found = _calibrated(found, store, resume, bias)
     from distsampler.run import sample_recipe  # after the file is read: mistakes are told at once
 
     _finish(sample_recipe(found, store, resume, quiet))  # type: ignore[arg-type]  # checked there
@@ -65,7 +67,7 @@ def calibrate(
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="Set a field: sampler.localization=1.")
     ] = None,
-    bias: Annotated[float, typer.Option(help="Wanted of step and minibatches, relative.")] = 0.005,
+    bias: Bias = 0.005,
     heatmap: Annotated[
         Path | None,
         typer.Option(help="Sample the LLC over lr x nbeta too; its figure.", show_default=False),
@@ -206,13 +208,13 @@ def _finish(done: Run) -> None:
     raise typer.Exit(_code(done))
 
 
-def _calibrated(found: Recipe, store: str | None, resume: str) -> Recipe:
+def _calibrated(found: Recipe, store: str | None, resume: str, bias: float) -> Recipe:
     """The recipe with what pilots choose, or, of a run that exists, with what they chose then."""
     from distsampler.calibration import calibrate_recipe, continued
 
     if resume != "never" and (chosen := continued(found, store)) is not None:
         return chosen
-    found, calibration = calibrate_recipe(found)
+    found, calibration = calibrate_recipe(found, bias=bias)
     typer.echo(str(calibration), err=True)
     return found
 

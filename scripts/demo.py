@@ -1,4 +1,4 @@
-"""The demo: a trained network, four chains, a verdict, an LLC, a report."""
+"""The demo: a trained network, sampler and step chosen by pilots, a verdict, an LLC, a report."""
 
 import argparse
 import time
@@ -8,6 +8,9 @@ import mnist
 
 import distsampler as ds
 from distsampler import plots, recipe, report
+from distsampler.calibration import calibrate_recipe, continued
+
+BIAS = 0.02  # of the LLC, that a step and its minibatches may bring: less would need longer chains
 
 
 def main() -> None:
@@ -19,6 +22,7 @@ def main() -> None:
     model = demo.model
     print(f"network: {sum(p.numel() for p in model.parameters()):,} parameters, "
           f"trained in {time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
+    demo = continued(demo, str(store)) or calibrated(demo)
     run = ds.sample(model, demo.data, demo.loss, demo.config, store=store, resume="auto")
     estimate = run.llc("ignore")
     figure(run, store / "demo.png")
@@ -26,7 +30,15 @@ def main() -> None:
     print(f"accuracy on 1,000 held-out digits {mnist.accuracy(model):.1%}")
     print(run.verdict)
     print(estimate)
+    print(estimate.budget.table(estimate.mean))
     print(f"report {report.write(run)}")
+
+
+def calibrated(demo: recipe.Recipe) -> recipe.Recipe:
+    """With what pilots choose."""
+    chosen, found = calibrate_recipe(demo, bias=BIAS)
+    print(found, flush=True)
+    return chosen
 
 
 def figure(run: ds.Run, path: Path) -> None:
