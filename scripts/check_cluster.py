@@ -12,6 +12,7 @@ import sysconfig
 import tomllib
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,11 @@ def commands_are_understood(folder: Path) -> Mistakes:
 
 
 def runs_resume(folder: Path) -> Mistakes:
-    """Whatever starts a run starts the same, and goes on with one that was cut off."""
+    """Whatever starts a run starts the same, with known fields, and goes on with one cut off."""
+    from distsampler import recipe
+    from distsampler.config import RunConfig
+    from distsampler.errors import ConfigError
+
     for name in STARTS:
         runs = [c for c in commands(folder / name, ("distsampler",)) if c[1] == "run"]
         if not runs:
@@ -179,6 +184,14 @@ def runs_resume(folder: Path) -> Mistakes:
                 yield f"{name}: {line}: must be of config.yaml, with a --store"
             if "--resume auto" not in line:
                 yield f"{name}: {line}: must go on with what is there: --resume auto"
+            fields: Config = {}
+            try:
+                for option, change in pairwise(run):
+                    if option == "--set":
+                        recipe._set(fields, change)
+                RunConfig(**fields)
+            except ConfigError as error:
+                yield f"{name}: {line}: {error}"
 
 
 def versions_are_pinned(folder: Path) -> Mistakes:

@@ -1,6 +1,7 @@
 """The same bits whatever runs the chains: one process or Ray, few actors or many, killed or not."""
 
 import os
+import platform
 import threading
 import time
 from pathlib import Path
@@ -211,6 +212,23 @@ def test_a_node_without_the_package_or_with_another_version_is_named_before_any_
         run(tmp_path / "run", chains=1, placement=ds.PlacementConfig(runtime_env=there))
     assert "Traceback" not in str(caught.value)
     assert not started(ds.open(tmp_path / "run"))
+
+
+def test_a_cluster_of_another_ray_is_refused_with_both_versions(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+    from ray._private.utils import check_version_info
+
+    def join(**options: Any) -> None:  # as ray.init() does
+        check_version_info({"ray_version": "2.59.0", "python_version": "3.10.1"}, "this process")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", join)
+    versions = rf"(?s)2\.59\.0.*3\.10\.1.*{ray.__version__}.*{platform.python_version()}"
+    with pytest.raises(PlacementError, match=versions):
+        run(tmp_path / "run", chains=1)
+    assert not (tmp_path / "run").exists()
 
 
 def test_local_folders_that_come_too_late_to_be_sent_are_refused(
