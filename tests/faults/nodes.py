@@ -67,6 +67,11 @@ class Nodes:
         while len(self.ids) < self._workers:
             self.ids.append(self._do("add"))
 
+    def grow(self, workers: int) -> None:
+        """So many workers from now on."""
+        self._workers = workers
+        self.restore()
+
     def kill(self, node: str) -> None:
         """Kills all processes of a node."""
         self.ids.remove(node)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import distsampler as ds
 from distsampler import recipe
 from tests.assertions import assert_same
 from tests.conftest import RAY_ENVIRONMENT
+from tests.faults.job import until
 from tests.faults.nodes import Nodes
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -105,6 +107,20 @@ def test_modules_that_only_the_runtime_environment_brings_reach_three_nodes(
                 assert_same(run, serial)
     assert code == 1
     assert "must have the module 'landscape', and does not: install it on all nodes" in said
+
+
+def test_a_cluster_that_grows_is_waited_for(work: Path, tmp_path: Path) -> None:
+    store = tmp_path / "run"
+    with Nodes(workers=0) as nodes, ThreadPoolExecutor(1) as pool:
+        command = [*CLI, "run", "config.yaml", "--store", str(store), "--quiet",
+                   "--set", "placement.autoscale=true",
+                   "--set", f"placement.address={nodes.address}"]  # fmt: skip
+        running = pool.submit(outcome, command, work, PYTHONPATH=str(ROOT))
+        until((store / "run.json").exists)  # it has asked for its actors, and no node has room
+        nodes.grow(1)
+        code, said = running.result(300)
+    assert code in (0, 3), said
+    assert homes(ds.open(store)) == set(nodes.ids)
 
 
 def test_a_submitted_job_runs_from_the_folder_that_comes_with_it(
