@@ -105,7 +105,10 @@ class PlacementConfig(_Frozen):
         chains_per_actor: chains that share one process, one after another.
         address: the Ray cluster to join; None: RAY_ADDRESS, or a running local Ray, or a new one.
         label_selector: Ray node labels an actor needs.
-        runtime_env: Ray runtime environment of the actors.
+        runtime_env: Ray runtime environment of the actors; local folders of ``working_dir`` and
+            ``py_modules`` are sent to the cluster when it is joined.
+        autoscale: the cluster starts nodes for what actors ask: an actor that no node can hold now
+            is waited for up to ``start_timeout``, not refused. Needs ``gpus_per_chain``.
         start_timeout: seconds an actor may take to come up.
         block: draws a chain makes between two reports; None: sized to take about two seconds.
     """
@@ -116,9 +119,19 @@ class PlacementConfig(_Frozen):
     address: str | None = None
     label_selector: dict[str, str] | None = None
     runtime_env: dict[str, Any] | None = None
+    autoscale: bool = False
     start_timeout: Annotated[float, Field(gt=0)] = 300.0
     answer_timeout: Annotated[float, Field(gt=0)] = 60.0
     block: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _asks_for_what_is_not_there(self) -> PlacementConfig:
+        if self.autoscale and self.gpus_per_chain is None:
+            raise ValueError(
+                "autoscale needs gpus_per_chain, for example 1, or 0 for CPUs only: what nodes "
+                "that are not there yet will have is not known"
+            )
+        return self
 
 
 class RunConfig(_Frozen):

@@ -1,9 +1,14 @@
-"""What an actor asks of a cluster, and how many of them it can hold."""
+"""What an actor asks of a cluster, how many of them it can hold, and what its nodes must have."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
+import torch
 
 from distsampler.config import PlacementConfig, RunConfig
 from distsampler.errors import PlacementError
@@ -17,6 +22,8 @@ def fit(
 ) -> tuple[dict[str, Any], int]:
     """Options of an actor, as Ray takes them, and how many of them the cluster holds.
 
+    A cluster that grows holds as many as there are chains.
+
     Raises:
         PlacementError: if none ever will; names the request and the largest node.
     """
@@ -28,13 +35,14 @@ def fit(
     request = {"CPU": placement.cpus_per_chain, "GPU": gpus}
     labels = placement.label_selector or {}
     fitting = [_holds(node, request, labels) for node in nodes]
-    if not any(fitting):
+    if not any(fitting) and not placement.autoscale:
         raise PlacementError(
             f"one node must hold an actor of {_told(request)}"
             + (f" with labels {labels}" if labels else "")
             + f", but the cluster has {len(nodes)} nodes, the largest with "
             + f"{_told(max((n['Resources'] for n in nodes), key=_size))}: lower "
-            "placement.gpus_per_chain or cpus_per_chain, or join a larger cluster"
+            "placement.gpus_per_chain or cpus_per_chain, join a larger cluster, or set "
+            "placement.autoscale if this one grows"
         )
     options: dict[str, Any] = {
         "num_cpus": request["CPU"],
@@ -49,7 +57,7 @@ def fit(
         environment["env_vars"] = dict([CUBLAS]) | environment.get("env_vars", {})
     if environment:
         options["runtime_env"] = environment
-    return options, sum(fitting)
+    return options, config.chains if placement.autoscale else sum(fitting)
 
 
 def choose_device(config: RunConfig, gpus: float) -> str:
@@ -65,6 +73,55 @@ def choose_device(config: RunConfig, gpus: float) -> str:
             "device 'cuda' needs gpus_per_chain > 0 and a cluster with GPUs; it has none"
         )
     return config.device
+
+
+def local_folders(environment: Mapping[str, Any]) -> list[str]:
+    """What a runtime environment names that is on this machine only."""
+    named = [environment.get("working_dir"), *environment.get("py_modules", ())]
+    return [str(name) for name in named if name is not None and "://" not in str(name)]
+
+
+def versions_here() -> dict[str, str]:
+    """What a chain's numbers, and its way to another process, rest on."""
+    return {
+        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "distsampler": sys.modules["distsampler"].__version__,  # importing it would be upwards
+        "torch": torch.__version__.partition("+")[0],  # builds for CPU and GPU may meet
+        "numpy": np.__version__,
+    }
+
+
+def check_versions(driver: Mapping[str, str], node: str) -> None:
+    """Sees that this process, on a node, has the driver's versions.
+
+    Raises:
+        PlacementError: names both of each that differs.
+    """
+    here = versions_here()
+    others = [name for name in here if here[name] != driver[name]]
+    if others:
+        differences = ", ".join(f"{name} {here[name]}, not {driver[name]}" for name in others)
+        raise PlacementError(
+            f"node {node} must have the driver's versions, or its numbers would be others, and it "
+            f"has {differences}: start all nodes from one image or environment"
+        )
+
+
+def start_failure(text: str) -> str:
+    """Why an actor could not be made: Ray's text, or one sentence where the cause is known."""
+    text = re.sub(r"\x1b\[\d*m", "", text).strip()
+    ours = re.search(r"^distsampler\.errors\.\w+: (.*)", text, re.MULTILINE | re.DOTALL)
+    if ours:
+        return ours[1]
+    missing = re.search(r"No module named '([\w.]+)'", text)
+    if missing is None:
+        return text
+    node = re.search(r"\bip=([\w.:]+)", text)
+    return (
+        f"node {node[1] if node else 'of an actor'} must have the module {missing[1]!r}, and does "
+        "not: install it on all nodes, or send it with placement.runtime_env, as "
+        f"{{'py_modules': ['path/to/{missing[1].partition('.')[0]}']}} or {{'working_dir': '.'}}"
+    )
 
 
 def _holds(node: Node, request: dict[str, float], labels: dict[str, str]) -> int:

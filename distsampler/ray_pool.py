@@ -32,7 +32,14 @@ from ray.exceptions import (
 from distsampler.config import PlacementConfig
 from distsampler.draws import Anchor
 from distsampler.errors import ConfigError, PlacementError
-from distsampler.placement import choose_device, fit
+from distsampler.placement import (
+    check_versions,
+    choose_device,
+    fit,
+    local_folders,
+    start_failure,
+    versions_here,
+)
 from distsampler.pool import (
     Loss,
     PlaceDraining,
@@ -52,6 +59,7 @@ log = logging.getLogger(__name__)
 SAY_EVERY = 20.0
 SILENCE = 5.0  # seconds of a call before its actor is asked whether it lives
 NODE_LABEL = "ray.io/node-id"
+FOLDERS = ("working_dir", "py_modules", "excludes")  # of a runtime environment
 DRAIN_EVERY = 2.0  # seconds between two looks at which nodes go away
 
 
@@ -59,18 +67,23 @@ class ChainActor:
     """A worker in a process of its own.
 
     Args:
-        spec: the recipe, from the object store: its data are shared memory.
+        versions: the driver's.
+        spec: the recipe, from the object store: its data are shared memory. It comes in a list,
+            so that it is unpacked only after the versions were compared.
         device: "cpu" or "cuda".
         capacity: chains that stay in memory.
     """
 
-    def __init__(self, spec: ChainSpec, device: str, capacity: int) -> None:
+    def __init__(
+        self, versions: dict[str, str], spec: list[Any], device: str, capacity: int
+    ) -> None:
+        check_versions(versions, ray.util.get_node_ip_address())
         self._device = torch.device(device)
         if device == "cuda" and not torch.cuda.is_available():
             raise ConfigError(
                 "this actor was given a GPU, but torch sees none: install a CUDA build"
             )
-        self._worker = Worker(spec, self._device, capacity)
+        self._worker = Worker(ray.get(spec[0]), self._device, capacity)
 
     def info(self) -> dict[str, str]:
         """Where it is."""
@@ -131,6 +144,7 @@ class RayPool:
         self._spec: Any = None
         self._anchors: tuple[Any, Any] = (None, None)
         self._owns_ray = False
+        self._sent: dict[str, Any] = {}  # folders that the whole job has
         self._said = 0.0
 
     def start(self, spec: ChainSpec, places: Sequence[int]) -> Sequence[int]:
@@ -139,7 +153,7 @@ class RayPool:
             send_by_value(spec, cloudpickle.register_pickle_by_value)
             check_picklable(spec, cloudpickle.dumps)
             self._join()
-            self._options, slots = fit(self._placement, spec.config, ray.nodes())
+            self._options, slots = fit(self._of_actors(), spec.config, ray.nodes())
             per_actor = self._placement.chains_per_actor
             wanted = math.ceil(len(places) / per_actor)
             places = places[: min(wanted, slots)]
@@ -151,7 +165,7 @@ class RayPool:
                 self._end(self._slots.pop(place))
             options = self._options | self._elsewhere(place)
             actor = actor_class.options(**options).remote(
-                self._spec, self._device, self._placement.chains_per_actor
+                versions_here(), [self._spec], self._device, self._placement.chains_per_actor
             )
             self._starts[place] += 1
             now = time.monotonic()
@@ -223,7 +237,8 @@ class RayPool:
             slot.resident.clear()
             return None
         except RayError as error:
-            return self._lose(place, str(error), self._kind(slot, error))
+            reason = str(error) if slot.ready else start_failure(str(error))
+            return self._lose(place, reason, self._kind(slot, error))
         slot.heard, slot.probe = time.monotonic(), None
         if isinstance(value, PlaceLost):
             return self._lose(place, value.reason, value.kind)
@@ -338,7 +353,9 @@ class RayPool:
         if ray.is_initialized():
             return
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        address = self._placement.address
+        address, environment = self._placement.address, self._placement.runtime_env or {}
+        self._sent = {name: environment[name] for name in FOLDERS if name in environment}
+        quiet["runtime_env"] = self._sent
         try:
             with _own_sigterm():
                 ray.init(address=address, **quiet) if address else ray.init(
@@ -349,6 +366,17 @@ class RayPool:
                 f"a Ray cluster must answer at address={address!r}, it does not: {error}"
             ) from None
         self._owns_ray = True
+
+    def _of_actors(self) -> PlacementConfig:
+        """What is left for actors to ask: Ray takes local folders only from the whole job."""
+        environment = self._placement.runtime_env or {}
+        rest = {name: value for name, value in environment.items() if name not in self._sent}
+        if folders := local_folders(rest):
+            raise PlacementError(
+                "placement.runtime_env can send local folders only when Ray is joined, and this "
+                f"process had joined it before: give {folders} to its ray.init(runtime_env=...)"
+            )
+        return self._placement.model_copy(update={"runtime_env": rest})
 
 
 @contextlib.contextmanager

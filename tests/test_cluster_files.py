@@ -1,182 +1,181 @@
-"""The cluster file against Ray's own schema and our rules: pinned, token, nothing exposed."""
+"""The files of cluster/: without a mistake as they are, and not with any that is put in."""
 
-import copy
-import json
-import re
-import tomllib
-from collections.abc import Callable
-from importlib.util import find_spec
+import os
+import shutil
+import signal
+import subprocess
+import time
 from pathlib import Path
-from typing import Any
 
-import jsonschema
 import pytest
-import yaml
 
-ROOT = Path(__file__).parents[1]
-Config = dict[str, Any]
+from scripts.check_cluster import DOCKERFILE, FILES, RAY_UP, RAYJOB, README, SLURM, check, main
 
+CLUSTER = Path(__file__).parents[1] / "cluster"
+RUN = "distsampler run"
 
-def pins() -> dict[str, str]:
-    lines = (ROOT / "scripts/constraints.txt").read_text().split()
-    return {name.lower(): version for name, version in (line.split("==") for line in lines)}
-
-
-def ray_schema() -> Config:
-    spec = find_spec("ray")
-    assert spec is not None
-    assert spec.origin is not None
-    return json.loads((Path(spec.origin).parent / "autoscaler/ray-schema.json").read_text())
-
-
-def check_ray_accepts(config: Config) -> None:
-    """Ray's schema, then what `ray up` does to a file before it calls the cloud."""
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    jsonschema.validate(config, ray_schema())
-    validate_config(prepare_config(copy.deepcopy(config)))
-
-
-def check_images_pinned(config: Config) -> None:
-    wanted = f"rayproject/ray:{pins()['ray']}-py311-gpu"
-    images = [value for key, value in config["docker"].items() if key.endswith("image")]
-    images += [
-        node["docker"]["worker_image"]
-        for node in config["available_node_types"].values()
-        if "docker" in node
-    ]
-    assert images
-    assert set(images) == {wanted}
-
-
-def check_installs_pinned(config: Config) -> None:
-    """Every direct dependency at the version of constraints.txt, and this distsampler."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    words = " ".join(config["setup_commands"] + config["head_setup_commands"]).split()
-    installed = dict(word.split("==") for word in words if "==" in word)
-    installed = {name.split("[")[0]: version for name, version in installed.items()}
-    direct = [re.split(r"[><=]", line)[0] for line in project["dependencies"]]
-    assert {name: installed.get(name) for name in direct} == {name: pins()[name] for name in direct}
-    assert f"/home/ray/dist/distsampler-{project['version']}-py3-none-any.whl" in words
-    for word in words:
-        assert word in {"pip", "install"} or re.search(r"==|^-|\.whl$", word), f"unpinned: {word}"
-
-
-def check_private_and_authenticated(config: Config) -> None:
-    assert config["provider"]["use_internal_ips"] is True
-    assert "security_group" not in config["provider"]  # it could only open more than Ray's own
-    assert "-e RAY_AUTH_MODE=token" in config["docker"]["run_options"]
-    assert config["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
-    start = " ".join(config["head_start_ray_commands"])
-    assert "--dashboard-host=127.0.0.1" in start
-    assert "--ray-client-server-port" not in start
-
-
-def check_spot_workers_and_a_lasting_head(config: Config) -> None:
-    head = config["head_node_type"]
-    for name, node in config["available_node_types"].items():
-        market = node["node_config"].get("InstanceMarketOptions", {}).get("MarketType")
-        assert market == (None if name == head else "spot")
-    workers = [n for name, n in config["available_node_types"].items() if name != head]
-    assert all(0 < node["min_workers"] <= node["max_workers"] for node in workers)
-    assert len({node["node_config"]["InstanceType"] for node in workers}) == 1
-
-
-CHECKS = [
-    check_ray_accepts,
-    check_images_pinned,
-    check_installs_pinned,
-    check_private_and_authenticated,
-    check_spot_workers_and_a_lasting_head,
+# file, what stands there, what is put in its place, what is said of it
+MISTAKES = [
+    (RAY_UP, "max_workers: 8\nup", "max_worker: 8\nup", "'max_worker' was unexpected"),
+    (RAY_UP, "min_workers: 0 # none", "min_worker: 0 # none", "'min_worker' was unexpected"),
+    (RAY_UP, "idle_timeout_minutes: 10", "idle_timeout_minutes: ten", "'ten' is not of type"),
+    (RAY_UP, "cluster_name: distsampler\n", "", "'cluster_name' is a required property"),
+    (RAY_UP, "head_node_type: head", "head_node_type: haed", "`head_node_type` must be one"),
+    (RAY_UP, "min_workers: 0 # none", "min_workers: 9 # none", "global `max_workers` is smaller"),
+    (RAY_UP, "#gcp     min_workers: 0", "#gcp     min_worker: 0", "'min_worker' was unexpected"),
+    (RAY_UP, "ray:2.60.0-py311-gpu", "ray:latest-py311-gpu", "the image must be rayproject/ray:2."),
+    (RAY_UP, "ray:2.60.0-py311-gpu", "ray:2.59.0-py311-gpu", "the image must be rayproject/ray:2."),
+    (RAY_UP, "  container_name", "  worker_image: rayproject/ray\n  container_name", "the image"),
+    (RAY_UP, "torch==2.13.0", "torch", "unpinned: torch"),
+    (RAY_UP, "zarr==3.1.6", "zarr==3.1.5", "zarr must be 3.1.6, got 3.1.5"),
+    (RAY_UP, "arviz==0.23.4", "", "installs without a version: ['arviz']"),
+    (RAY_UP, "distsampler-0.1.0", "distsampler-0", "must install distsampler-0.1.0"),
+    (RAY_UP, "boto3==1.44.5", "boto3>=1.44.5", "unpinned: boto3"),
+    (RAY_UP, "client==2.202.0", "client", "unpinned: google-api-python-client"),
+    (RAY_UP, "\n  use_internal_ips: true", "\n  use_internal_ips: false", "private addresses only"),
+    (RAY_UP, "#gcp   use_internal_ips: true\n", "", "private addresses only"),
+    (
+        RAY_UP,
+        "\n  cache_stopped",
+        "\n  security_group: {}\n  cache_stopped",
+        "a security_group could",
+    ),
+    (RAY_UP, "RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled", "must carry a token"),
+    (RAY_UP, "/home/ray/.ray/auth_token:", "/tmp/auth_token:", "must carry a token"),
+    (RAY_UP, "--dashboard-host=127.0.0.1", "", "the dashboard must listen on 127.0.0.1"),
+    (RAY_UP, "--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", "opens a port"),
+    (RAY_UP, "start --head", "start --head --ray-client-server-port=10001", "opens a port"),
+    (RAY_UP, "--object-manager-port=8076 --d", "--object-port=8076 --d", "No such option"),
+    (RAY_UP, "{MarketType: spot}", "{}", "every worker must be on spot"),
+    (RAY_UP, "{provisioningModel: SPOT, ", "{", "every worker must be on spot"),
+    (
+        RAY_UP,
+        "InstanceType: m6i.xlarge",
+        "InstanceMarketOptions: {MarketType: spot}\n      InstanceType: m6i.xlarge",
+        "the head holds the run directory",
+    ),
+    (RAYJOB, "ray.io/v1\n", "ray.io/v1alpha1\n", "'ray.io/v1' was expected"),
+    (RAYJOB, "kind: RayJob", "kind: RayJobs", "must hold a PersistentVolumeClaim and a RayJob"),
+    (RAYJOB, "backoffLimit: 5", "backOffLimit: 5", "'backOffLimit' was unexpected"),
+    (RAYJOB, "backoffLimit: 5", "backoffLimit: 0", "0 is less than the minimum"),
+    (RAYJOB, "maxReplicas: 8", "maxReplica: 8", "'maxReplica' was unexpected"),
+    (RAYJOB, "minReplicas: 0", "minReplicas: 4", "0 was expected"),
+    (
+        RAYJOB,
+        "enableInTreeAutoscaling: true",
+        "enableInTreeAutoscaling: false",
+        "True was expected",
+    ),
+    (RAYJOB, "rayVersion: 2.60.0", "rayVersion: 2.59.0", "rayVersion must be 2.60.0, got 2.59.0"),
+    (RAYJOB, "distsampler:0.1.0", "distsampler:latest", "must be /distsampler:0.1.0"),
+    (RAYJOB, "serviceType: ClusterIP", "serviceType: LoadBalancer", "'ClusterIP' was expected"),
+    (
+        RAYJOB,
+        "volumes: &volumes",
+        "hostNetwork: true\n          volumes: &volumes",
+        "unexpected",
+    ),
+    (RAYJOB, "env: &env", "ports: [{containerPort: 8265}]\n              env: &env", "unexpected"),
+    (RAYJOB, "mode: token", "mode: disabled", "'token' was expected"),
+    (RAYJOB, "secretName: distsampler-token", "auth_token: 0123456789abcdef", "unexpected"),
+    (RAYJOB, "[ReadWriteMany]", "[ReadWriteOnce]", "['ReadWriteMany'] was expected"),
+    (RAYJOB, "claimName: distsampler-store", "claimName: store", "must mount the claim"),
+    (RAYJOB, "- {name: store, mountPath", "- {name: stores, mountPath", "which is no volume"),
+    (RAYJOB, ", nvidia.com/gpu: 1}\n                volume", "}\n                volume", "0 GPUs"),
+    (RAYJOB, "--resume auto", "", "must go on with what is there"),
+    (RAYJOB, RUN, "distsampler rum", "no such command: rum"),
+    (RAYJOB, "--resume auto", "--resume auto --stor x", "No such option"),
+    (RAYJOB, "placement.autoscale", "placement.autoscaled", "did you mean 'autoscale'?"),
+    (RAYJOB, "--set placement.gpus_per_chain=1", "", "autoscale needs gpus_per_chain"),
+    (README, "placement.start_timeout", "placement.timeout", "unknown option"),
+    (SLURM, "--resume auto", "", "must go on with what is there"),
+    (SLURM, "--store", "--stores", "No such option"),
+    (SLURM, "config.yaml --store", "--store", "must be of config.yaml"),
+    (SLURM, "--address", "--adress", "Missing parameter: address"),
+    (SLURM, "--num-gpus=", "--num-gpu=", "No such option"),
+    (SLURM, '"$SLURM_GPUS_ON_NODE" --', '"$SLURM_GPUS_ON_NODE"', "no -- before the command"),
+    (SLURM, "TIMEOUT=900", "TIMEOUT=30", "must be raised"),
+    (SLURM, "#SBATCH --requeue\n", "", "a job that was cut off must come back"),
+    (SLURM, "#SBATCH --requeue", "#SBATCH --requeu", "unknown option #SBATCH --requeu"),
+    (SLURM, "B:TERM@120", "TERM@120", "the driver must be told of the end"),
+    (SLURM, "RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled", "must carry a token"),
+    (SLURM, "RAY_AUTH_TOKEN=$(", "RAY_AUTH_TOKEN=0123456789abcdef$(", "holds a token"),
+    (SLURM, "; fi\n", "\n", "bash: "),
+    (SLURM, '"$store"', "$store", "shellcheck: "),
+    (DOCKERFILE, "ray:2.60.0", "ray:2.60.1", "the image must be rayproject/ray:2.60.0-py311-gpu"),
+    (DOCKERFILE, "ray[default]==2.60.0", "ray[default]", "unpinned: ray[default]"),
+    (DOCKERFILE, "-c /tmp/constraints.txt ", "", "installs without a version"),
+    (DOCKERFILE, "RUN", "EXPOSE 8265\nRUN", "opens a port"),
+    (README, "--resume auto --set", "--set", "must go on with what is there"),
+    (README, "distsampler llc runs/one", "distsampler lcl runs/one", "no such command: lcl"),
+    (README, "ray exec --tmux", "ray exec --tmucks", "No such option"),
+    (README, "boto3==1.44.5", "boto3", "unpinned: boto3"),
 ]
 
 
-def cluster_config() -> Config:
-    return yaml.safe_load((ROOT / "cluster/ray-cluster.yaml").read_text())
+def test_the_files_are_without_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(CLUSTER) == []
+    assert main() == 0
 
 
-@pytest.mark.parametrize("check", CHECKS)
-def test_the_cluster_file_passes(check: Callable[[Config], None]) -> None:
-    check(cluster_config())
-
-
-def put(*path: str, value: object) -> Callable[[Config], None]:
-    """A mutation: the value at a path of keys; a key that is not there yet is added."""
-
-    def mutate(config: Config) -> None:
-        place: Any = config
-        for key in path[:-1]:
-            place = place[key]
-        place[path[-1]] = value
-
-    return mutate
-
-
-def without(key: str) -> Callable[[Config], None]:
-    def mutate(config: Config) -> None:
-        del config[key]
-
-    return mutate
-
-
-def reworded(key: str, old: str, new: str) -> Callable[[Config], None]:
-    def mutate(config: Config) -> None:
-        assert any(old in command for command in config[key])
-        config[key] = [command.replace(old, new) for command in config[key]]
-
-    return mutate
-
-
-WORKER = ("available_node_types", "gpu-spot")
-
-
-@pytest.mark.parametrize(
-    ("check", "mutate"),
-    [
-        (check_ray_accepts, put("max_worker", value=8)),
-        (check_ray_accepts, put(*WORKER, "min_worker", value=0)),
-        (check_ray_accepts, put("docker", "imagee", value="x")),
-        (check_ray_accepts, put("idle_timeout_minutes", value="ten")),
-        (check_ray_accepts, without("cluster_name")),
-        (check_ray_accepts, put("head_node_type", value="haed")),
-        (check_ray_accepts, put(*WORKER, "min_workers", value=9)),
-        (check_images_pinned, put("docker", "image", value="rayproject/ray:latest-py311-gpu")),
-        (check_images_pinned, put("docker", "image", value="rayproject/ray:2.59.0-py311-gpu")),
-        (check_images_pinned, put("docker", "worker_image", value="rayproject/ray:nightly")),
-        (check_images_pinned, put(*WORKER, "docker", value={"worker_image": "rayproject/ray"})),
-        (check_installs_pinned, reworded("setup_commands", "torch==2.13.0", "torch")),
-        (check_installs_pinned, reworded("setup_commands", "zarr==3.1.6", "zarr==3.1.5")),
-        (check_installs_pinned, reworded("setup_commands", "arviz==0.23.4", "")),
-        (check_installs_pinned, reworded("setup_commands", "distsampler-0.1.0", "distsampler-0")),
-        (check_installs_pinned, reworded("head_setup_commands", "boto3==", "boto3>=")),
-        (check_private_and_authenticated, put("provider", "use_internal_ips", value=False)),
-        (check_private_and_authenticated, put("provider", "security_group", value={})),
-        (check_private_and_authenticated, put("docker", "run_options", value=[])),
-        (check_private_and_authenticated, put("file_mounts", value={"/home/ray/work": "work"})),
-        (
-            check_private_and_authenticated,
-            reworded("head_start_ray_commands", "127.0.0.1", "0.0.0.0"),
-        ),
-        (
-            check_spot_workers_and_a_lasting_head,
-            put(*WORKER, "node_config", "InstanceMarketOptions", value={}),
-        ),
-        (
-            check_spot_workers_and_a_lasting_head,
-            put(
-                "available_node_types",
-                "head",
-                "node_config",
-                "InstanceMarketOptions",
-                value={"MarketType": "spot"},
-            ),
-        ),
-    ],
-)
-def test_a_broken_cluster_file_fails_the_same_check(
-    check: Callable[[Config], None], mutate: Callable[[Config], None]
+@pytest.mark.parametrize(("name", "old", "new", "said"), MISTAKES)
+def test_a_mistake_is_found_in_its_file_and_told(
+    tmp_path: Path, name: str, old: str, new: str, said: str
 ) -> None:
-    config = cluster_config()
-    mutate(config)
-    with pytest.raises((AssertionError, KeyError, ValueError, jsonschema.ValidationError)):
-        check(config)
+    folder = shutil.copytree(CLUSTER, tmp_path / "cluster")
+    text = (folder / name).read_text()
+    assert old in text
+    (folder / name).write_text(text.replace(old, new))
+    found = check(folder)
+    assert any(said in mistake for mistake in found), found
+    assert all(mistake.startswith(f"{name}: ") for mistake in found), found
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_gone_is_missed(tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(CLUSTER, tmp_path / "cluster")
+    (folder / name).unlink()
+    (mistake,) = check(folder)
+    assert mistake.startswith(f"{name}: cannot be read: ")
+
+
+TOOLS = {
+    "srun": 'while [ "$1" != ray ]; do shift; done; exec "$@"',
+    "ray": 'while [ "$1" != -- ]; do shift; done; shift; "$@"',
+    "scontrol": 'if [ "$1" = show ]; then echo a; echo b; else echo "$@" >requeued; fi',
+}
+INTERRUPTED = (
+    "trap 'touch committed; exit 130' TERM; touch started; for _ in {1..999}; do sleep 0.05; done"
+)
+
+
+def slurm_job(folder: Path, driver: str) -> subprocess.Popen[bytes]:
+    """slurm.sbatch, as Slurm would start it, among tools that only say what they are asked."""
+    for name, script in {**TOOLS, "distsampler": driver}.items():
+        (folder / name).write_text(f"#!/usr/bin/env bash\n{script}\n")
+        (folder / name).chmod(0o755)
+    variables = {"JOB_NAME": "a", "JOB_ID": "17", "JOB_NODELIST": "a,b", "JOB_NUM_NODES": "2"}
+    variables |= {"CPUS_PER_TASK": "4", "GPUS_ON_NODE": "1"}
+    slurm = {f"SLURM_{name}": value for name, value in variables.items()}
+    environment = {**os.environ, **slurm, "PATH": f"{folder}:{os.environ['PATH']}"}
+    return subprocess.Popen(["bash", CLUSTER / SLURM], cwd=folder, env=environment)
+
+
+def test_a_slurm_job_that_is_told_to_end_commits_and_comes_back(tmp_path: Path) -> None:
+    with slurm_job(tmp_path, INTERRUPTED) as job:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "started").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        job.send_signal(signal.SIGTERM)
+        assert job.wait(60) == 130
+    assert (tmp_path / "committed").exists()
+    assert (tmp_path / "requeued").read_text() == "requeue 17\n"
+
+
+@pytest.mark.parametrize("code", [0, 1, 3, 130])
+def test_a_slurm_job_that_ends_by_itself_has_its_drivers_exit_code_and_stays(
+    tmp_path: Path, code: int
+) -> None:
+    with slurm_job(tmp_path, f"exit {code}") as job:
+        assert job.wait(60) == code
+    assert not (tmp_path / "requeued").exists()

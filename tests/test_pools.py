@@ -1,6 +1,7 @@
 """The same bits whatever runs the chains: one process or Ray, few actors or many, killed or not."""
 
 import os
+import platform
 import threading
 import time
 from pathlib import Path
@@ -182,6 +183,61 @@ def test_an_actor_that_can_never_start_is_not_tried_again(
     with pytest.raises(ds.RunFailed, match="the file of labels is not on this machine"):
         ds.sample(model, data, HomeOnly(), one, store=tmp_path / "run", quiet=True)
     assert sum(event["event"] == "lost" for event in ds.open(tmp_path / "run").events) == 1
+
+
+NOT_HERE = """
+import sys
+class Hidden:
+    def find_spec(self, name, *more):
+        if name == "distsampler":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Hidden())
+"""
+ANOTHER = "import numpy; numpy.__version__ = '9.9.9'"
+
+
+@pytest.mark.parametrize(
+    ("node", "said"),
+    [
+        (NOT_HERE, r"node [\d.]+ must have the module 'distsampler', and does not: install it"),
+        (ANOTHER, rf"node [\d.]+ must have the driver's .* numpy 9\.9\.9, not {np.__version__}: "),
+    ],
+)
+def test_a_node_without_the_package_or_with_another_version_is_named_before_any_chain_starts(
+    ray_cluster: None, tmp_path: Path, node: str, said: str
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(node)
+    there = {"env_vars": {"PYTHONPATH": str(tmp_path)}}
+    with pytest.raises(ds.RunFailed, match=said) as caught:
+        run(tmp_path / "run", chains=1, placement=ds.PlacementConfig(runtime_env=there))
+    assert "Traceback" not in str(caught.value)
+    assert not started(ds.open(tmp_path / "run"))
+
+
+def test_a_cluster_of_another_ray_is_refused_with_both_versions(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+    from ray._private.utils import check_version_info
+
+    def join(**options: Any) -> None:  # as ray.init() does
+        check_version_info({"ray_version": "2.59.0", "python_version": "3.10.1"}, "this process")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", join)
+    versions = rf"(?s)2\.59\.0.*3\.10\.1.*{ray.__version__}.*{platform.python_version()}"
+    with pytest.raises(PlacementError, match=versions):
+        run(tmp_path / "run", chains=1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_local_folders_that_come_too_late_to_be_sent_are_refused(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    placement = ds.PlacementConfig(runtime_env={"working_dir": str(tmp_path)})
+    with pytest.raises(PlacementError, match=rf"give \['{tmp_path}'\] to its ray\.init"):
+        run(tmp_path / "run", placement=placement)
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_was_not_started_is_not_stopped(ray_cluster: None, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """What the README says is run here."""
 
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import nn
 import distsampler as ds
 from distsampler import recipe
 from distsampler.cli import app
+from scripts.command_lines import commands, understand
 from tests.problems import config
 from tests.test_pools import assert_same
 from tests.test_trial import both
@@ -59,16 +59,13 @@ def test_the_sampler_of_the_readme_runs_and_its_bits_are_those_of_one_process(
 
 
 def test_the_command_lines_of_the_readme_are_understood() -> None:
-    lines = re.findall(r"^    (distsampler .*?)(?:\s+#.*)?$", README, re.MULTILINE)
+    lines = list(commands(ROOT / "README.md", ("distsampler",)))
     assert len(lines) >= 4
     group = typer.main.get_command(app)
-    for line in lines:
-        _, name, *words = shlex.split(line)
-        command = group.get_command(typer.Context(group), name)  # type: ignore[attr-defined]
-        assert command is not None, line
-        command.make_context(name, words)
+    for _, *words in lines:
+        understand(group, words)
     with pytest.raises(Exception, match=r"[Nn]o such option"):
-        command.make_context(name, [*words, "--no-such-option"])
+        understand(group, [*words, "--no-such-option"])
 
 
 def test_files_that_the_readme_names_exist() -> None:

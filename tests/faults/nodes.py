@@ -4,6 +4,7 @@ It lives in a process and a folder of its own: Ray's Cluster writes down its add
 ``ray.init()`` of the machine would find it.
 """
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -26,13 +27,14 @@ class Nodes:
     Args:
         workers: how many.
         cpus: of each.
+        dashboard: whether the head has one, which takes jobs at its ``url``.
     """
 
-    def __init__(self, workers: int = 3, cpus: int = 2) -> None:
+    def __init__(self, workers: int = 3, cpus: int = 2, dashboard: bool = False) -> None:
         self._home = Path(tempfile.mkdtemp(prefix="ds-"))  # sockets need a short path
         self._log = (self._home / "log").open("w")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.nodes", str(cpus)],
+            [sys.executable, "-m", "tests.faults.nodes", str(cpus), str(int(dashboard))],
             cwd=ROOT,
             env={**os.environ, **RAY_ENVIRONMENT, "RAY_TMPDIR": str(self._home),
                  "PYTHONPATH": str(ROOT)},
@@ -42,6 +44,7 @@ class Nodes:
             text=True,
         )  # fmt: skip
         self.address = self._answer()
+        self.url = self._answer()
         self._workers = workers
         self.ids: list[str] = []
         self.restore()
@@ -63,6 +66,11 @@ class Nodes:
         """As many workers as at the start."""
         while len(self.ids) < self._workers:
             self.ids.append(self._do("add"))
+
+    def grow(self, workers: int) -> None:
+        """So many workers from now on."""
+        self._workers = workers
+        self.restore()
 
     def kill(self, node: str) -> None:
         """Kills all processes of a node."""
@@ -87,20 +95,24 @@ class Nodes:
         raise AssertionError((self._home / "log").read_text()[-4000:])
 
 
-def main(cpus: int) -> None:
+def main(cpus: int, dashboard: bool) -> None:
     """What the cluster's process does: commands come in by lines."""
     from ray._raylet import GcsClient
     from ray.cluster_utils import Cluster
 
     # Not 127.0.0.1, which ray.init() would take for another name of this machine.
-    here = {"node_ip_address": "127.0.0.2", "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **here})
-    nodes = {}
+    here = {"node_ip_address": "127.0.0.2"}
+    head = {"num_cpus": 0, "include_dashboard": dashboard, **here}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    nodes, numbers = {}, itertools.count()
     say(cluster.address)
+    say(f"http://{cluster.head_node.webui_url}")
     for line in sys.stdin:
         match line.split():
             case ["add"]:
-                node = cluster.add_node(num_cpus=cpus, **here)
+                # Each unpacks what jobs bring into a folder of its own, as on a machine of its own.
+                own = {"runtime_env_dir_name": f"runtime_resources_{next(numbers)}", **here}
+                node = cluster.add_node(num_cpus=cpus, include_dashboard=False, **own)
                 nodes[node.node_id] = node
                 say(node.node_id)
             case ["kill", name]:
@@ -119,4 +131,4 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), sys.argv[2] == "1")
