@@ -15,6 +15,7 @@ from torch import nn
 import distsampler as ds
 from distsampler.errors import ConfigError, PlacementError
 from tests.assertions import assert_same
+from tests.faults.job import Held, events, until
 from tests.problems import config, regression, squared_error
 
 pytestmark = pytest.mark.ray
@@ -26,6 +27,17 @@ def run(store: Path, pool: Any = None, **fields: Any) -> ds.Run:
     return ds.sample(
         model, data, squared_error, config(**fields), store=store, pool=pool, quiet=True
     )
+
+
+def run_until_all_are_up(store: Path, actors: int, **fields: Any) -> ds.Run:
+    """A run that does not end before its last actor has started."""
+    model, data = regression()
+    held = store.with_name("held")
+    held.touch()
+    running = ds.start(model, data, Held(held, 0.02), config(**fields), store=store)
+    until(lambda: len(events(store, "started")) == actors)
+    held.unlink()
+    return running.wait()
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +54,7 @@ def test_one_two_and_four_actors_give_the_bits_of_one_process(
     ray_cluster: None, serial: ds.Run, tmp_path: Path, chains_per_actor: int, actors: int
 ) -> None:
     placement = ds.PlacementConfig(cpus_per_chain=1, chains_per_actor=chains_per_actor)
-    found = run(tmp_path / "run", placement=placement)
+    found = run_until_all_are_up(tmp_path / "run", actors, chains=4, placement=placement)
     assert len({event["pid"] for event in started(found)}) == actors
     assert str(os.getpid()) not in {event["pid"] for event in started(found)}
     assert_same(found, serial)
@@ -59,7 +71,8 @@ def test_the_length_of_a_block_changes_no_bit(
 
 
 def test_more_chains_than_slots_rotate(ray_cluster: None, serial: ds.Run, tmp_path: Path) -> None:
-    found = run(tmp_path / "run", placement=ds.PlacementConfig(cpus_per_chain=2, block=5))
+    placement = ds.PlacementConfig(cpus_per_chain=2, block=5)
+    found = run_until_all_are_up(tmp_path / "run", 2, chains=4, placement=placement)
     assert len(started(found)) == 2
     assert_same(found, serial)
 
@@ -74,13 +87,13 @@ def test_chain_k_of_four_is_chain_k_of_eight(serial: ds.Run, tmp_path: Path) -> 
 
 def test_each_chain_has_a_gpu_of_its_own(ray_cluster: None, tmp_path: Path) -> None:
     placement = ds.PlacementConfig(gpus_per_chain=1, cpus_per_chain=1)
-    found = run(tmp_path / "run", chains=2, placement=placement)
+    found = run_until_all_are_up(tmp_path / "run", 2, chains=2, placement=placement)
     assert sorted(event["cuda_visible_devices"] for event in started(found)) == ["0", "1"]
 
 
 def test_four_chains_of_half_a_gpu_share_two(ray_cluster: None, tmp_path: Path) -> None:
     placement = ds.PlacementConfig(gpus_per_chain=0.5, cpus_per_chain=1)
-    found = run(tmp_path / "run", placement=placement)
+    found = run_until_all_are_up(tmp_path / "run", 4, chains=4, placement=placement)
     devices = sorted(event["cuda_visible_devices"] for event in started(found))
     assert devices == ["0", "0", "1", "1"]
 
