@@ -100,10 +100,16 @@ class Chain:
         self._observer = Observer(spec, self._replica, anchors, anchor, index)
         self._variables = variables(spec)
         self._watch = Watch(spec, self._replica, index, known) if config.watch else None
-        self._draw = 0
+        self._first = self._draw = 0
+        self._values: dict[str, NDArray[Any]] = {}
         self._last_loss = anchor.init_loss
         self._moving = sum(flat.numel() for flat in self._replica.flats)
         self._anchors = anchors
+
+    @property
+    def replica(self) -> Replica:
+        """Its model, at its present weights."""
+        return self._replica
 
     @property
     def draw(self) -> int:
@@ -116,29 +122,55 @@ class Chain:
         Raises:
             ChainDiverged: if a recorded value is not finite; it carries the draws before.
         """
-        first, thin = self._draw, self._spec.config.thin
-        if first == 0 and self._spec.config.init == "dispersed" and self._index % 2:
-            self._disperse()
-        values = {v.name: np.empty((draws, *v.shape), v.dtype) for v in self._variables}
-        if self._watch is not None and first == 0:
-            self._watch.look(0)
-        for kept in range(draws):
+        thin = self._spec.config.thin
+        self.begin(draws)
+        for _ in range(draws):
             last = (self._draw + 1) * thin - 1
             for step in range(last - thin + 1, last):
                 self._step(step)
-            measured = self._measured_step(last)
-            bad = self._sick(measured)
-            if bad is not None:
-                finite = {name: array[:kept] for name, array in values.items()}
-                block = DrawBlock(self._index, first, finite, b"")
-                raise ChainDiverged(self._index, last, bad, self._last_loss, block)
-            for name, array in values.items():
-                array[kept] = measured[name]
-            self._last_loss = float(values["loss"][kept])
-            self._draw += 1
+            self._keep(self._measured_step(last), last)
+        return self.end()
+
+    # What a pack calls in place of ``advance``: it leaves the gradients of all its chains at once.
+
+    def begin(self, draws: int) -> None:
+        """Makes room for the next draws; goes to the start where none has been made."""
+        self._first = self._draw
+        if self._first == 0 and self._spec.config.init == "dispersed" and self._index % 2:
+            self._disperse()
+        self._values = {v.name: np.empty((draws, *v.shape), v.dtype) for v in self._variables}
+        if self._watch is not None and self._first == 0:
+            self._watch.look(0)
+
+    def rows(self, step: int) -> NDArray[np.int64]:
+        """The batch of a step."""
+        return self._batches.indices(step)
+
+    def move(self) -> None:
+        """Moves once, along the gradient that is there."""
+        self._step_sampler()
+
+    def draw_and_move(self, losses: Tensor, rows: NDArray[np.int64], step: int) -> None:
+        """Keeps a draw, and moves along the gradient that is there.
+
+        Args:
+            losses: of the batch at the present weights.
+            rows: of the batch.
+            step: of the chain, the last of a draw.
+
+        Raises:
+            ChainDiverged: as ``advance``.
+        """
+        values = {**self._watched(step), **self._read(losses, rows, step)}
+        self._step_sampler()
+        self._keep({**self._told(), **values}, step)
+
+    def end(self) -> DrawBlock:
+        """The draws since ``begin``, and the state behind them."""
         began = time.perf_counter()
         state = self.state()
-        return DrawBlock(self._index, first, values, state, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        return DrawBlock(self._index, self._first, self._values, state, seconds)
 
     def state(self) -> bytes:
         """All that the next step depends on, but what the recipe gives."""
@@ -189,6 +221,18 @@ class Chain:
             if master is not None:
                 master.copy_(w)
 
+    def _keep(self, measured: Values, step: int) -> None:
+        """Puts a draw beside those before it, if it is sound."""
+        kept, bad = self._draw - self._first, self._sick(measured)
+        if bad is not None:
+            finite = {name: array[:kept] for name, array in self._values.items()}
+            block = DrawBlock(self._index, self._first, finite, b"")
+            raise ChainDiverged(self._index, step, bad, self._last_loss, block)
+        for name, array in self._values.items():
+            array[kept] = measured[name]
+        self._last_loss = float(self._values["loss"][kept])
+        self._draw += 1
+
     def _sick(self, measured: Values) -> str | None:
         """What is wrong with a draw, if anything."""
         for name, value in measured.items():
@@ -216,20 +260,26 @@ class Chain:
         watched = self._watched(step)
         rows = self._batches.indices(step)
         losses = self._losses(rows, step)
-        if self._readout is None:
-            values = self._observer.measure(losses, rows, step)
-        else:
-            other = self._readout.indices(step)
-            with torch.no_grad():
-                values = self._observer.measure(self._losses(other, step), other, step)
+        values = self._read(losses, rows, step)
         if measures_acceptance(self._spec.sampler, self._spec.config):
             values["acceptance"] = self._move_as_proposal(losses, rows, step)
         else:
             self._move(losses, rows, step)
-        if self._spec.metrics:
-            told = {name: float(value) for name, value in self._sampler.metrics().items()}
-            values = {**told, **values}
-        return {**values, **watched}
+        return {**self._told(), **values, **watched}
+
+    def _read(self, losses: Tensor, rows: NDArray[np.int64], step: int) -> Values:
+        """What is measured at the present weights."""
+        if self._readout is None:
+            return self._observer.measure(losses, rows, step)
+        other = self._readout.indices(step)
+        with torch.no_grad():
+            return self._observer.measure(self._losses(other, step), other, step)
+
+    def _told(self) -> Values:
+        """What the sampler tells of the step that it has just made."""
+        if not self._spec.metrics:
+            return {}
+        return {name: float(value) for name, value in self._sampler.metrics().items()}
 
     def _watched(self, step: int) -> Values:
         """What is known of the curvature, measured now where that is due."""

@@ -159,6 +159,9 @@ class RunConfig(_Frozen):
         max_state_mb: larger states of chains (in MB) go from the actor to the store directly.
         divergence_factor: a chain is retired when nbeta times the excess loss on the probe exceeds
             so many times d/2, what a regular model of d parameters has; None: never for that.
+        pack: chains that advance together, their gradients in one call: for models so small that a
+            step is mostly overhead. Another number gives the same law, and other last bits. "auto":
+            the fastest, measured when the run starts.
 
     Example:
         >>> RunConfig(chains=2, sampler=SamplerConfig(lr=1e-4)).sampler.options
@@ -191,6 +194,7 @@ class RunConfig(_Frozen):
     fsync: bool = False
     max_state_mb: Annotated[float, Field(ge=0)] = 64.0
     divergence_factor: Annotated[float, Field(gt=1)] | None = 100.0
+    pack: Annotated[Annotated[int, Field(ge=1), Tag(NUMBER)] | _Auto, _AUTO] = 1
 
     @field_validator("restrict_to", mode="before")
     @classmethod
@@ -250,6 +254,19 @@ class RunConfig(_Frozen):
                 f"{self.init!r}: set that, or leave it out"
             )
         return self
+
+    @property
+    def together(self) -> int:
+        """Chains of a pack; 1 while "auto" has not been settled."""
+        return 1 if self.pack == "auto" else min(self.pack, self.chains)
+
+    @property
+    def packs(self) -> tuple[range, ...]:
+        """The chains of each pack; the last may have fewer."""
+        size = self.together
+        return tuple(
+            range(first, min(first + size, self.chains)) for first in range(0, self.chains, size)
+        )
 
     @property
     def budget(self) -> int:

@@ -12,7 +12,6 @@ from typing import Literal, Protocol
 
 import torch
 
-from distsampler.chain import ChainDiverged
 from distsampler.errors import ConfigError, DistsamplerError
 from distsampler.replica import ChainSpec
 from distsampler.worker import Result, Work, Worker
@@ -145,7 +144,7 @@ def perform(worker: Worker, place: int, work: Work) -> WorkDone | WorkFailed:
     began = time.perf_counter()
     try:
         result = worker.perform(work)
-    except (ChainDiverged, DistsamplerError) as error:
+    except DistsamplerError as error:
         return WorkFailed(place, work, error)
     return WorkDone(place, work, result, time.perf_counter() - began)
 

@@ -193,7 +193,7 @@ class _Job:
             if before is not None:
                 lease = stack.enter_context(_lease(files))
             stack.callback(pool.stop)
-            places = tuple(pool.start(spec, range(config.chains)))
+            places = tuple(pool.start(spec, range(len(config.packs))))
             if before is not None:
                 found = Trace(files)
                 found.reopen(config, lease.epoch)
