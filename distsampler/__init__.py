@@ -13,6 +13,8 @@ The way of the data, one direction::
 ``observables``  what is measured at a draw; ``dispersion``: where dispersed chains start
 ``spectrum``     curvature and gradient noise by Lanczos; ``bias``: what a step's errors will be
 ``chain``        replica + sampler + batch stream; knows nothing of Ray
+``lanes``        the gradients of several chains in one call; ``pack``: chains that advance so;
+                 ``packing``: how many, and why not
 ``worker``       what a place does; ``pool`` and ``ray_pool``: the places
 ``transition``   decides; ``driver`` does; only it commits
 ``trace``        the run directory: zarr arrays, manifest, checkpoints, events

@@ -93,7 +93,7 @@ class Lanes:
     def _shaped(self, stacks: Sequence[Tensor]) -> list[Tensor]:
         """Of a stack for each dtype: one view a parameter, (lanes, *shape)."""
         homes = {stack.dtype: stack for stack in stacks}
-        return [piece(homes[p.dtype], p, p.storage_offset()) for p in self._base.moving]
+        return [piece(homes[p.dtype], p, int(p.storage_offset())) for p in self._base.moving]
 
 
 class _Lossy(nn.Module):
@@ -131,7 +131,7 @@ def _simplify(graph: fx.GraphModule) -> None:
         if same is not None:
             node.replace_all_uses_with(same)
     graph.graph.eliminate_dead_code()
-    graph.graph.set_codegen(fx.graph.CodeGen())  # type: ignore[no-untyped-call]
+    graph.graph.set_codegen(fx.graph.CodeGen())
     graph.recompile()
 
 

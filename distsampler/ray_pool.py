@@ -149,9 +149,7 @@ class RayPool:
             if place in self._slots:
                 self._end(self._slots.pop(place))
             options = self._options | self._elsewhere(place)
-            actor = actor_class.options(**options).remote(
-                self._spec, self._device, self._capacity
-            )
+            actor = actor_class.options(**options).remote(self._spec, self._device, self._capacity)
             self._starts[place] += 1
             now = time.monotonic()
             self._slots[place] = _Slot(actor, self._starts[place], actor.info.remote(), now)

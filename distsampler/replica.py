@@ -89,12 +89,12 @@ class Replica:
             gradients: likewise.
         """
         for flat, home, slope in zip(self.flats, weights, gradients, strict=True):
-            before = flat.storage_offset()
+            before = int(flat.storage_offset())
             home.copy_(flat)
             flat.data, flat.grad = home, slope
             for p in self.moving:
                 if p.dtype == flat.dtype:
-                    start = p.storage_offset() - before
+                    start = int(p.storage_offset()) - before
                     p.data = piece(home, p, start)
                     p.grad = piece(slope, p, start)
 

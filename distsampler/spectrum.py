@@ -54,7 +54,7 @@ class Curvature:
         seat: tuple[int, int] = (0, 0),
     ) -> None:
         self._flats, self._parameters = replica.flats, replica.moving
-        self._before = {flat.dtype: flat.storage_offset() for flat in replica.flats}
+        self._before = {flat.dtype: int(flat.storage_offset()) for flat in replica.flats}
         self._moves = None if replica.masks is None else torch.cat(list(replica.masks))
         self._size, self._n = 1, len(spec.rows)
         parts = [rows]
@@ -170,7 +170,8 @@ class Curvature:
 
     def _place(self, home: Tensor, parameter: Tensor) -> Tensor:
         """The part of a flat vector that belongs to a parameter, in its shape."""
-        return piece(home, parameter, parameter.storage_offset() - self._before[parameter.dtype])
+        start = int(parameter.storage_offset()) - self._before[parameter.dtype]
+        return piece(home, parameter, start)
 
     def _split(self, v: Tensor) -> tuple[Tensor, ...]:
         return torch.split(v, [flat.numel() for flat in self._flats])
