@@ -112,6 +112,11 @@ class Chain:
         return self._replica
 
     @property
+    def sampler(self) -> Any:  # noqa: ANN401 (an Optimizer, of the user's class)
+        """What moves it."""
+        return self._sampler
+
+    @property
     def draw(self) -> int:
         """Draws made so far."""
         return self._draw
@@ -146,23 +151,22 @@ class Chain:
         """The batch of a step."""
         return self._batches.indices(step)
 
-    def move(self) -> None:
-        """Moves once, along the gradient that is there."""
-        self._step_sampler()
-
-    def draw_and_move(self, losses: Tensor, rows: NDArray[np.int64], step: int) -> None:
-        """Keeps a draw, and moves along the gradient that is there.
+    def look(self, losses: Tensor, rows: NDArray[np.int64], step: int) -> Values:
+        """What a draw holds of the present weights.
 
         Args:
-            losses: of the batch at the present weights.
+            losses: of the batch there.
             rows: of the batch.
             step: of the chain, the last of a draw.
+        """
+        return {**self._watched(step), **self._read(losses, rows, step)}
+
+    def keep(self, values: Values, step: int) -> None:
+        """Keeps a draw, when the step that leaves it has been made.
 
         Raises:
             ChainDiverged: as ``advance``.
         """
-        values = {**self._watched(step), **self._read(losses, rows, step)}
-        self._step_sampler()
         self._keep({**self._told(), **values}, step)
 
     def end(self) -> DrawBlock:
@@ -176,8 +180,10 @@ class Chain:
         """All that the next step depends on, but what the recipe gives."""
         sampler = self._sampler.state_dict()
         if isinstance(self._sampler, Sampler):
-            for entry in sampler["state"].values():
-                entry.pop("anchor", None)
+            sampler["state"] = {
+                p: {name: value for name, value in entry.items() if name != "anchor"}
+                for p, entry in sampler["state"].items()
+            }
             for group in sampler["param_groups"]:
                 group.update(dict.fromkeys(GROUND & group.keys()))
             sampler.pop("generator", None)

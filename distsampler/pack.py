@@ -17,6 +17,7 @@ from torch import Tensor
 from distsampler.chain import Chain, ChainDiverged
 from distsampler.draws import Anchor, DrawBlock
 from distsampler.lanes import Lanes
+from distsampler.optim.joint import Joint
 from distsampler.replica import ChainSpec, Replica
 
 
@@ -54,6 +55,8 @@ class Pack:
             index: Chain(spec, index, anchor, anchors=anchors, device=base.device)
             for index in chains
         }
+        self._joint: Joint | None = None
+        self._told = bool(spec.metrics)
         self._rows = np.zeros((count, config.batch_size), np.int64)
         self._lanes = Lanes(base, spec, count) if count > 1 else None
         if self._lanes is not None:
@@ -68,6 +71,7 @@ class Pack:
     def restore(self, index: int, state: bytes) -> None:
         """Puts a chain to a state that it gave."""
         self._chains[index].restore(state)
+        self._joint = None
 
     def advance(self, draws: int) -> Advanced:
         """Makes the next draws of all chains."""
@@ -93,18 +97,34 @@ class Pack:
         last, diverged = first + self._thin - 1, list[ChainDiverged]()
         for step in range(first, last):
             self._slopes(lanes, step)
-            for chain in self._chains.values():
-                chain.move()
-        losses = self._slopes(lanes, last)
-        for index, chain in list(self._chains.items()):
+            self._move()
+        losses, seen = self._slopes(lanes, last), {}
+        for index, chain in self._chains.items():
             lane = index - self._first
+            seen[index] = chain.look(losses[lane], self._rows[lane], last)
+        self._move(told=self._told)
+        for index, values in seen.items():
             try:
-                chain.draw_and_move(losses[lane], self._rows[lane], last)
+                self._chains[index].keep(values, last)
             except ChainDiverged as error:
                 diverged.append(error)
-                del self._chains[index]
-                lanes.put_to_rest(lane)
+                self._put_to_rest(lanes, index)
         return diverged
+
+    def _move(self, told: bool = False) -> None:
+        """Moves all chains; one after another where each is to tell of its step."""
+        samplers = [chain.sampler for chain in self._chains.values()]
+        if told:
+            for sampler in samplers:
+                sampler.move()
+        elif samplers:
+            self._joint = self._joint or Joint(samplers)
+            self._joint.move()
+
+    def _put_to_rest(self, lanes: Lanes, index: int) -> None:
+        del self._chains[index]
+        lanes.put_to_rest(index - self._first)
+        self._joint = None
 
     def _slopes(self, lanes: Lanes, step: int) -> Tensor:
         """Losses of all lanes; their gradients are left where the samplers read them."""

@@ -12,7 +12,7 @@ from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 from distsampler.optim import kernels, landmarks, options
 from distsampler.optim.kernels import Potential
 from distsampler.optim.plan import Chunk, Plan, Point, make_plans
-from distsampler.optim.randomness import continue_stream, fresh_generator
+from distsampler.optim.randomness import Owners, continue_stream, fresh_generator
 from distsampler.optim.readings import Readings
 
 
@@ -76,6 +76,7 @@ class Sampler(Optimizer):
         self, params: ParamsT, defaults: dict[str, object], generator: torch.Generator | None
     ) -> None:
         self._generator = generator
+        self._owners: Owners | None = None
         self._forget()
         super().__init__(params, defaults)
         cautions = [text for group in self.param_groups for text in self._cautions(group)]
@@ -153,11 +154,15 @@ class Sampler(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but hooks and buffers."""
-        return {**super().__getstate__(), "_generator": self._generator}
+        return {**super().__getstate__(), "_generator": self._generator, "_owners": self._owners}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._forget()
+
+    def join(self, owners: Owners) -> None:
+        """Parts the parameters of the only group among several chains; see ``joint``."""
+        self._owners = owners
 
     # Readings
 
@@ -275,7 +280,10 @@ class Sampler(Optimizer):
     def _draw(self, group: dict[str, Any], plan: Plan, chunk: Chunk) -> None:
         """Fill the chunk's buffer with noise."""
         std = self._std(group)
-        chunk.flat.normal_(0.0, std, generator=self._generator)
+        if self._owners is None:
+            chunk.flat.normal_(0.0, std, generator=self._generator)
+        else:
+            self._owners.fill(plan, chunk, std)
         self._readings.noise(group, plan, chunk, std)
 
     def _settle(self, group: dict[str, Any], plan: Plan, chunk: Chunk, at: Point) -> None:
