@@ -19,8 +19,9 @@ from torch import Tensor
 
 from distsampler import checkpoint
 from distsampler.dispersion import Dispersion
+from distsampler.divergence import ChainDiverged, wrong_with
 from distsampler.draws import Anchor, DrawBlock
-from distsampler.errors import DistsamplerError, WorkFailedError
+from distsampler.errors import WorkFailedError
 from distsampler.observables import Observer, Values, variables
 from distsampler.optim import Sampler, mala_acceptance
 from distsampler.optim.by_name import Ground, build
@@ -30,30 +31,6 @@ from distsampler.seeding import AllRows, BatchStream, noise_seed
 from distsampler.watch import Watch, due
 
 GROUND = {"gradient_variance", "optimize_over"}  # of a parameter group: tensors the recipe gives
-
-
-class ChainDiverged(DistsamplerError):
-    """A chain met a value that is not finite, or left for good; its draws before are in ``block``.
-
-    Args:
-        chain: index.
-        step: of the chain.
-        what: is wrong.
-        last_loss: the last finite minibatch loss that was recorded.
-        block: the finite draws of the interrupted advance.
-    """
-
-    def __init__(
-        self, chain: int, step: int, what: str, last_loss: float, block: DrawBlock
-    ) -> None:
-        super().__init__(chain, step, what, last_loss, block)
-        self.chain, self.step, self.what, self.last_loss, self.block = self.args
-
-    def __str__(self) -> str:
-        return (
-            f"chain {self.chain} diverged at step {self.step}: {self.what} (last finite loss "
-            f"{self.last_loss:.6g}); lower sampler.lr or raise sampler.localization"
-        )
 
 
 class Chain:
@@ -229,7 +206,8 @@ class Chain:
 
     def _keep(self, measured: Values, step: int) -> None:
         """Puts a draw beside those before it, if it is sound."""
-        kept, bad = self._draw - self._first, self._sick(measured)
+        kept = self._draw - self._first
+        bad = wrong_with(measured, self._spec, self._anchor, self._moving)
         if bad is not None:
             finite = {name: array[:kept] for name, array in self._values.items()}
             block = DrawBlock(self._index, self._first, finite, b"")
@@ -238,23 +216,6 @@ class Chain:
             array[kept] = measured[name]
         self._last_loss = float(self._values["loss"][kept])
         self._draw += 1
-
-    def _sick(self, measured: Values) -> str | None:
-        """What is wrong with a draw, if anything."""
-        for name, value in measured.items():
-            if not np.isfinite(value).all():
-                return f"{name} is not finite"
-        factor = self._spec.config.divergence_factor
-        if factor is None:
-            return None
-        excess = float(measured["probe_loss"]) - self._anchor.probe_init_loss
-        found, limit = self._spec.nbeta * excess, factor * self._moving / 2
-        if found <= limit:
-            return None
-        return (
-            f"nbeta times the probe's excess loss is {found:.4g}, beyond divergence_factor * d/2 = "
-            f"{limit:.4g}"
-        )
 
     def _step(self, step: int) -> None:
         """Moves once, measuring nothing."""

@@ -140,7 +140,7 @@ def _same_as(node: fx.Node) -> fx.Node | None:
     source = node.args[0] if node.args else None
     if not isinstance(source, fx.Node):
         return None
-    if node.target in RESHAPES and _layout(node) == _layout(source):
+    if node.target in RESHAPES and _layout(node) == _layout(source) is not None:
         return source
     again = node.target is aten.transpose.int and source.target is node.target
     if again and source.args[1:] == node.args[1:] and isinstance(source.args[0], fx.Node):
@@ -148,6 +148,7 @@ def _same_as(node: fx.Node) -> fx.Node | None:
     return None
 
 
-def _layout(node: fx.Node) -> tuple[object, ...]:
-    meta = node.meta["tensor_meta"]
-    return (meta.shape, meta.stride, meta.dtype)
+def _layout(node: fx.Node) -> tuple[object, ...] | None:
+    """None of a constant, of which it is not known."""
+    meta = node.meta.get("tensor_meta")
+    return None if meta is None else (meta.shape, meta.stride, meta.dtype)

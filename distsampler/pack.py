@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from distsampler.chain import Chain, ChainDiverged
+from distsampler.chain import Chain
+from distsampler.divergence import ChainDiverged
 from distsampler.draws import Anchor, DrawBlock
 from distsampler.lanes import Lanes
 from distsampler.optim.joint import Joint

@@ -16,8 +16,8 @@ from hypothesis.stateful import (
 )
 
 from distsampler.anchor import AnchorPart
-from distsampler.chain import ChainDiverged
 from distsampler.diagnostics import Status, Verdict
+from distsampler.divergence import ChainDiverged
 from distsampler.draws import DrawBlock
 from distsampler.errors import DistsamplerError, WorkFailedError
 from distsampler.pack import Advanced
@@ -346,6 +346,26 @@ def test_a_diverged_chain_is_retired_and_its_finite_draws_are_kept() -> None:
     play.run()
     assert play.state.phase is Phase.FINISHED
     assert play.ends[chain] == 3
+
+
+def test_the_chains_of_a_pack_are_advanced_as_one() -> None:
+    play = Play(replace(PLAN, together=2), places=3, chains=5)
+    play.start()
+    works = [work for work in play.state.busy.values() if isinstance(work, Advance)]
+    assert [work.chains for work in works] == [(0, 1), (2, 3), (4,)]
+    play.send(WorkDone(0, works[0], diverged(works[0], 3), 1.0))
+    assert (play.ends[0], play.ends[1]) == (3, 8)
+    play.run()
+    assert play.state.phase is Phase.FINISHED
+    later = [work.chains for work in play.submitted(Advance)[3:]]  # type: ignore[union-attr]
+    assert set(later) == {(1,), (2, 3), (4,)}
+
+
+def test_an_error_in_the_loss_retires_the_pack_it_was_met_in() -> None:
+    play = Play(replace(PLAN, together=2), places=2, chains=4)
+    play.start()
+    play.fail(0, WorkFailedError("the loss raised"))
+    assert play.state.retired == {0, 1}
 
 
 def test_below_min_chains_the_run_fails_and_says_why() -> None:
