@@ -102,7 +102,7 @@ class PlacementConfig(_Frozen):
         gpus_per_chain: GPUs of each chain, fractions allowed; None: 1 where the cluster has GPUs,
             else 0.
         cpus_per_chain: CPUs of each chain.
-        chains_per_actor: chains that share one process, one after another.
+        chains_per_actor: chains that share one process, one after another; a pack is never parted.
         address: the Ray cluster to join; None: RAY_ADDRESS, or a running local Ray, or a new one.
         label_selector: Ray node labels an actor needs.
         runtime_env: Ray runtime environment of the actors.

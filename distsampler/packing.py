@@ -26,7 +26,7 @@ from distsampler.shards import TensorRows
 from distsampler.worker import numerics
 
 WARM_UP, SECONDS = 2, 0.2  # draws, and of each number of chains that is timed
-AWAY = 0.02  # of the weights' spread: how far from w* gradients are compared
+AWAY = 0.02  # from w*, in weight units and in their size: where gradients are compared
 AGREEMENT = {torch.float64: 1e-6, torch.float32: 1e-3}  # relative, of gradients; else:
 ROUGH = 0.1
 
@@ -48,6 +48,9 @@ class Packing:
 
 def settle(spec: ChainSpec, serial: bool, stored: int | None) -> Packing:
     """How many chains advance together.
+
+    "auto" is measured in this process, and counts as many places as this machine has cores (one, if
+    one process does all the work): on a cluster a number is better.
 
     Args:
         spec: the recipe.
@@ -75,7 +78,8 @@ def refusal(spec: ChainSpec) -> str | None:
     if known is not None:
         return known
     try:
-        return _disagreement(spec)
+        with numerics(spec.config):
+            return _disagreement(spec)
     except Exception as error:  # the user's code under torch.func: anything can come
         told = shorten(f"{type(error).__name__}: {error}", 240)
         return f"torch.func refuses the model: {told}"
@@ -111,7 +115,7 @@ def _disagreement(spec: ChainSpec) -> str | None:
     rows = random.integers(0, len(spec.rows), size)
     for stack in lanes.weights:
         noise = torch.from_numpy(random.standard_normal(stack.shape)).to(stack)
-        stack += AWAY * stack.std() * noise
+        stack += AWAY * (1 + stack.square().mean().sqrt()) * noise
     losses = lanes.losses(rows)
     for lane in range(2):
         with torch.no_grad():

@@ -186,10 +186,12 @@ class _Job:
         self._files = as_files(tempfile.mkdtemp(prefix="distsampler-") if store is None else store)
         self._files.fsync = spec.config.fsync
         self._continues = _continues(self._files, resume)
-        stored = Trace(self._files).manifest.config.together if self._continues else None
+        self._asked, stored = spec.config.pack, None
+        if self._continues and self._asked == "auto":
+            stored = Trace(self._files).manifest.config.together
         self._packing = packing.settle(spec, isinstance(pool, SerialPool), stored)
         settled = spec.config.model_copy(update={"pack": self._packing.pack})
-        self._asked, self._spec = spec.config.pack, replace(spec, config=settled)
+        self._spec = replace(spec, config=settled)
         self._manifest = _manifest(self._spec, recipe)
 
     def run(self, observer: Observer, stopped: Callable[[], str | None]) -> Run:

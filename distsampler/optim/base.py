@@ -72,11 +72,12 @@ class Sampler(Optimizer):
     needs_closure = False
     """Whether a step evaluates loss and gradients itself, and is right with those of all data."""
 
+    _owners: Owners | None = None
+
     def __init__(
         self, params: ParamsT, defaults: dict[str, object], generator: torch.Generator | None
     ) -> None:
         self._generator = generator
-        self._owners: Owners | None = None
         self._forget()
         super().__init__(params, defaults)
         cautions = [text for group in self.param_groups for text in self._cautions(group)]
@@ -154,7 +155,7 @@ class Sampler(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but hooks and buffers."""
-        return {**super().__getstate__(), "_generator": self._generator, "_owners": self._owners}
+        return {**super().__getstate__(), "_generator": self._generator}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
