@@ -12,7 +12,9 @@ The way of the data, one direction::
 ``anchor``       the loss at w*, over all data once; ``gradient_noise``: its gradient's variance
 ``observables``  what is measured at a draw; ``dispersion``: where dispersed chains start
 ``spectrum``     curvature and gradient noise by Lanczos; ``bias``: what a step's errors will be
-``chain``        replica + sampler + batch stream; knows nothing of Ray
+``chain``        replica + sampler + batch stream; knows nothing of Ray; ``divergence``: its end
+``lanes``        the gradients of several chains in one call; ``pack``: chains that advance so;
+                 ``packing``: how many, and why not
 ``worker``       what a place does; ``pool`` and ``ray_pool``: the places
 ``transition``   decides; ``driver`` does; only it commits
 ``trace``        the run directory: zarr arrays, manifest, checkpoints, events

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from distsampler import checkpoint
 from distsampler.dispersion import Dispersion
+from distsampler.divergence import ChainDiverged, wrong_with
 from distsampler.draws import Anchor, DrawBlock
-from distsampler.errors import DistsamplerError, WorkFailedError
+from distsampler.errors import WorkFailedError
 from distsampler.observables import Observer, Values, variables
 from distsampler.optim import Sampler, mala_acceptance
 from distsampler.optim.by_name import Ground, build
@@ -30,30 +31,6 @@ from distsampler.seeding import AllRows, BatchStream, noise_seed
 from distsampler.watch import Watch, due
 
 GROUND = {"gradient_variance", "optimize_over"}  # of a parameter group: tensors the recipe gives
-
-
-class ChainDiverged(DistsamplerError):
-    """A chain met a value that is not finite, or left for good; its draws before are in ``block``.
-
-    Args:
-        chain: index.
-        step: of the chain.
-        what: is wrong.
-        last_loss: the last finite minibatch loss that was recorded.
-        block: the finite draws of the interrupted advance.
-    """
-
-    def __init__(
-        self, chain: int, step: int, what: str, last_loss: float, block: DrawBlock
-    ) -> None:
-        super().__init__(chain, step, what, last_loss, block)
-        self.chain, self.step, self.what, self.last_loss, self.block = self.args
-
-    def __str__(self) -> str:
-        return (
-            f"chain {self.chain} diverged at step {self.step}: {self.what} (last finite loss "
-            f"{self.last_loss:.6g}); lower sampler.lr or raise sampler.localization"
-        )
 
 
 class Chain:
@@ -100,10 +77,21 @@ class Chain:
         self._observer = Observer(spec, self._replica, anchors, anchor, index)
         self._variables = variables(spec)
         self._watch = Watch(spec, self._replica, index, known) if config.watch else None
-        self._draw = 0
+        self._first = self._draw = 0
+        self._values: dict[str, NDArray[Any]] = {}
         self._last_loss = anchor.init_loss
         self._moving = sum(flat.numel() for flat in self._replica.flats)
         self._anchors = anchors
+
+    @property
+    def replica(self) -> Replica:
+        """Its model, at its present weights."""
+        return self._replica
+
+    @property
+    def sampler(self) -> Any:  # noqa: ANN401 (an Optimizer, of the user's class)
+        """What moves it."""
+        return self._sampler
 
     @property
     def draw(self) -> int:
@@ -116,36 +104,63 @@ class Chain:
         Raises:
             ChainDiverged: if a recorded value is not finite; it carries the draws before.
         """
-        first, thin = self._draw, self._spec.config.thin
-        if first == 0 and self._spec.config.init == "dispersed" and self._index % 2:
-            self._disperse()
-        values = {v.name: np.empty((draws, *v.shape), v.dtype) for v in self._variables}
-        if self._watch is not None and first == 0:
-            self._watch.look(0)
-        for kept in range(draws):
+        thin = self._spec.config.thin
+        self.begin(draws)
+        for _ in range(draws):
             last = (self._draw + 1) * thin - 1
             for step in range(last - thin + 1, last):
                 self._step(step)
-            measured = self._measured_step(last)
-            bad = self._sick(measured)
-            if bad is not None:
-                finite = {name: array[:kept] for name, array in values.items()}
-                block = DrawBlock(self._index, first, finite, b"")
-                raise ChainDiverged(self._index, last, bad, self._last_loss, block)
-            for name, array in values.items():
-                array[kept] = measured[name]
-            self._last_loss = float(values["loss"][kept])
-            self._draw += 1
+            self._keep(self._measured_step(last), last)
+        return self.end()
+
+    # What a pack calls in place of ``advance``: it leaves the gradients of all its chains at once.
+
+    def begin(self, draws: int) -> None:
+        """Makes room for the next draws; goes to the start where none has been made."""
+        self._first = self._draw
+        if self._first == 0 and self._spec.config.init == "dispersed" and self._index % 2:
+            self._disperse()
+        self._values = {v.name: np.empty((draws, *v.shape), v.dtype) for v in self._variables}
+        if self._watch is not None and self._first == 0:
+            self._watch.look(0)
+
+    def rows(self, step: int) -> NDArray[np.int64]:
+        """The batch of a step."""
+        return self._batches.indices(step)
+
+    def look(self, losses: Tensor, rows: NDArray[np.int64], step: int) -> Values:
+        """What a draw holds of the present weights.
+
+        Args:
+            losses: of the batch there.
+            rows: of the batch.
+            step: of the chain, the last of a draw.
+        """
+        return {**self._watched(step), **self._read(losses, rows, step)}
+
+    def keep(self, values: Values, step: int) -> None:
+        """Keeps a draw, when the step that leaves it has been made.
+
+        Raises:
+            ChainDiverged: as ``advance``.
+        """
+        self._keep({**self._told(), **values}, step)
+
+    def end(self) -> DrawBlock:
+        """The draws since ``begin``, and the state behind them."""
         began = time.perf_counter()
         state = self.state()
-        return DrawBlock(self._index, first, values, state, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        return DrawBlock(self._index, self._first, self._values, state, seconds)
 
     def state(self) -> bytes:
         """All that the next step depends on, but what the recipe gives."""
         sampler = self._sampler.state_dict()
         if isinstance(self._sampler, Sampler):
-            for entry in sampler["state"].values():
-                entry.pop("anchor", None)
+            sampler["state"] = {
+                p: {name: value for name, value in entry.items() if name != "anchor"}
+                for p, entry in sampler["state"].items()
+            }
             for group in sampler["param_groups"]:
                 group.update(dict.fromkeys(GROUND & group.keys()))
             sampler.pop("generator", None)
@@ -189,22 +204,18 @@ class Chain:
             if master is not None:
                 master.copy_(w)
 
-    def _sick(self, measured: Values) -> str | None:
-        """What is wrong with a draw, if anything."""
-        for name, value in measured.items():
-            if not np.isfinite(value).all():
-                return f"{name} is not finite"
-        factor = self._spec.config.divergence_factor
-        if factor is None:
-            return None
-        excess = float(measured["probe_loss"]) - self._anchor.probe_init_loss
-        found, limit = self._spec.nbeta * excess, factor * self._moving / 2
-        if found <= limit:
-            return None
-        return (
-            f"nbeta times the probe's excess loss is {found:.4g}, beyond divergence_factor * d/2 = "
-            f"{limit:.4g}"
-        )
+    def _keep(self, measured: Values, step: int) -> None:
+        """Puts a draw beside those before it, if it is sound."""
+        kept = self._draw - self._first
+        bad = wrong_with(measured, self._spec, self._anchor, self._moving)
+        if bad is not None:
+            finite = {name: array[:kept] for name, array in self._values.items()}
+            block = DrawBlock(self._index, self._first, finite, b"")
+            raise ChainDiverged(self._index, step, bad, self._last_loss, block)
+        for name, array in self._values.items():
+            array[kept] = measured[name]
+        self._last_loss = float(self._values["loss"][kept])
+        self._draw += 1
 
     def _step(self, step: int) -> None:
         """Moves once, measuring nothing."""
@@ -216,20 +227,26 @@ class Chain:
         watched = self._watched(step)
         rows = self._batches.indices(step)
         losses = self._losses(rows, step)
-        if self._readout is None:
-            values = self._observer.measure(losses, rows, step)
-        else:
-            other = self._readout.indices(step)
-            with torch.no_grad():
-                values = self._observer.measure(self._losses(other, step), other, step)
+        values = self._read(losses, rows, step)
         if measures_acceptance(self._spec.sampler, self._spec.config):
             values["acceptance"] = self._move_as_proposal(losses, rows, step)
         else:
             self._move(losses, rows, step)
-        if self._spec.metrics:
-            told = {name: float(value) for name, value in self._sampler.metrics().items()}
-            values = {**told, **values}
-        return {**values, **watched}
+        return {**self._told(), **values, **watched}
+
+    def _read(self, losses: Tensor, rows: NDArray[np.int64], step: int) -> Values:
+        """What is measured at the present weights."""
+        if self._readout is None:
+            return self._observer.measure(losses, rows, step)
+        other = self._readout.indices(step)
+        with torch.no_grad():
+            return self._observer.measure(self._losses(other, step), other, step)
+
+    def _told(self) -> Values:
+        """What the sampler tells of the step that it has just made."""
+        if not self._spec.metrics:
+            return {}
+        return {name: float(value) for name, value in self._sampler.metrics().items()}
 
     def _watched(self, step: int) -> Values:
         """What is known of the curvature, measured now where that is due."""

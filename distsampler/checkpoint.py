@@ -13,8 +13,21 @@ from distsampler.errors import StoreError
 def dump(state: dict[str, Any]) -> bytes:
     """The bytes of a state: tensors, ints, floats, strings, and dicts and lists of these."""
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(_alone(state), buffer)
     return buffer.getvalue()
+
+
+def _alone(value: Any) -> Any:  # noqa: ANN401 (as in dump)
+    """A state whose tensors are no parts of larger ones: torch.save would write all of those."""
+    match value:
+        case torch.Tensor():
+            return value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
+        case dict():
+            return {key: _alone(each) for key, each in value.items()}
+        case list():
+            return [_alone(each) for each in value]
+        case _:
+            return value
 
 
 def parse(data: bytes) -> dict[str, Any]:

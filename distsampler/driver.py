@@ -109,6 +109,7 @@ class Driver:
             config.min_chains,
             config.placement.block,
             anchor.plan(self._spec, len(places)),
+            config.together,
         )
         retired = frozenset(self._trace.manifest.retired)
         anchored = self._anchor is not None
@@ -192,16 +193,20 @@ class Driver:
     def _note(self, kind: str, details: Mapping[str, object]) -> None:
         if kind == "started":
             self._trace.record_device(str(details["device"]))
-        elif kind == "lost" and "chain" in details:
-            self._progress.lost(cast(int, details["chain"]))
+        elif kind == "lost":
+            for chain in cast(list[int], details.get("chains", [])):
+                self._progress.lost(chain)
         self._trace.event(kind, **details)
 
     def _filled(self, work: Work) -> Work:
         """The work with all that its place needs."""
         if isinstance(work, AnchorPass):
             return work
-        state = self._states.get(work.chain) or self._trace.state(work.chain)
-        return replace(work, anchor=self._anchor, state=state, files=self._trace.files)
+        states = tuple(
+            self._states.get(chain) or self._trace.state(chain, work.first_draw)
+            for chain in work.chains
+        )
+        return replace(work, anchor=self._anchor, states=states, files=self._trace.files)
 
     def _record(self, parts: tuple[anchor.AnchorPart, ...]) -> None:
         self._anchor = anchor.reduce(parts, self._spec)

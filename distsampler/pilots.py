@@ -117,6 +117,7 @@ def short(config: RunConfig, **changes: Any) -> RunConfig:  # noqa: ANN401 (fiel
         "init_radius": None,
         "watch": True,
         "fsync": False,
+        "pack": 1,
     }
     return config.model_copy(update={**fixed, **changes})
 

@@ -12,7 +12,6 @@ from typing import Literal, Protocol
 
 import torch
 
-from distsampler.chain import ChainDiverged
 from distsampler.errors import ConfigError, DistsamplerError
 from distsampler.placement import CUBLAS
 from distsampler.replica import ChainSpec
@@ -152,7 +151,7 @@ def perform(worker: Worker, place: int, work: Work) -> WorkDone | WorkFailed | P
     began = time.perf_counter()
     try:
         result = worker.perform(work)
-    except (ChainDiverged, DistsamplerError) as error:
+    except DistsamplerError as error:
         return WorkFailed(place, work, error)
     except torch.OutOfMemoryError as error:
         return PlaceLost(place, str(error), "memory")

@@ -71,7 +71,7 @@ class ChainActor:
         spec: the recipe, from the object store: its data are shared memory. It comes in a list,
             so that it is unpacked only after the versions were compared.
         device: "cpu" or "cuda".
-        capacity: chains that stay in memory.
+        capacity: packs of chains that stay in memory.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class _Slot:
     probe: Any = None
     heard: float = 0.0
     draining: bool = False
-    resident: OrderedDict[int, int] = field(default_factory=OrderedDict)  # chain -> its draw
+    resident: OrderedDict[int, int] = field(default_factory=OrderedDict)  # pack -> its draw
 
 
 class RayPool:
@@ -154,8 +154,9 @@ class RayPool:
             check_picklable(spec, cloudpickle.dumps)
             self._join()
             self._options, slots = fit(self._of_actors(), spec.config, ray.nodes())
-            per_actor = self._placement.chains_per_actor
-            wanted = math.ceil(len(places) / per_actor)
+            self._together = spec.config.together
+            self._capacity = max(1, self._placement.chains_per_actor // self._together)
+            wanted = math.ceil(len(places) / self._capacity)
             places = places[: min(wanted, slots)]
             self._spec = ray.put(spec)
             self._device = choose_device(spec.config, self._options["num_gpus"])
@@ -165,7 +166,7 @@ class RayPool:
                 self._end(self._slots.pop(place))
             options = self._options | self._elsewhere(place)
             actor = actor_class.options(**options).remote(
-                versions_here(), [self._spec], self._device, self._placement.chains_per_actor
+                versions_here(), [self._spec], self._device, self._capacity
             )
             self._starts[place] += 1
             now = time.monotonic()
@@ -181,7 +182,7 @@ class RayPool:
                 self._anchors = (work.anchor, ray.put(work.anchor))
             anchor = self._anchors[1]
             resident = self._make_resident(slot, work)
-            work = replace(work, anchor=None, state=None if resident else work.state)
+            work = replace(work, anchor=None, states=() if resident else work.states)
         slot.call = slot.actor.perform.remote(place, work, anchor)
 
     def wait(self, timeout: float) -> Sequence[PoolEvent]:
@@ -322,10 +323,11 @@ class RayPool:
             ray.kill(slot.actor)
 
     def _make_resident(self, slot: _Slot, work: Advance) -> bool:
-        """Whether the actor holds the chain there; keeps account of what its worker keeps."""
-        held = slot.resident.pop(work.chain, None)
-        slot.resident[work.chain] = work.first_draw + work.draws
-        while len(slot.resident) > self._placement.chains_per_actor:
+        """Whether the actor holds the pack there; keeps account of what its worker keeps."""
+        pack = work.chains[0] // self._together
+        held = slot.resident.pop(pack, None)
+        slot.resident[pack] = work.first_draw + work.draws
+        while len(slot.resident) > self._capacity:
             slot.resident.popitem(last=False)
         return held == work.first_draw
 

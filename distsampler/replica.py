@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,6 +80,24 @@ class Replica:
             if self.model.training and buffer is not None
         ]
 
+    @torch.no_grad()
+    def live_in(self, weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        """Moves what moves into given memory: a lane of a stack, and one of its gradient.
+
+        Args:
+            weights: one tensor for each flat one, of its shape; the present weights go there.
+            gradients: likewise.
+        """
+        for flat, home, slope in zip(self.flats, weights, gradients, strict=True):
+            before = int(flat.storage_offset())
+            home.copy_(flat)
+            flat.data, flat.grad = home, slope
+            for p in self.moving:
+                if p.dtype == flat.dtype:
+                    start = int(p.storage_offset()) - before
+                    p.data = piece(home, p, start)
+                    p.grad = piece(slope, p, start)
+
     def gradient(self, losses: Tensor) -> None:
         """Leaves the gradient of the mean loss in the flat tensors' ``grad``.
 
@@ -127,6 +145,19 @@ class Replica:
             module._buffers[name] = buffer
 
 
+def piece(home: Tensor, parameter: Tensor, start: int) -> Tensor:
+    """What belongs to a parameter, in its shape and memory format.
+
+    Args:
+        home: a flat tensor, or a stack of them, (lanes, d): then a lane comes first.
+        parameter: whose shape it is.
+        start: the parameter's place in a flat tensor.
+    """
+    lanes, steps = home.shape[:-1], home.stride()[:-1]
+    place = home.storage_offset() + start
+    return home.as_strided((*lanes, *parameter.shape), (*steps, *parameter.stride()), place)
+
+
 def _flatten(parameters: list[nn.Parameter]) -> list[Tensor]:
     """Moves parameters, memory format and all, into one flat tensor for each dtype.
 
@@ -142,9 +173,8 @@ def _flatten(parameters: list[nn.Parameter]) -> list[Tensor]:
         start = 0
         for p in members:
             dense = p.detach().clone(memory_format=torch.preserve_format)
-            place = (dense.shape, dense.stride(), start)
-            p.data = flat.detach().as_strided(*place).copy_(dense)
-            p.grad = flat.grad.as_strided(*place)
+            p.data = piece(flat.detach(), dense, start).copy_(dense)
+            p.grad = piece(flat.grad, dense, start)
             start += p.numel()
         flats.append(flat)
     return flats

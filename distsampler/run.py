@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -19,7 +19,15 @@ import xarray as xr
 from torch import nn
 from torch.utils.data import DataLoader
 
-from distsampler import diagnostics, estimators, gradient_noise, inference_data, trace, watch
+from distsampler import (
+    diagnostics,
+    estimators,
+    gradient_noise,
+    inference_data,
+    packing,
+    trace,
+    watch,
+)
 from distsampler.config import RunConfig, optimal_nbeta
 from distsampler.diagnostics import Verdict
 from distsampler.driver import Driver, Observer
@@ -31,7 +39,7 @@ from distsampler.live import Reporter
 from distsampler.manifest import Manifest
 from distsampler.observables import variables
 from distsampler.optim import by_name, trial
-from distsampler.pool import ChainPool
+from distsampler.pool import ChainPool, SerialPool
 from distsampler.recipe import Recipe
 from distsampler.replica import ChainSpec, Loss, inspect_loss
 from distsampler.restriction import selected
@@ -174,11 +182,17 @@ class _Job:
         resume: Resume,
         recipe: dict[str, Any] | None = None,
     ) -> None:
-        self._spec, self._pool = spec, pool
+        self._pool = pool
         self._files = as_files(tempfile.mkdtemp(prefix="distsampler-") if store is None else store)
         self._files.fsync = spec.config.fsync
         self._continues = _continues(self._files, resume)
-        self._manifest = _manifest(spec, recipe)
+        self._asked, stored = spec.config.pack, None
+        if self._continues and self._asked == "auto":
+            stored = Trace(self._files).manifest.config.together
+        self._packing = packing.settle(spec, isinstance(pool, SerialPool), stored)
+        settled = spec.config.model_copy(update={"pack": self._packing.pack})
+        self._spec = replace(spec, config=settled)
+        self._manifest = _manifest(self._spec, recipe)
 
     def run(self, observer: Observer, stopped: Callable[[], str | None]) -> Run:
         """Runs it to its end."""
@@ -193,7 +207,7 @@ class _Job:
             if before is not None:
                 lease = stack.enter_context(_lease(files))
             stack.callback(pool.stop)
-            places = tuple(pool.start(spec, range(config.chains)))
+            places = tuple(pool.start(spec, range(len(config.packs))))
             if before is not None:
                 found = Trace(files)
                 found.reopen(config, lease.epoch)
@@ -201,6 +215,8 @@ class _Job:
                 stack.enter_context(_lease(files))
                 refuse_existing(files)
                 found = Trace.create(files, self._manifest)
+            if self._asked != 1:
+                found.event("packing", asked=self._asked, **asdict(self._packing))
             began = time.monotonic() - found.manifest.seconds
             limit = _until(config, stopped)
             state = Driver(spec, pool, found, _judge(found), observer, limit).run(places)

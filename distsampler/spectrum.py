@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distsampler.bias import Ritz
-from distsampler.replica import ChainSpec, Replica
+from distsampler.replica import ChainSpec, Replica, piece
 
 STEPS = 12
 PARTS = 16  # of the rows, where the loss gives means
@@ -54,6 +54,7 @@ class Curvature:
         seat: tuple[int, int] = (0, 0),
     ) -> None:
         self._flats, self._parameters = replica.flats, replica.moving
+        self._before = {flat.dtype: int(flat.storage_offset()) for flat in replica.flats}
         self._moves = None if replica.masks is None else torch.cat(list(replica.masks))
         self._size, self._n = 1, len(spec.rows)
         parts = [rows]
@@ -155,7 +156,7 @@ class Curvature:
         """A flat vector as tensors like the parameters."""
         pairs = zip(self._flats, self._split(v), strict=True)
         homes = {flat.dtype: part.to(flat.dtype) for flat, part in pairs}
-        return [_place(homes[p.dtype], p) for p in self._parameters]
+        return [self._place(homes[p.dtype], p) for p in self._parameters]
 
     def _flat(self, tensors: tuple[Tensor, ...]) -> Tensor:
         """Tensors like the parameters as one flat vector, in their places."""
@@ -164,8 +165,13 @@ class Curvature:
         )
         homes = dict(zip((f.dtype for f in self._flats), self._split(whole), strict=True))
         for p, tensor in zip(self._parameters, tensors, strict=True):
-            _place(homes[p.dtype], p).copy_(tensor.detach())
+            self._place(homes[p.dtype], p).copy_(tensor.detach())
         return self._held(whole)
+
+    def _place(self, home: Tensor, parameter: Tensor) -> Tensor:
+        """The part of a flat vector that belongs to a parameter, in its shape."""
+        start = int(parameter.storage_offset()) - self._before[parameter.dtype]
+        return piece(home, parameter, start)
 
     def _split(self, v: Tensor) -> tuple[Tensor, ...]:
         return torch.split(v, [flat.numel() for flat in self._flats])
@@ -235,12 +241,6 @@ def _lanczos(
 def _along(basis: list[Tensor], v: Tensor) -> NDArray[np.float64]:
     """V's coordinates in the basis."""
     return np.array([float(q.double() @ v) for q in basis])
-
-
-def _place(home: Tensor, parameter: Tensor) -> Tensor:
-    """The part of a flat vector that belongs to a parameter, in its shape."""
-    start = home.storage_offset() + parameter.storage_offset()
-    return home.as_strided(parameter.shape, parameter.stride(), start)
 
 
 def _parts(rows: NDArray[np.int64], spec: ChainSpec) -> list[NDArray[np.int64]]:

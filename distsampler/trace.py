@@ -185,19 +185,37 @@ class Trace:
         if new:
             self._writing(lambda: self._commit(new, counts))
 
-    def state(self, chain: int) -> bytes | StateFile | None:
+    def state(self, chain: int, draw: int | None = None) -> bytes | StateFile | None:
         """The last committed state of a chain that is whole; None at its start.
 
         A large one is not read: its place is given.
+
+        Args:
+            chain: index.
+            draw: that it must not lie beyond; None: any.
         """
-        found = states.newest(self.files, chain, self._committed[chain])[1]
+        upto = self._committed[chain] if draw is None else min(draw, self._committed[chain])
+        found = states.newest(self.files, chain, upto)[1]
         if found is None or found.size > self.manifest.config.max_state_mb * 2**20:
             return found
         return states.read(self.files, found.name)
 
     def restart_points(self) -> tuple[int, ...]:
-        """The draw from which each chain can go on: that of its last whole state."""
-        return tuple(states.newest(self.files, c, n)[0] for c, n in enumerate(self._committed))
+        """The draw from which each chain can go on: the last where its whole pack has states."""
+        found, retired = list[int](), self.manifest.retired
+        for pack in self.manifest.config.packs:
+            point = self._restart_point([chain for chain in pack if chain not in retired])
+            found += [self._restart_point([c]) if c in retired else point for c in pack]
+        return tuple(found)
+
+    def _restart_point(self, chains: Sequence[int]) -> int:
+        """The last draw at which each of these chains has a whole state."""
+        upto = min((self._committed[chain] for chain in chains), default=0)
+        while True:
+            found = [states.newest(self.files, chain, upto)[0] for chain in chains]
+            upto = min(found, default=0)
+            if all(draw == upto for draw in found):
+                return upto
 
     def read(self, group: str, name: str) -> NDArray[Any]:
         """All values of one variable, beyond what is committed too.

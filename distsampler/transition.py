@@ -18,9 +18,9 @@ from operator import ge
 from typing import assert_never
 
 from distsampler.anchor import AnchorPart, Part
-from distsampler.chain import ChainDiverged
 from distsampler.diagnostics import Verdict
 from distsampler.draws import DrawBlock
+from distsampler.pack import Advanced
 from distsampler.pool import (
     Loss,
     PlaceDraining,
@@ -65,6 +65,7 @@ class Plan:
         min_chains: with fewer left, the run fails.
         block: draws of a block; None: sized by time.
         parts: of the anchor pass.
+        together: chains of a pack, which are advanced as one.
     """
 
     burn_in: int
@@ -72,6 +73,7 @@ class Plan:
     min_chains: int
     block: int | None
     parts: tuple[Part, ...]
+    together: int = 1
 
     @property
     def total(self) -> int:
@@ -309,11 +311,29 @@ def _done(state: State, event: WorkDone) -> Step:
     match event.result:
         case AnchorPart():
             return replace(state, parts=(*state.parts, event.result)), actions
-        case DrawBlock(chain=chain) as block:
-            if block.first_draw != state.received[chain]:
-                return state, actions
-            size = _block_size(state, event, block)
-            return replace(_received(state, block), block=size), [*actions, Keep(block)]
+        case Advanced() as done:
+            state, more = _advanced(replace(state, block=_block_size(state, event, done)), done)
+            return state, actions + more
+
+
+def _advanced(state: State, done: Advanced) -> Step:
+    """Keeps the draws that are new, and retires the chains that diverged."""
+    actions: list[Action] = []
+    for block in (*done.blocks, *(error.block for error in done.diverged)):
+        if block.draws and block.first_draw == state.received[block.chain]:
+            state = _received(state, block)
+            actions.append(Keep(block))
+    for error in done.diverged:
+        state, more = _retired(state, (error.chain,), str(error))
+        actions += more
+    return state, actions
+
+
+def _retired(state: State, chains: tuple[int, ...], cause: str) -> Step:
+    """Takes chains out; the run fails where too few are left."""
+    actions: list[Action] = [Retire(chain, cause) for chain in chains]
+    state = replace(state, retired=state.retired.union(chains))
+    return _enough_left(state, cause), [*actions, CommitNow()]
 
 
 def _failed(state: State, event: WorkFailed) -> Step:
@@ -322,13 +342,8 @@ def _failed(state: State, event: WorkFailed) -> Step:
     state, actions = _freed(state, event.place, progress=True)
     if isinstance(event.work, AnchorPass):
         return _fail(state, str(event.error)), actions
-    chain = event.work.chain
-    if isinstance(event.error, ChainDiverged) and event.error.block.draws:
-        actions.append(Keep(event.error.block))
-        state = _received(state, event.error.block)
-    state = replace(state, retired=state.retired | {chain})
-    actions += [Retire(chain, str(event.error)), CommitNow()]
-    return _enough_left(state, str(event.error)), actions
+    state, more = _retired(state, event.work.chains, str(event.error))
+    return state, actions + more
 
 
 def _lost(state: State, event: PlaceLost) -> Step:
@@ -336,7 +351,7 @@ def _lost(state: State, event: PlaceLost) -> Step:
     losses = {**before.losses, event.kind: before.losses.get(event.kind, 0) + 1}
     details: dict[str, object] = {"place": event.place, "fault": event.kind}
     if isinstance(before.work, Advance):
-        details["chain"] = before.work.chain
+        details["chains"] = list(before.work.chains)
     details |= {"losses": losses[event.kind], "reason": event.reason}
     note = Note("lost", details)
     if isinstance(before.work, AnchorPass):
@@ -461,8 +476,9 @@ def _sample(state: State) -> Step:
 
 
 def _next_block(state: State) -> Advance | None:
-    """The next block of the idle chain that is furthest behind; none crosses a look."""
-    taken = {work.chain for work in state.busy.values() if isinstance(work, Advance)}
+    """The next block of the idle pack that is furthest behind; none crosses a look."""
+    works = [work for work in state.busy.values() if isinstance(work, Advance)]
+    taken = {chain for work in works for chain in work.chains}
     idle = [c for c in state.alive if c not in taken and state.received[c] < state.plan.total]
     if not idle:
         return None
@@ -470,15 +486,18 @@ def _next_block(state: State) -> Advance | None:
     first = state.received[chain]
     ends = (state.plan.burn_in + look for look in state.plan.looks)
     end = min(first + state.block, next(end for end in ends if end > first))
-    return Advance(chain, first, end - first)
+    size = state.plan.together
+    pack = tuple(c for c in state.alive if c // size == chain // size)
+    return Advance(pack, first, end - first)
 
 
-def _block_size(state: State, event: WorkDone, block: DrawBlock) -> int:
-    """Draws that take about two seconds, longer for a large state; at most twice as before."""
-    if state.plan.block is not None:
+def _block_size(state: State, event: WorkDone, done: Advanced) -> int:
+    """Draws that take about two seconds, longer for large states; at most twice as before."""
+    if state.plan.block is not None or not done.blocks:
         return state.block
-    seconds = max(event.seconds - block.state_seconds, 1e-3)
-    wanted = max(BLOCK_SECONDS, STATE_SHARE * block.state_seconds) * block.draws / seconds
+    writing = sum(block.state_seconds for block in done.blocks)
+    seconds = max(event.seconds - writing, 1e-3)
+    wanted = max(BLOCK_SECONDS, STATE_SHARE * writing) * done.blocks[0].draws / seconds
     return max(1, min(int(wanted), 2 * state.block))
 
 

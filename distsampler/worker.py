@@ -14,11 +14,11 @@ import torch
 
 from distsampler import states
 from distsampler.anchor import AnchorPart, Part, measure
-from distsampler.chain import Chain, ChainDiverged
 from distsampler.config import RunConfig
 from distsampler.draws import Anchor, DrawBlock, StateFile
 from distsampler.errors import WorkFailedError
 from distsampler.files import Files
+from distsampler.pack import Advanced, Pack
 from distsampler.replica import ChainSpec, Replica
 
 
@@ -31,49 +31,47 @@ class AnchorPass:
 
 @dataclass(frozen=True)
 class Advance:
-    """Make the next draws of a chain.
+    """Make the next draws of the chains of a pack.
 
     Args:
-        chain: index.
+        chains: indices, of all in the pack that were not retired.
         first_draw: position of the first of them.
         draws: how many.
         anchor: the losses at w*.
-        state: of the chain at first_draw; None: at its start, or where this worker left it.
+        states: of each chain at first_draw, None at its start; empty: where this worker left them.
         files: of the run directory, where large states lie; None: there are none.
     """
 
-    chain: int
+    chains: tuple[int, ...]
     first_draw: int
     draws: int
     anchor: Anchor | None = field(default=None, repr=False, compare=False)
-    state: bytes | StateFile | None = field(default=None, repr=False, compare=False)
+    states: tuple[bytes | StateFile | None, ...] = field(default=(), repr=False, compare=False)
     files: Files | None = field(default=None, repr=False, compare=False)
 
 
 Work = AnchorPass | Advance
-Result = AnchorPart | DrawBlock
+Result = AnchorPart | Advanced
 
 
 class Worker:
-    """Owns a replica at w* and the chains it was last asked for.
+    """Owns a replica at w* and the packs of chains it was last asked for.
 
     Args:
         spec: the recipe of every chain.
         device: where they run.
-        capacity: chains that stay in memory between two requests.
+        capacity: packs that stay in memory between two requests.
     """
 
     def __init__(self, spec: ChainSpec, device: torch.device, capacity: int = 1) -> None:
         self._spec, self._device, self._capacity = spec, device, capacity
         self._base = Replica(spec, device)
-        self._anchors = [flat.detach() for flat in self._base.flats]
-        self._chains: OrderedDict[int, Chain] = OrderedDict()
+        self._packs: OrderedDict[int, Pack] = OrderedDict()
 
     def perform(self, work: Work) -> Result:
         """Does the work.
 
         Raises:
-            ChainDiverged: if a chain met a value that is not finite.
             WorkFailedError: if the user's model, data or loss raised.
             torch.OutOfMemoryError: if the device has not enough.
         """
@@ -84,46 +82,52 @@ class Worker:
                         return measure(self._base, self._spec, work.part)
                     case Advance():
                         return self._advance(work)
-        except (ChainDiverged, WorkFailedError, torch.OutOfMemoryError):
+        except (WorkFailedError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             raise WorkFailedError(
                 f"{_what(work)} failed: {type(error).__name__}: {error}\n{traceback.format_exc()}"
             ) from None
 
-    def _advance(self, work: Advance) -> DrawBlock:
-        """The next draws; a large state goes to the store at once."""
-        block = self._chain(work).advance(work.draws)
+    def _advance(self, work: Advance) -> Advanced:
+        """The next draws; large states go to the store at once."""
+        done = self._pack(work).advance(work.draws)
+        return replace(done, blocks=tuple(self._stored(b, work.files) for b in done.blocks))
+
+    def _stored(self, block: DrawBlock, files: Files | None) -> DrawBlock:
         limit = self._spec.config.max_state_mb * 2**20
-        if work.files is None or isinstance(block.state, StateFile) or len(block.state) <= limit:
+        if files is None or isinstance(block.state, StateFile) or len(block.state) <= limit:
             return block
         began = time.perf_counter()
-        file = states.write(work.files, block.chain, block.end, block.state)
+        file = states.write(files, block.chain, block.end, block.state)
         seconds = block.state_seconds + time.perf_counter() - began
         return replace(block, state=file, state_seconds=seconds)
 
-    def _chain(self, work: Advance) -> Chain:
-        """The chain at work.first_draw: as it was left here, or made anew from its state."""
-        chain = self._chains.pop(work.chain, None)
-        if chain is None or chain.draw != work.first_draw:
+    def _pack(self, work: Advance) -> Pack:
+        """The chains at work.first_draw: as they were left here, or made anew from their states."""
+        number = work.chains[0] // self._spec.config.together
+        pack = self._packs.pop(number, None)
+        if pack is None or not pack.at(work.chains, work.first_draw):
             if work.anchor is None:
                 raise RuntimeError("a chain needs the losses at w*")
-            chain = Chain(
-                self._spec, work.chain, work.anchor, anchors=self._anchors, device=self._device
-            )
-            state = work.state
-            if isinstance(state, StateFile):
-                if work.files is None:
-                    raise RuntimeError("a state in a file needs the run's files")
-                state = states.read(work.files, state.name)
-            if state is not None:
-                chain.restore(state)
-        if chain.draw != work.first_draw:
-            raise RuntimeError(f"chain is at draw {chain.draw}, not at {work.first_draw}")
-        self._chains[work.chain] = chain
-        while len(self._chains) > self._capacity:
-            self._chains.popitem(last=False)
-        return chain
+            pack = Pack(self._spec, work.chains, work.anchor, self._base)
+            for chain, state in zip(work.chains, work.states, strict=False):
+                if state is not None:
+                    pack.restore(chain, _read(state, work.files))
+        if not pack.at(work.chains, work.first_draw):
+            raise RuntimeError(f"chains {work.chains} are not at draw {work.first_draw}")
+        self._packs[number] = pack
+        while len(self._packs) > self._capacity:
+            self._packs.popitem(last=False)
+        return pack
+
+
+def _read(state: bytes | StateFile, files: Files | None) -> bytes:
+    if isinstance(state, bytes):
+        return state
+    if files is None:
+        raise RuntimeError("a state in a file needs the run's files")
+    return states.read(files, state.name)
 
 
 @contextlib.contextmanager
@@ -154,4 +158,5 @@ def _what(work: Work) -> str:
         case AnchorPass(part=Part(start, stop)):
             return f"the anchor pass over rows {start}..{stop}"
         case Advance():
-            return f"chain {work.chain} at draws {work.first_draw}..{work.first_draw + work.draws}"
+            names = f"chains {work.chains}" if len(work.chains) > 1 else f"chain {work.chains[0]}"
+            return f"{names} at draws {work.first_draw}..{work.first_draw + work.draws}"

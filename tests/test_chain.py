@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import distsampler as ds
-from distsampler.chain import Chain, ChainDiverged
+from distsampler.chain import Chain
+from distsampler.divergence import ChainDiverged
 from distsampler.draws import DrawBlock
 from distsampler.errors import ConfigError
 from distsampler.observables import variables

@@ -16,10 +16,11 @@ from hypothesis.stateful import (
 )
 
 from distsampler.anchor import AnchorPart
-from distsampler.chain import ChainDiverged
 from distsampler.diagnostics import Status, Verdict
+from distsampler.divergence import ChainDiverged
 from distsampler.draws import DrawBlock
 from distsampler.errors import DistsamplerError, WorkFailedError
+from distsampler.pack import Advanced
 from distsampler.pool import Loss, PlaceDraining, PlaceLost, PlaceReady, WorkDone, WorkFailed
 from distsampler.transition import (
     BUDGETS,
@@ -41,7 +42,7 @@ from distsampler.transition import (
     begin,
     transition,
 )
-from distsampler.worker import Advance, AnchorPass, Work
+from distsampler.worker import Advance, AnchorPass, Result, Work
 
 PLAN = Plan(burn_in=10, looks=(30, 45), min_chains=2, block=8, parts=((0, 0), (0, 1024)))
 
@@ -50,14 +51,21 @@ def verdict(status: Status) -> Verdict:
     return Verdict(status, "for a reason", "", 1.0, 500.0)
 
 
-def result(work: Work) -> AnchorPart | DrawBlock:
+def result(work: Work) -> Result:
     if isinstance(work, AnchorPass):
         return AnchorPart(work.part, np.zeros(1))
-    return block(work, work.draws)
+    return Advanced(tuple(block(work, work.draws, chain) for chain in work.chains))
 
 
-def block(work: Advance, draws: int) -> DrawBlock:
-    return DrawBlock(work.chain, work.first_draw, {"loss": np.zeros(draws)}, b"state")
+def block(work: Advance, draws: int, chain: int) -> DrawBlock:
+    return DrawBlock(chain, work.first_draw, {"loss": np.zeros(draws)}, b"state")
+
+
+def diverged(work: Advance, draws: int) -> Advanced:
+    """The first chain of a pack made so many draws only."""
+    first, *others = work.chains
+    error = ChainDiverged(first, 20, "loss", 1.0, block(work, draws, first))
+    return Advanced(tuple(block(work, work.draws, chain) for chain in others), (error,))
 
 
 class Play:
@@ -184,7 +192,8 @@ def test_the_gate_looks_at_committed_draws_only() -> None:
     play = Play(places=4)
     play.start()
     while min(play.state.received) < 40:
-        play.done(min(play.state.busy, key=lambda p: play.state.received[play.state.busy[p].chain]))  # type: ignore[union-attr]
+        behind = {w.chains[0]: p for p, w in play.state.busy.items() if isinstance(w, Advance)}
+        play.done(behind[min(behind, key=lambda chain: play.state.received[chain])])
     assert not any(isinstance(a, Judge) for a in play.actions)
     assert any(isinstance(a, CommitNow) for a in play.actions)
     play.commit()
@@ -300,12 +309,12 @@ def test_the_word_of_an_earlier_incarnation_is_not_heard() -> None:
     play.ready(1)
     assert play.state.busy[1] == work
     before = play.state
-    play.send(WorkDone(1, work, block(work, work.draws), 1.0, incarnation=1))
+    play.send(WorkDone(1, work, result(work), 1.0, incarnation=1))
     play.send(PlaceLost(1, "again", incarnation=1))
     play.send(PlaceReady(1, {}, incarnation=1))
     assert play.state == before
     play.done(1)
-    assert play.ends[work.chain] == work.draws
+    assert play.ends[work.chains[0]] == work.draws
 
 
 def test_a_chain_whose_last_states_are_gone_makes_its_draws_again() -> None:
@@ -314,7 +323,7 @@ def test_a_chain_whose_last_states_are_gone_makes_its_draws_again() -> None:
     play.state = begin(PLAN, (0, 1), (30, 24), frozenset(), True, (0, 24))
     for place in (0, 1):
         play.ready(place)
-    (again,) = [w for w in play.submitted(Advance) if w.chain == 0]  # type: ignore[union-attr]
+    (again,) = [w for w in play.submitted(Advance) if w.chains == (0,)]  # type: ignore[union-attr]
     assert isinstance(again, Advance)
     assert again.first_draw == 0
     play.send(Stop("SIGTERM"))
@@ -329,13 +338,34 @@ def test_a_diverged_chain_is_retired_and_its_finite_draws_are_kept() -> None:
     play.start()
     work = play.state.busy[1]
     assert isinstance(work, Advance)
-    error = ChainDiverged(work.chain, 20, "loss", 1.0, block(work, 3))
-    play.fail(1, error)
-    assert Retire(work.chain, str(error)) in play.actions
-    assert play.ends[work.chain] == 3
+    done = diverged(work, 3)
+    play.send(WorkDone(1, work, done, 1.0))
+    (chain,) = work.chains
+    assert Retire(chain, str(done.diverged[0])) in play.actions
+    assert play.ends[chain] == 3
     play.run()
     assert play.state.phase is Phase.FINISHED
-    assert all(w.chain != work.chain for w in play.state.busy.values())  # type: ignore[union-attr]
+    assert play.ends[chain] == 3
+
+
+def test_the_chains_of_a_pack_are_advanced_as_one() -> None:
+    play = Play(replace(PLAN, together=2), places=3, chains=5)
+    play.start()
+    works = [work for work in play.state.busy.values() if isinstance(work, Advance)]
+    assert [work.chains for work in works] == [(0, 1), (2, 3), (4,)]
+    play.send(WorkDone(0, works[0], diverged(works[0], 3), 1.0))
+    assert (play.ends[0], play.ends[1]) == (3, 8)
+    play.run()
+    assert play.state.phase is Phase.FINISHED
+    later = [work.chains for work in play.submitted(Advance)[3:]]  # type: ignore[union-attr]
+    assert set(later) == {(1,), (2, 3), (4,)}
+
+
+def test_an_error_in_the_loss_retires_the_pack_it_was_met_in() -> None:
+    play = Play(replace(PLAN, together=2), places=2, chains=4)
+    play.start()
+    play.fail(0, WorkFailedError("the loss raised"))
+    assert play.state.retired == {0, 1}
 
 
 def test_below_min_chains_the_run_fails_and_says_why() -> None:
@@ -374,8 +404,8 @@ def test_a_late_reply_changes_nothing() -> None:
     play.lose(1)
     play.ready(1)
     before = play.state
-    late = Advance(0, 400, 3)
-    play.send(WorkDone(1, late, block(late, 3), 1.0, play.life(1)))
+    late = Advance((0,), 400, 3)
+    play.send(WorkDone(1, late, result(late), 1.0, play.life(1)))
     play.send(WorkFailed(1, late, WorkFailedError("late"), play.life(1)))
     assert play.state == before
     assert play.state.busy[1] == work
@@ -401,9 +431,9 @@ numbers = st.integers(0, 4)
 class AnyInterleaving(RuleBasedStateMachine):
     """Whatever comes in whatever order: no draw twice, no gap, and an end."""
 
-    @initialize(places=st.integers(1, 4), chains=st.integers(2, 5))
-    def begin(self, places: int, chains: int) -> None:
-        self.play = Play(places=places, chains=chains)
+    @initialize(places=st.integers(1, 4), chains=st.integers(2, 5), together=st.integers(1, 3))
+    def begin(self, places: int, chains: int, together: int) -> None:
+        self.play = Play(replace(PLAN, together=together), places, chains)
         self.heard: list[Event] = []
 
     def place(self, number: int) -> int | None:
@@ -444,8 +474,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         place = self.place(number)
         work = self.play.state.busy.get(-1 if place is None else place)
         if place is not None and isinstance(work, Advance):
-            error = ChainDiverged(work.chain, 0, "loss", 1.0, block(work, draws))
-            self.say(WorkFailed(place, work, error, self.play.life(place)))
+            self.say(WorkDone(place, work, diverged(work, draws), 1.0, self.play.life(place)))
 
     @precondition(lambda self: self.heard)
     @rule(data=st.data())
@@ -493,7 +522,8 @@ TestAnyInterleaving = AnyInterleaving.TestCase
 
 def check(state: State) -> None:
     """No chain at two places, none beyond the budget, none lost more often than may be."""
-    chains = [work.chain for work in state.busy.values() if isinstance(work, Advance)]
+    works = [work for work in state.busy.values() if isinstance(work, Advance)]
+    chains = [chain for work in works for chain in work.chains]
     assert len(chains) == len(set(chains))
     assert all(received <= state.plan.total for received in state.received)
     for place in state.places.values():

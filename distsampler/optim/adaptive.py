@@ -23,6 +23,12 @@ class Adaptive(Sampler):
     ``state[p]["square_avg"]`` holds v, ``group["adapted"]`` the number t of updates.
     """
 
+    _learnt: dict[int, int]  # group -> how many updates its P has seen
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._learnt = {}
+
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
         options.fraction(group, "beta2", "pass the memory of the squared gradients, such as 0.99")
@@ -56,7 +62,7 @@ class Adaptive(Sampler):
         if adapting:
             group["adapted"] += 1
             self._average(group, plan)
-        if adapting or "root" not in plan.columns:
+        if self._learnt.get(plan.index) != group["adapted"] or "root" not in plan.columns:
             self._learn(group, plan)
         super()._step_group(group, plan)
 
@@ -72,5 +78,6 @@ class Adaptive(Sampler):
         averages = plan.column(self.state, "square_avg")
         if "root" not in plan.columns:
             plan.columns["root"] = [torch.empty_like(v) for v in averages]
+        self._learnt[plan.index] = group["adapted"]
         unbiased = 1 - group["beta2"] ** group["adapted"]
         kernels.preconditioner_root(plan.columns["root"], averages, unbiased, group["stability"])

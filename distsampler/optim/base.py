@@ -12,7 +12,7 @@ from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 from distsampler.optim import kernels, landmarks, options
 from distsampler.optim.kernels import Potential
 from distsampler.optim.plan import Chunk, Plan, Point, make_plans
-from distsampler.optim.randomness import continue_stream, fresh_generator
+from distsampler.optim.randomness import Owners, continue_stream, fresh_generator
 from distsampler.optim.readings import Readings
 
 
@@ -71,6 +71,8 @@ class Sampler(Optimizer):
 
     needs_closure = False
     """Whether a step evaluates loss and gradients itself, and is right with those of all data."""
+
+    _owners: Owners | None = None
 
     def __init__(
         self, params: ParamsT, defaults: dict[str, object], generator: torch.Generator | None
@@ -158,6 +160,10 @@ class Sampler(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._forget()
+
+    def join(self, owners: Owners) -> None:
+        """Parts the parameters of the only group among several chains; see ``joint``."""
+        self._owners = owners
 
     # Readings
 
@@ -275,7 +281,10 @@ class Sampler(Optimizer):
     def _draw(self, group: dict[str, Any], plan: Plan, chunk: Chunk) -> None:
         """Fill the chunk's buffer with noise."""
         std = self._std(group)
-        chunk.flat.normal_(0.0, std, generator=self._generator)
+        if self._owners is None:
+            chunk.flat.normal_(0.0, std, generator=self._generator)
+        else:
+            self._owners.fill(plan, chunk, std)
         self._readings.noise(group, plan, chunk, std)
 
     def _settle(self, group: dict[str, Any], plan: Plan, chunk: Chunk, at: Point) -> None:

@@ -101,16 +101,16 @@ def carry(chunk: Chunk, weights: list[Tensor], momentum: list[Tensor], share: fl
         torch._foreach_add_(weights, chunk.views, alpha=share)
 
 
-def kick(chunk: Chunk, momentum: list[Tensor], keep: Tensor | float) -> None:
-    """U <- keep u + buffer."""
+def kick(chunk: Chunk, momentum: list[Tensor], keep: list[Tensor] | Tensor | float) -> None:
+    """U <- keep u + buffer; a list has a number for each piece."""
     chunk.freeze()
     torch._foreach_mul_(momentum, keep)
     torch._foreach_add_(momentum, chunk.views)
 
 
 def kinetic(momentum: list[Tensor]) -> Tensor:
-    """|u|^2, 0-d."""
-    return torch.stack(torch._foreach_norm(momentum)).square().sum()
+    """|u|^2 of each piece."""
+    return torch.stack(torch._foreach_norm(momentum)).square()
 
 
 def friction_noise(xi: Tensor, lr: float, a: float) -> Tensor:

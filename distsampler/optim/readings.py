@@ -16,6 +16,8 @@ from distsampler.optim.plan import Chunk, Plan, Point, working_dtype
 
 NORMS = ("noise_norm", "grad_norm", "weight_norm", "distance")
 KEPT = {"noise": "save_noise", "drift": "save_mala_vars"}
+QUIET = dict.fromkeys((*NORMS, *KEPT.values()), False)
+"""Options of a group that asks for nothing."""
 
 
 class Readings:

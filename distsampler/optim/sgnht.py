@@ -134,6 +134,11 @@ class SGNHT(Sampler):
                 (), group["diffusion_factor"], dtype=torch.float64, device=w.device
             )
         self._start(plan, "momentum", math.sqrt(group["lr"]))
+        if self._owners is not None:  # one vector, of which each chain's state has its own entry
+            heads = [self.state[p] for p in group["params"][:: self._each(group)]]
+            self._xi = torch.stack([state["thermostat"] for state in heads])
+            for state, entry in zip(heads, self._xi, strict=True):
+                state["thermostat"] = entry
 
     def _std(self, group: dict[str, Any]) -> float:
         if group["scheme"] == "badodab":
@@ -148,7 +153,7 @@ class SGNHT(Sampler):
 
     def _step_ding(self, group: dict[str, Any], plan: Plan) -> None:
         lr, u = group["lr"], self._potential(group)
-        xi = self.state[group["params"][0]]["thermostat"]
+        xi, dimension = self._friction(group, plan)
         keep = 1 - xi
         grads, anchors = plan.grads(), plan.column(self.state, "anchor")
         energy = torch.zeros_like(xi)
@@ -158,15 +163,15 @@ class SGNHT(Sampler):
             self._readings.point(group, plan, chunk, at, u)
             self._draw(group, plan, chunk)
             kernels.add_force(chunk.views, at, u, lr)
-            kernels.kick(chunk, momentum, keep.to(chunk.flat.dtype))
+            kernels.kick(chunk, momentum, self._spread(keep, plan, chunk))
             kernels.carry(chunk, at.weights, momentum)
-            energy += kernels.kinetic(momentum)
+            energy += self._energy(plan, chunk, momentum)
             self._settle_momentum(group, plan, chunk, at, momentum)
-        xi += energy / plan.dimension - lr
+        xi += energy / dimension - lr
 
     def _step_badodab(self, group: dict[str, Any], plan: Plan) -> None:
         lr, u, a = group["lr"], self._potential(group), group["diffusion_factor"]
-        xi = self.state[group["params"][0]]["thermostat"]
+        xi, dimension = self._friction(group, plan)
         grads, anchors = plan.grads(), plan.column(self.state, "anchor")
         momenta = plan.column(self.state, "momentum")
         energy = torch.zeros_like(xi)
@@ -177,19 +182,46 @@ class SGNHT(Sampler):
             kernels.add_force(chunk.views, at, u, lr)
             kernels.kick(chunk, momentum, 1.0)
             kernels.carry(chunk, at.weights, momentum, 0.5)
-            energy += kernels.kinetic(momentum)
-        xi += (energy / plan.dimension - lr) / 2  # D
+            energy += self._energy(plan, chunk, momentum)
+        xi += (energy / dimension - lr) / 2  # D
         keep, std = torch.exp(-xi), kernels.friction_noise(xi, lr, a)
         energy.zero_()
         for chunk in plan.chunks:  # O, A
             at, momentum = plan.point(chunk, grads, anchors), chunk.part(momenta)
             self._draw(group, plan, chunk)
-            chunk.flat.mul_(std)
-            kernels.kick(chunk, momentum, keep.to(chunk.flat.dtype))
+            torch._foreach_mul_(chunk.views, self._spread(std, plan, chunk))
+            kernels.kick(chunk, momentum, self._spread(keep, plan, chunk))
             kernels.carry(chunk, at.weights, momentum, 0.5)
-            energy += kernels.kinetic(momentum)
+            energy += self._energy(plan, chunk, momentum)
             self._settle_momentum(group, plan, chunk, at, momentum)
-        xi += (energy / plan.dimension - lr) / 2  # D
+        xi += (energy / dimension - lr) / 2  # D
+
+    def _friction(self, group: dict[str, Any], plan: Plan) -> tuple[Tensor, float]:
+        """xi, 0-d, or one for each of several chains; and the entries that each has."""
+        if self._owners is None:
+            return self.state[group["params"][0]]["thermostat"], plan.dimension
+        return self._xi, plan.dimension / len(self._xi)
+
+    def _energy(self, plan: Plan, chunk: Chunk, momentum: list[Tensor]) -> Tensor:
+        """|u|^2 of a chunk, shaped as xi."""
+        squares = kernels.kinetic(momentum)
+        if self._owners is None:
+            return squares.sum()
+        owner = torch.tensor(self._owners.pieces(plan, chunk), device=squares.device)
+        return torch.zeros_like(self._xi).index_add_(0, owner, squares.double())
+
+    def _spread(self, values: Tensor, plan: Plan, chunk: Chunk) -> Tensor | list[Tensor]:
+        """A number for a chunk, or, of several chains, for each of its pieces."""
+        values = values.to(chunk.flat.dtype)
+        if self._owners is None:
+            return values
+        each = values.unbind()
+        return [each[chain] for chain in self._owners.pieces(plan, chunk)]
+
+    def _each(self, group: dict[str, Any]) -> int:
+        """Parameters of each of several chains."""
+        assert self._owners is not None
+        return len(group["params"]) // len(self._owners.generators)
 
     def _settle_momentum(
         self, group: dict[str, Any], plan: Plan, chunk: Chunk, at: Point, momentum: list[Tensor]
