@@ -49,7 +49,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Course:
-    """How long a target is sampled, and with what step.
+    """How long a target is sampled, and with what step; its chains advance together.
 
     Args:
         lr: a step at which SGLD's bias is a few per cent.
@@ -99,6 +99,7 @@ class Course:
             probe=self.probe,
             seed=seed,
             device="cpu",
+            pack=1 if full else self.chains,
         )
 
 
