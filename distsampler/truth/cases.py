@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from distsampler.config import RunConfig, SamplerConfig
-from distsampler.optim import by_name
+from distsampler.optim import SAMPLERS, by_name
 from distsampler.shards import as_rows
 from distsampler.truth import networks, targets
 from distsampler.truth.targets import Target
@@ -99,7 +99,7 @@ class Course:
             probe=self.probe,
             seed=seed,
             device="cpu",
-            pack=1 if full else self.chains,
+            pack=self.chains if sampler in SAMPLERS and not full else 1,
         )
 
 

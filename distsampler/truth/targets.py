@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -138,6 +138,11 @@ class Vectors(nn.Module):
         self.w = nn.Parameter(w.clone(memory_format=torch.contiguous_format))
 
 
+def _weights(model: nn.Module) -> Tensor:
+    """The ``w`` of Vectors, or what torch.func has put in its place."""
+    return cast(Tensor, model.w)
+
+
 @dataclass(frozen=True)
 class NoisyQuadraticLoss:
     """``1/2 sum_j h_j w_j^2 + sum_j z_ij w_j`` of each example."""
@@ -146,7 +151,7 @@ class NoisyQuadraticLoss:
 
     def __call__(self, model: nn.Module, batch: object) -> Tensor:
         """The losses of the rows z, (batch,); the parameter ``w`` has shape (d,)."""
-        w = model.get_parameter("w")
+        w = _weights(model)
         return torch.mv(_rows(batch), w) + (self.curvature * w).dot(w) / 2
 
 
@@ -158,7 +163,7 @@ class CrossingLoss:
 
     def __call__(self, model: nn.Module, batch: object) -> Tensor:
         """The losses, (batch,); the parameter ``w`` has shape (dimensions, copies)."""
-        w = model.get_parameter("w")
+        w = _weights(model)
         pairs = zip(w, self.halves, strict=True)
         factors = [row if k == 1 else row**k for row, k in pairs if k > 0]
         whole: Tensor = math.prod(factors[1:], start=factors[0])
