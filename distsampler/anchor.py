@@ -101,7 +101,7 @@ def probe_batches(replica: Replica, spec: ChainSpec) -> list[object]:
     """The probe on the replica's device: one batch, or eight where the loss gives means."""
     rows = probe_rows(spec.config.seed, len(spec.rows), spec.config.probe)
     parts = [rows] if spec.per_example else np.array_split(rows, PARTS)
-    return [replica.move(spec.rows.take(part)) for part in parts if len(part)]
+    return [replica.batch(part) for part in parts if len(part)]
 
 
 def probe_weights(spec: ChainSpec) -> NDArray[np.int64] | None:
@@ -132,7 +132,7 @@ def _block(replica: Replica, spec: ChainSpec, start: int, stop: int) -> NDArray[
     """Losses of one block: per example, or their mean (one number)."""
     size = max(spec.config.batch_size, 256)
     cuts = [np.arange(a, min(a + size, stop)) for a in range(start, stop, size)]
-    losses = [replica.losses(replica.move(spec.rows.take(rows)), step=start) for rows in cuts]
+    losses = [replica.losses(replica.batch(rows), step=start) for rows in cuts]
     numbers = torch.cat([loss.reshape(-1).double() for loss in losses]).cpu().numpy()
     if spec.per_example:
         return numbers

@@ -259,7 +259,7 @@ class Chain:
     def _losses(self, rows: NDArray[np.int64], step: int) -> Tensor:
         """Losses of some rows at the present weights."""
         try:
-            batch = self._replica.move(self._spec.rows.take(rows))
+            batch = self._replica.batch(rows)
             return self._replica.losses(batch, self._index, step)
         except torch.OutOfMemoryError:
             raise  # the place's fault, not the chain's

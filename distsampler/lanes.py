@@ -62,7 +62,7 @@ class Lanes:
         Returns:
             Shape (lanes, batch), or (lanes,) of a loss that gives means.
         """
-        whole = self._base.move(self._spec.rows.take(rows.reshape(-1)))
+        whole = self._base.batch(rows.reshape(-1))
         batch = map_tensors(lambda t: t.view(*rows.shape, *t.shape[1:]), whole)
         if self._compute is None:
             self._compute = self._recorded(batch)

@@ -121,7 +121,7 @@ def _disagreement(spec: ChainSpec) -> str | None:
         with torch.no_grad():
             for flat, stack in zip(other.flats, lanes.weights, strict=True):
                 flat.copy_(stack[lane])
-        expected = other.losses(other.move(spec.rows.take(rows[lane])))
+        expected = other.losses(other.batch(rows[lane]))
         other.gradient(expected)
         slopes = [
             (g[lane], flat.grad) for g, flat in zip(lanes.gradients, other.flats, strict=True)

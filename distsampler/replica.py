@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distsampler.config import RunConfig
 from distsampler.errors import ConfigError
 from distsampler.restriction import flat_masks, selected
 from distsampler.seeding import step_seed
-from distsampler.shards import Rows, map_tensors
+from distsampler.shards import Rows, map_tensors, taker
 
 Loss = Callable[[nn.Module, object], Tensor]
 
@@ -64,6 +65,7 @@ class Replica:
 
     def __init__(self, spec: ChainSpec, device: torch.device) -> None:
         self._spec, self.device = spec, device
+        self._take = taker(spec.rows, device)
         self.model = copy.deepcopy(spec.model).to(device)
         self.model.train(spec.config.mode == "train")
         names = selected(self.model, spec.config.restrict_to)
@@ -119,11 +121,9 @@ class Replica:
         with self._seeded(chain, step), self._still_buffers():
             return self._spec.loss(self.model, batch)
 
-    def move(self, batch: object) -> object:
-        """The batch on this device."""
-        if self.device.type == "cpu":
-            return batch
-        return map_tensors(lambda tensor: tensor.to(self.device, non_blocking=True), batch)
+    def batch(self, rows: NDArray[np.int64]) -> object:
+        """The batch of some rows, on this device."""
+        return self._take(rows)
 
     @contextlib.contextmanager
     def _seeded(self, chain: int, step: int) -> Iterator[None]:

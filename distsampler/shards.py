@@ -33,7 +33,9 @@ from distsampler.errors import ConfigError
 
 BLOCK = 1024  # rows of a block of the anchor pass: fixed, so that its bits are too
 log = logging.getLogger(__name__)
+RESIDENT = 0.25  # of a GPU's free memory: data that take no more are kept there
 T = TypeVar("T")
+Take = Callable[[NDArray[np.int64]], object]
 
 
 class Rows(Protocol):
@@ -105,9 +107,23 @@ class TensorRows:
         map_tensors(lambda tensor: _feed(state, tensor), self._tensors)
         return state.hexdigest()
 
+    def resident(self, device: torch.device) -> object | None:
+        """The tensors on a GPU, moved there once a process; None if they would take too much."""
+        if device not in self._residents:
+            sizes: list[int] = []
+            map_tensors(lambda tensor: sizes.append(tensor.nbytes), self._tensors)
+            fits = sum(sizes) <= RESIDENT * torch.cuda.mem_get_info(device)[0]
+            moved = map_tensors(lambda tensor: tensor.to(device), self._tensors) if fits else None
+            self._residents[device] = moved
+        return self._residents[device]
+
     @cached_property
     def _tensors(self) -> object:
         return map_leaves(_Leaf, _Leaf.tensor, self._tree)
+
+    @cached_property
+    def _residents(self) -> dict[torch.device, object]:
+        return {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_tree": self._tree, "_n": self._n}
@@ -132,6 +148,28 @@ class _Leaf:
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             tensor = torch.from_numpy(self.array)
         return tensor.view(torch.bfloat16) if self.bfloat16 else tensor
+
+
+def taker(rows: Rows, device: torch.device) -> Take:
+    """What gives the batch of some rows on a device.
+
+    Tensors in memory lie on a GPU if they fit, and are cut there: the CPU then only sends indices.
+    """
+    if device.type == "cpu":
+        return rows.take
+
+    def send(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(device, non_blocking=True)
+
+    resident = rows.resident(device) if isinstance(rows, TensorRows) else None
+    if resident is None:
+        return lambda picked: map_tensors(send, rows.take(picked))
+
+    def cut(picked: NDArray[np.int64]) -> object:
+        index = send(torch.from_numpy(picked))
+        return map_tensors(lambda tensor: tensor.index_select(0, index), resident)
+
+    return cut
 
 
 class DatasetRows:

@@ -3,15 +3,20 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import distsampler as ds
+from distsampler import shards
+from distsampler.chain import Chain
+from distsampler.run import prepare
+from distsampler.shards import as_rows, taker
 from tests.assertions import assert_mean, assert_same
 from tests.faults import job
 from tests.faults.job import DriverProcess, actors, committed, events
-from tests.problems import config, regression, squared_error
+from tests.problems import anchored, config, regression, squared_error
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 HALF = {"address": "local", "gpus_per_chain": 0.5, "cpus_per_chain": 1, "block": 10}
@@ -129,3 +134,47 @@ def test_a_gpu_out_of_memory_is_a_fault_of_the_place_and_not_of_the_chain(tmp_pa
         assert "ran out of memory 3 times: lower batch_size" in driver.said()
     assert {event["fault"] for event in events(store, "lost")} == {"memory"}
     assert not events(store, "retired")
+
+
+def test_data_in_memory_lie_on_the_gpu_if_they_fit_and_no_bit_depends_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = as_rows(torch.arange(12.0).view(6, 2))
+    batch = taker(rows, torch.device("cuda"))(np.array([4, 0]))
+    assert isinstance(batch, Tensor)
+    assert batch.is_cuda
+    assert batch.tolist() == [[8.0, 9.0], [0.0, 1.0]]
+    resident = run(tmp_path / "resident")
+    monkeypatch.setattr(shards, "RESIDENT", 0.0)
+    assert_same(run(tmp_path / "sent"), resident)
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+@pytest.mark.parametrize("name", ["lmsgld", "sgnht"])
+def test_a_step_between_two_draws_never_waits_for_the_gpu(name: str) -> None:
+    model, data = regression()
+    sampler = ds.SamplerConfig(name=name, lr=1e-3, localization=10.0)
+    spec = prepare(model, data, squared_error, config(device="cuda", sampler=sampler))
+    chain = Chain(spec, 0, anchored(spec), device=torch.device("cuda"))
+    chain.advance(2)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in range(3):
+            chain._step(step)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", ["sgld", "lmsgld", "sgnht"])
+def test_a_pack_on_a_gpu_has_the_first_steps_of_its_chains_alone_and_the_same_bits_again(
+    tmp_path: Path, name: str
+) -> None:
+    sampler = ds.SamplerConfig(name=name, lr=1e-3, localization=10.0)
+    fields = {"chains": 4, "draws": 3, "burn_in": 0, "thin": 2, "sampler": sampler}
+    alone, one, other = (
+        run(tmp_path / key, pack=pack, **fields) for key, pack in [("a", 1), ("b", 4), ("c", 4)]
+    )
+    assert one.manifest.config.pack == 4
+    assert_same(one, other)
+    values = [found._trace.read("posterior", "probe_loss") for found in (alone, one)]
+    np.testing.assert_allclose(*values, rtol=1e-5)
