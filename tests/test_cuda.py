@@ -170,7 +170,7 @@ def test_a_pack_on_a_gpu_has_the_first_steps_of_its_chains_alone_and_the_same_bi
     tmp_path: Path, name: str
 ) -> None:
     sampler = ds.SamplerConfig(name=name, lr=1e-3, localization=10.0)
-    fields = {"chains": 4, "draws": 3, "burn_in": 0, "thin": 2, "sampler": sampler}
+    fields = {"chains": 4, "draws": 3, "burn_in": 1, "thin": 2, "sampler": sampler}
     alone, one, other = (
         run(tmp_path / key, pack=pack, **fields) for key, pack in [("a", 1), ("b", 4), ("c", 4)]
     )
