@@ -18,15 +18,15 @@ from bench_workloads import SEED, WORKLOADS, Workload
 
 WARM_UP = 200  # steps; a multiple of every thin
 
-Steps = Callable[[int], None]
-"""Makes so many steps."""
+Steps = Callable[[int], int]
+"""Makes about so many steps, of all chains; how many it made."""
 
 
-def chain(workload: Workload, thin: int) -> tuple[float, Steps]:
-    """Chain.advance with everything that a draw records by default."""
+def chain(workload: Workload, thin: int, pack: int = 1) -> tuple[float, Steps]:
+    """Chains that advance together, with everything that a draw records by default."""
     import distsampler as ds
     from distsampler import anchor
-    from distsampler.chain import Chain
+    from distsampler.pack import Pack
     from distsampler.replica import Replica
     from distsampler.run import prepare
     from distsampler.worker import numerics
@@ -35,22 +35,25 @@ def chain(workload: Workload, thin: int) -> tuple[float, Steps]:
         lr=workload.lr, localization=workload.localization, nbeta=workload.nbeta
     )
 
-    def made(thin: int) -> Chain:
+    def made(thin: int) -> Pack:
         config = ds.RunConfig(
-            sampler=sampler, thin=thin, batch_size=workload.batch_size, seed=SEED, device="cpu"
-        )
+            sampler=sampler, thin=thin, batch_size=workload.batch_size, seed=SEED, device="cpu",
+            chains=max(2, pack), pack=pack,
+        )  # fmt: skip
         spec = prepare(workload.model(), workload.rows(), workload.loss, config)
         replica = Replica(spec, torch.device("cpu"))
         parts = [anchor.measure(replica, spec, part) for part in anchor.plan(spec, 1)]
-        return Chain(spec, 0, anchor.reduce(parts, spec))
+        return Pack(spec, range(pack), anchor.reduce(parts, spec), replica)
 
-    walker = made(thin)
+    walkers = made(thin)
 
-    def run(steps: int) -> None:
+    def run(steps: int) -> int:
+        draws = max(1, steps // (thin * pack))
         with numerics(ds.RunConfig()):
-            walker.advance(steps // thin)
+            walkers.advance(draws)
+        return draws * thin * pack
 
-    return float(made(1).advance(1).values["loss"][0]), run
+    return float(made(1).advance(1).blocks[0].values["loss"][0]), run
 
 
 def loop(workload: Workload, make: Callable[..., Any] | None = None) -> tuple[float, Steps]:
@@ -59,12 +62,13 @@ def loop(workload: Workload, make: Callable[..., Any] | None = None) -> tuple[fl
     options = {"localization": workload.localization, "nbeta": workload.nbeta}
     optimizer = make(model.parameters(), lr=workload.lr, **options) if make else None
 
-    def run(steps: int) -> None:
+    def run(steps: int) -> int:
         for _ in range(steps):
             model.zero_grad()
             loss(model, next(batches)).mean().backward()  # type: ignore[no-untyped-call]
             if optimizer is not None:
                 optimizer.step()
+        return steps
 
     return loss(model, next(workload.batches())).mean().item(), run
 
@@ -95,7 +99,7 @@ def sampled(workload: Workload) -> tuple[float, Steps]:
     model, options = workload.model(), {"lr": workload.lr, "localization": workload.localization}
     rows = TensorDataset(*workload.rows())
 
-    def run(steps: int) -> None:
+    def run(steps: int) -> int:
         sample_single_chain(
             model,
             DataLoader(rows, batch_size=workload.batch_size, shuffle=True),
@@ -106,11 +110,14 @@ def sampled(workload: Workload) -> tuple[float, Steps]:
             sampling_method=SGMCMC.sgld,
             verbose=False,
         )
+        return steps // 10 * 10
 
     return workload.loss(model, next(workload.batches())).mean().item(), run
 
 
 CONTESTANTS: dict[str, Callable[[Workload], tuple[float, Steps]]] = {
+    "pack16": lambda workload: chain(workload, 10, pack=16),
+    "pack4": lambda workload: chain(workload, 10, pack=4),
     "thin10": lambda workload: chain(workload, 10),
     "thin1": lambda workload: chain(workload, 1),
     "bare": loop,
@@ -126,16 +133,16 @@ def main() -> None:
     torch.set_num_threads(1)
     workload = WORKLOADS[sys.argv[1]]
     first_loss, run = CONTESTANTS[sys.argv[2]](workload)
-    began = time.perf_counter()
     run(WARM_UP)
-    rate = WARM_UP / (time.perf_counter() - began)
+    began = time.perf_counter()
+    rate = run(WARM_UP) / (time.perf_counter() - began)
     parameters = sum(p.numel() for p in workload.model().parameters())
     hello = {"first_loss": first_loss, "parameters": parameters, "torch": version("torch")}
     print(json.dumps(hello), file=answers, flush=True)
     for line in sys.stdin:
-        steps = max(10, round(rate * float(line.removeprefix("go ")) / 10) * 10)
+        wanted = max(10, round(rate * float(line.removeprefix("go ")) / 10) * 10)
         began = time.perf_counter()
-        run(steps)
+        steps = run(wanted)
         seconds = time.perf_counter() - began
         rate = steps / seconds
         print(json.dumps({"steps": steps, "seconds": seconds}), file=answers, flush=True)
