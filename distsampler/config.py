@@ -158,6 +158,7 @@ class RunConfig(_Frozen):
         init_radius: |w - w*| of the odd chains' start, in weight units; None: found by the loss.
         mode: the model's mode while sampling.
         probe: examples of the fixed evaluation subset that the gate reads.
+        save_losses: keep the probe's per-example losses at every draw: ``Run.losses``.
         device: where a chain runs; "auto": the GPU it was given, else the CPU.
         threads: CPU threads of a chain.
         deterministic: ask torch for deterministic algorithms.
@@ -195,6 +196,7 @@ class RunConfig(_Frozen):
     init_radius: Annotated[float, Field(gt=0)] | None = None
     mode: Literal["eval", "train"] = "eval"
     probe: Annotated[int, Field(ge=8)] = 256
+    save_losses: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=1)] = 1
     deterministic: bool = True

@@ -25,6 +25,14 @@ class StoreFault(StoreError):
     """A store that failed while it was in use; what was committed stays readable."""
 
 
+def refused(files: Files, error: Exception) -> StoreFault:
+    """What to raise when a write has failed."""
+    return StoreFault(
+        f"{files} can no longer be written: {error}; what was committed stays readable: make room "
+        "or restore access, then continue with resume='auto'"
+    )
+
+
 def _nothing(point: str) -> None:
     """Called at every step of a write, so that a test can end the process there."""
 

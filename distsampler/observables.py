@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distsampler.anchor import PARTS, probe_batches, probe_losses, probe_size, probe_weights
-from distsampler.draws import Anchor, Variable
+from distsampler.draws import Anchor, Variable, WideVariable
 from distsampler.errors import ConfigError
 from distsampler.replica import ChainSpec, Replica
 from distsampler.seeding import Stream, generator
@@ -35,13 +35,22 @@ MEANINGS = {
     "thermostat": "friction after the step that leaves w_t",
 }
 
-Values = dict[str, float | NDArray[np.float64]]
+LOSSES = "losses"
+Values = dict[str, float | NDArray[np.floating]]
 
 
 def variables(spec: ChainSpec) -> tuple[Variable, ...]:
     """What a draw of this run holds."""
     measured = (*_measured(spec), *watched(spec))
     return (*measured, *(_told(name, measured) for name in spec.metrics))
+
+
+def wide_variables(spec: ChainSpec) -> tuple[WideVariable, ...]:
+    """What of a draw is too large to travel."""
+    if not spec.config.save_losses:
+        return ()
+    size = probe_size(spec.config, len(spec.rows))
+    return (WideVariable(LOSSES, "loss of each probe example at w_t", ("example",), (size,)),)
 
 
 def _told(name: str, measured: Sequence[Variable]) -> Variable:
@@ -126,7 +135,12 @@ class Observer:
             "distance": self._distance(),
             "weight_projections": self._weight_onto @ self._moved(),
             "step": step,
+            **self._wide(probe),
         }
+
+    def _wide(self, probe: NDArray[np.float64]) -> Values:
+        """What is too large to travel."""
+        return {LOSSES: probe.astype(np.float32)} if self._spec.config.save_losses else {}
 
     def _init_losses(self, rows: NDArray[np.int64]) -> NDArray[np.float32] | float:
         """What the same examples lost at w*; without per-example losses, what all did."""

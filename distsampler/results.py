@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from distsampler import bias, estimators, inference_data
+from distsampler import bias, estimators, inference_data, lazy_data
 from distsampler.budget import ErrorBudget, budget
 from distsampler.diagnostics import Diagnosis, Verdict
 from distsampler.errors import DistsamplerError, StoreError
@@ -80,6 +80,28 @@ class Run:
     def posterior(self) -> xr.Dataset:
         """The draws after burn-in, dims (chain, draw, ...)."""
         return inference_data.group(self.inference_data, "posterior")
+
+    @cached_property
+    def wide(self) -> dict[str, xr.DataArray]:
+        """What is too large for ``inference_data``: name -> (chain, draw, ...), float32, lazy.
+
+        Opening reads nothing; a selection is read, and checked, when its values are asked for, and
+        again each time: ``.sel(chain=0).load()`` keeps it. Chains and draws are the posterior's.
+        """
+        return lazy_data.wide(self._trace)
+
+    @property
+    def losses(self) -> xr.DataArray:
+        """Losses of the probe's examples at every draw, dims (chain, draw, example), lazy.
+
+        ``example`` is the example's row in the data.
+
+        Raises:
+            StoreError: if the run was not asked for them.
+        """
+        if "losses" not in self.wide:
+            raise StoreError(f"{self.store} holds no losses: sample with save_losses=True")
+        return self.wide["losses"]
 
     @property
     def burn_in(self) -> int:

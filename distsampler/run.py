@@ -37,7 +37,7 @@ from distsampler.fingerprint import check_same, fingerprint, versions
 from distsampler.lease import Lease
 from distsampler.live import Reporter
 from distsampler.manifest import Manifest
-from distsampler.observables import variables
+from distsampler.observables import variables, wide_variables
 from distsampler.optim import by_name, trial
 from distsampler.pool import ChainPool, SerialPool
 from distsampler.recipe import Recipe
@@ -253,6 +253,11 @@ def prepare(model: nn.Module, data: object, loss: Loss, config: RunConfig) -> Ch
     if config.sampler.correct_heat:
         gradient_noise.batches(config, len(rows))
     per_example, stochastic = inspect_loss(model, rows, loss, config.mode)
+    if config.save_losses and not per_example:
+        raise ConfigError(
+            "save_losses needs a loss of one value per example, shape (batch,), and this one gives "
+            "the batch mean: use reduction='none', or leave save_losses out"
+        )
     if trial.needs_closure(sampler):
         _check_full(config, len(rows), stochastic)
     return _watchable(
@@ -335,6 +340,7 @@ def _manifest(spec: ChainSpec, recipe: dict[str, Any] | None) -> Manifest:
         config=config,
         fingerprint=fingerprint(spec),
         variables=variables(spec),
+        wide=wide_variables(spec),
         versions=versions(),
         n_committed=(0,) * config.chains,
         recipe=recipe,
