@@ -55,8 +55,9 @@ class Files:
         self._remote = _remote(self.root)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travels to actors as its address; guard and steps stay."""
-        return _rebuilt, (self.root, self.fsync)
+        """Travels to actors as its address, whatever folder they work in; guard and steps stay."""
+        root = self.root if self._remote is not None else str(Path(self.root).absolute())
+        return _rebuilt, (root, self.fsync)
 
     def __str__(self) -> str:
         return self.root

@@ -18,12 +18,19 @@ from distsampler.draws import WideVariable
 from distsampler.errors import StoreError
 from distsampler.seeding import probe_rows
 from distsampler.trace import Trace
-from distsampler.wide import AGAIN
+from distsampler.wide import AGAIN, WEIGHTS
 
 
 def wide(trace: Trace) -> dict[str, xr.DataArray]:
     """Each wide variable of a run, dims (chain, draw, ...); nothing is read yet."""
     return {variable.name: _opened(trace, variable) for variable in trace.manifest.wide}
+
+
+def weights(trace: Trace) -> xr.Dataset:
+    """The saved weights by the parameters' names, each (chain, draw, *shape)."""
+    prefix = f"{WEIGHTS}/"
+    saved = [v for v in trace.manifest.wide if v.name.startswith(prefix)]
+    return xr.Dataset({v.name.removeprefix(prefix): _opened(trace, v) for v in saved})
 
 
 def _opened(trace: Trace, variable: WideVariable) -> xr.DataArray:

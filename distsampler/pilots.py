@@ -121,7 +121,9 @@ def short(config: RunConfig, **changes: Any) -> RunConfig:  # noqa: ANN401 (fiel
         "watch": True,
         "fsync": False,
         "pack": 1,
+        "observables": {},
         "save_losses": False,
+        "save_weights_every": None,
     }
     return config.model_copy(update={**fixed, **changes})
 

@@ -19,6 +19,7 @@ from distsampler.files import Files
 from distsampler.inference_data import InferenceData
 from distsampler.manifest import Manifest
 from distsampler.trace import Trace
+from distsampler.wide import LOSSES
 
 
 class NotConverged(DistsamplerError):
@@ -99,9 +100,26 @@ class Run:
         Raises:
             StoreError: if the run was not asked for them.
         """
-        if "losses" not in self.wide:
+        if LOSSES not in self.wide:
             raise StoreError(f"{self.store} holds no losses: sample with save_losses=True")
-        return self.wide["losses"]
+        return self.wide[LOSSES]
+
+    @cached_property
+    def weights(self) -> xr.Dataset:
+        """The weights at the draws that ``save_weights_every`` kept, by parameter name, lazy.
+
+        Each has dims (chain, draw, ...) and the parameter's shape; ``draw`` is the posterior's.
+
+        Raises:
+            StoreError: if the run was not asked for them.
+
+        Example:
+            >>> run.weights["layer.weight"].sel(chain=0).isel(draw=-1).values  # doctest: +SKIP
+        """
+        found = lazy_data.weights(self._trace)
+        if not found:
+            raise StoreError(f"{self.store} holds no weights: sample with save_weights_every=10")
+        return found
 
     @property
     def burn_in(self) -> int:

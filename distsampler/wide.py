@@ -22,6 +22,7 @@ from distsampler.errors import StoreError
 from distsampler.files import Files, StoreFault, refused
 
 WIDE = "wide.zarr"
+LOSSES, WEIGHTS = "losses", "weights"  # what is not a user's own; weights: a group of parameters
 CHUNK_BYTES = 2**20  # of small draws, as many as fit
 PIECE_BYTES = 2**26  # a draw that is larger is cut along its first dimension
 AGAIN = "continue the run with resume='must': it computes them again, to the same bits"
@@ -66,7 +67,10 @@ class WideArrays:
             return array_of(root, variable.name)
         except Exception as error:  # zarr raises what it likes
             where = self.files.path(f"{WIDE}/{variable.name}/zarr.json")
-            raise StoreError(f"{where} cannot be read: {error}; restore it from a copy") from error
+            raise StoreError(
+                f"{where} cannot be read: {error}; every node that runs chains must see the store; "
+                "if the file was lost, restore it from a copy"
+            ) from error
 
     def resize(self, draws: int) -> None:
         """Cuts the draws, burn-in included, or makes room for more."""
@@ -135,6 +139,7 @@ class Writer:
         self._arrays, self._chain = arrays, chain
         self._rows: dict[str, list[NDArray[np.floating]]] = {v.name: [] for v in arrays.variables}
         self._ends = dict.fromkeys(self._rows, 0)
+        self._opened: dict[str, zarr.Array[Any]] = {}
 
     def put(self, draw: int, values: Mapping[str, float | NDArray[np.floating]]) -> None:
         """Takes what is wide of a draw's values.
@@ -164,7 +169,9 @@ class Writer:
         if not rows:
             return
         try:
-            self._arrays.array(variable)[self._chain, end - len(rows) : end] = np.stack(rows)
+            if variable.name not in self._opened:
+                self._opened[variable.name] = self._arrays.array(variable)
+            self._opened[variable.name][self._chain, end - len(rows) : end] = np.stack(rows)
         except StoreError:
             raise
         except OSError as error:
@@ -177,9 +184,9 @@ class Writer:
 
 def _chunks(variable: WideVariable) -> tuple[int, ...]:
     """Draws of a chunk, and the shape of its part of a draw."""
-    size = 4 * math.prod(variable.shape)
-    if size <= PIECE_BYTES or not variable.shape:
-        return max(1, min(1024, CHUNK_BYTES // size)), *variable.shape
+    size = 4 * max(1, math.prod(variable.shape))
+    if size <= PIECE_BYTES:
+        return max(1, min(1024, CHUNK_BYTES // size)), *(max(1, side) for side in variable.shape)
     first, *rest = variable.shape
     return 1, max(1, PIECE_BYTES // (size // first)), *rest
 

@@ -1,5 +1,7 @@
 """What is too large to travel: written where it is made, counted by the driver, read when used."""
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +21,9 @@ from distsampler.run import prepare
 from distsampler.seeding import probe_rows
 from tests.fakes import FlakyPool
 from tests.faults.digest import digest
+from tests.faults.job import Held, events, until
 from tests.problems import anchored, config, mean_squared_error, regression, squared_error
+from tests.test_chain import Net
 
 
 def sample(store: Path | str, pool: Any = None, block: int = 7, **fields: Any) -> ds.Run:
@@ -95,6 +99,7 @@ class Kept:
         (ds.SerialPool, {"commit_seconds": 1e-9, "max_state_mb": 0.0}),
         (lambda: FlakyPool(2, deaths=(3, 5, 8, 9)), {}),
         (lambda: FlakyPool(1, deaths=(4, 7)), {"block": 3, "commit_seconds": 1e-9}),
+        (lambda: FlakyPool(1, deaths=(4, 7)), {"block": 3, "save_weights_every": 4}),
     ],
 )
 @pytest.mark.filterwarnings("ignore")
@@ -104,7 +109,50 @@ def test_the_bits_depend_on_no_block_and_no_death(
 ) -> None:  # fmt: skip
     monkeypatch.setattr("distsampler.driver.random.uniform", lambda a, b: 0.0)
     monkeypatch.setattr("distsampler.wide.CHUNK_BYTES", 32 * 4 * 5)  # five draws a chunk
-    assert_same(sample(tmp_path / "run", pool(), **fields), sample(tmp_path / "plain"))
+    plain = sample(tmp_path / "plain", save_weights_every=fields.get("save_weights_every"))
+    assert_same(sample(tmp_path / "run", pool(), **fields), plain)
+
+
+def test_saved_weights_are_those_at_which_the_losses_were_measured(tmp_path: Path) -> None:
+    run = sample(tmp_path / "run", draws=30, burn_in=10, save_weights_every=4)
+    assert list(run.weights) == ["weight"]
+    weights = run.weights["weight"]
+    assert weights.dims == ("chain", "draw", "weight_dim_0", "weight_dim_1")
+    assert weights["draw"].values.tolist() == [1, 5, 9, 13, 17, 21, 25, 29]
+    model, (x, y) = regression()
+    rows = torch.tensor(run.losses["example"].values)
+    for at in weights.stack(at=("chain", "draw")).transpose("at", ...):
+        with torch.no_grad():
+            model.weight.copy_(torch.from_numpy(at.values))
+            expected = squared_error(model, (x[rows], y[rows])).numpy()
+        chain, draw = (at[name].item() for name in ("chain", "draw"))
+        assert np.array_equal(run.losses.sel(chain=chain, draw=draw), expected)
+
+
+def test_saved_weights_are_of_what_moves_and_in_its_shape(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Net()
+    _, data = regression()
+    settings = config(restrict_to=r"layers\.0\..*", save_weights_every=5, pack=2)
+    run = ds.sample(
+        model, data, squared_error, settings, store=tmp_path / "run", pool=ds.SerialPool(),
+        quiet=True,
+    )  # fmt: skip
+    shapes = {name: array.shape for name, array in run.weights.items()}
+    assert shapes == {"layers.0.weight": (2, 8, 8, 5), "layers.0.bias": (2, 8, 8)}
+    moved = run.weights["layers.0.weight"] - model.state_dict()["layers.0.weight"].numpy()
+    assert float(np.square(moved).sum()) > 0
+
+
+def test_a_draw_that_is_large_is_cut_into_pieces_and_each_is_looked_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distsampler.wide.PIECE_BYTES", 32 * 4 // 3)
+    run = sample(tmp_path / "run")
+    Path(run.store, "wide.zarr/losses/c/0/29/2").unlink()
+    with pytest.raises(StoreError, match="losses/c/0/29 is missing or damaged"):
+        ds.open(run.store).losses.values  # noqa: B018 (it reads)
+    assert_same(sample(tmp_path / "run", resume="must"), sample(tmp_path / "plain"))
 
 
 def test_a_pack_writes_what_its_chains_write_alone(tmp_path: Path) -> None:
@@ -246,6 +294,8 @@ def test_a_run_that_was_not_asked_says_what_to_ask(tmp_path: Path) -> None:
     assert not Path(run.store, "wide.zarr").exists()
     with pytest.raises(StoreError, match="sample with save_losses=True"):
         run.losses  # noqa: B018 (it reads)
+    with pytest.raises(StoreError, match="sample with save_weights_every"):
+        run.weights  # noqa: B018 (it reads)
 
 
 MEMORY = """
@@ -283,3 +333,36 @@ def test_the_memory_of_the_process_does_not_grow_with_the_losses(tmp_path: Path)
     size, grown = map(float, found.stdout.split())
     assert size > 60
     assert grown < size / 2, (size, grown)
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")
+def test_actors_write_them_and_one_that_is_killed_changes_no_bit(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a relative store, and actors that work elsewhere
+    held = tmp_path / "held"
+    held.touch()
+    model, data = regression()
+    settings = config(
+        draws=60, save_losses=True, save_weights_every=7, observables={"outputs": outputs},
+        placement=ds.PlacementConfig(cpus_per_chain=1, block=4), commit_seconds=0.2,
+    )  # fmt: skip
+    loss = Held(held, 0.02)
+    running = ds.start(model, data, loss, settings, store="run")
+    until(lambda: len(events(Path("run"), "started")) == 2)
+    until(lambda: min(ds.open("run").manifest.n_committed) > 4)
+    os.kill(int(events(Path("run"), "started")[0]["pid"]), signal.SIGKILL)
+    until(lambda: len(events(Path("run"), "lost")) == 1)
+    held.unlink()
+    killed = running.wait(120)
+    plain = ds.sample(
+        model, data, loss, settings, store="plain", pool=ds.SerialPool(), quiet=True
+    )  # fmt: skip
+    assert set(killed.wide) == {"losses", "weights/weight", "outputs"}
+    assert_same(killed, plain)
+
+
+def outputs(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+    """One value for every example: too many to travel."""
+    return torch.cat(2 * [model(batch[0])]).repeat(1, 2)
