@@ -47,8 +47,10 @@ def _opened(trace: Trace, variable: WideVariable) -> xr.DataArray:
 
 def _examples(trace: Trace) -> NDArray[np.int64]:
     """The rows of the data that are the probe."""
-    config, n = trace.manifest.config, int(trace.facts()["n"])
-    return probe_rows(config.seed, n, config.probe)
+    config, facts = trace.manifest.config, trace.facts()
+    if "n" not in facts:
+        raise StoreError(f"{trace.path} holds no draw yet: the run has only been started")
+    return probe_rows(config.seed, int(facts["n"]), config.probe)
 
 
 class _Committed(BackendArray):

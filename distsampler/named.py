@@ -41,7 +41,15 @@ class Named:
             raise ConfigError(f"must be a function, or 'module:callable', got {given!r}")
         function = given.func if isinstance(given, functools.partial) else given
         known = function if hasattr(function, "__qualname__") else type(function)
-        return cls(f"{known.__module__}:{known.__qualname__}", given)
+        return cls(f"{known.__module__}:{known.__qualname__}{_bound(given)}", given)
 
     def __str__(self) -> str:
         return self.name
+
+
+def _bound(given: object) -> str:
+    """What a partial function has bound: another one is another function."""
+    if not isinstance(given, functools.partial):
+        return ""
+    pairs = (f"{key}={value!r}" for key, value in given.keywords.items())
+    return f"({', '.join([*map(repr, given.args), *pairs])})"

@@ -67,7 +67,7 @@ class OwnObservables:
         self._shapes = {each.name: each.shape for each in spec.observed}
         self._batch = _probe(replica, spec) if self._functions else None
 
-    def measure(self, step: int) -> dict[str, NDArray[np.float64]]:
+    def measure(self, step: int) -> dict[str, NDArray[np.floating]]:
         """Their values at the replica's present weights.
 
         Raises:
@@ -75,7 +75,7 @@ class OwnObservables:
         """
         return {name: self._value(name, f, step) for name, f in self._functions}
 
-    def _value(self, name: str, function: Function, step: int) -> NDArray[np.float64]:
+    def _value(self, name: str, function: Function, step: int) -> NDArray[np.floating]:
         where = f"observable {name!r} of chain {self._chain} at draw {step // self._thin}"
         try:
             given = self._replica.evaluate(function, self._batch, self._chain, step)
@@ -115,7 +115,7 @@ def _check_name(name: str, taken: set[str]) -> None:
         )
 
 
-def _tried(name: str, function: Function, replica: Replica, batch: object) -> NDArray[np.float64]:
+def _tried(name: str, function: Function, replica: Replica, batch: object) -> NDArray[np.floating]:
     """The value at w*, where it is what it must be."""
     what = f"observables.{name}: {getattr(function, '__qualname__', function)}(model, batch)"
     before = [flat.detach().clone() for flat in replica.flats]
@@ -140,14 +140,17 @@ def _tried(name: str, function: Function, replica: Replica, batch: object) -> ND
     return value
 
 
-def _example(value: NDArray[np.float64]) -> str:
+def _example(value: NDArray[np.floating]) -> str:
     """Where a value that is not finite lies."""
     place = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
     return f"got {value[place]} at {place}, of shape {value.shape}"
 
 
-def _numbers(given: Tensor) -> NDArray[np.float64]:
-    return np.array(given.detach().double().cpu().numpy())
+@np.errstate(over="ignore")  # then it is not finite, and that is told
+def _numbers(given: Tensor) -> NDArray[np.floating]:
+    """The values as they are stored."""
+    kind = np.float64 if given.numel() <= SMALL else np.float32
+    return given.detach().double().cpu().numpy().astype(kind)
 
 
 def _functions(spec: ChainSpec) -> Iterator[tuple[str, Function]]:

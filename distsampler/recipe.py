@@ -110,10 +110,13 @@ def with_functions(config: RunConfig, folder: Path) -> RunConfig:
     Raises:
         ConfigError: if one cannot be imported.
     """
-    found = {
-        name: Named(each.name, each.function or _find(f"observables.{name}", each.name, folder))
-        for name, each in config.observables.items()
-    }
+    found = {}
+    for name, each in config.observables.items():
+        try:
+            function = each.function or _find(f"observables.{name}", each.name, folder)
+        except ConfigError as error:
+            raise ConfigError(f"{error}; or give the function itself, from Python") from error
+        found[name] = Named(each.name, function)
     return config.model_copy(update={"observables": found}) if found else config
 
 

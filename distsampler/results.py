@@ -95,7 +95,8 @@ class Run:
     def losses(self) -> xr.DataArray:
         """Losses of the probe's examples at every draw, dims (chain, draw, example), lazy.
 
-        ``example`` is the example's row in the data.
+        ``example`` is the example's row in the data; the losses of the same examples at w*, in the
+        same order, are ``probe_losses`` in ``constant_data``.
 
         Raises:
             StoreError: if the run was not asked for them.

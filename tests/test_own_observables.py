@@ -1,5 +1,6 @@
 """Users' own observables: measured where the draw is; small ones travel, large ones are wide."""
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -132,6 +133,8 @@ def test_a_config_with_functions_survives_json_and_names_what_it_holds() -> None
     names = json.loads(text)["observables"]
     assert names["size"] == "tests.test_own_observables:size"
     assert ds.RunConfig(**json.loads(text)) == settings
+    bound = config(observables={"x": functools.partial(three, batch=(1,))}).observables["x"]
+    assert str(bound) == "tests.test_own_observables:three(batch=(1,))"
 
 
 def test_a_run_is_continued_by_the_names_that_its_store_holds(tmp_path: Path) -> None:
@@ -186,6 +189,7 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     ("no tensor", {"x": lambda m, b: 3.0}, "must return a tensor of real numbers, got float"),
     ("complex", {"x": lambda m, b: torch.zeros(2, dtype=torch.complex64)}, "real numbers, got torch.complex64"),
     ("not finite", {"x": lambda m, b: torch.tensor([0.0, float("nan")])}, r"must be finite at w\*: got nan at \(1,\)"),
+    ("too large for float32", {"x": lambda m, b: torch.full((65,), 1e39, dtype=torch.float64)}, "must be finite at"),
     ("a readout's name", {"probe_loss": size}, "'probe_loss' is taken"),
     ("a dimension's name", {"projection": size}, "'projection' is taken"),
     ("a wide name", {"losses": size}, "'losses' is taken"),

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import distsampler as ds
+from distsampler import lazy_data, pilots
 from distsampler.chain import Chain
 from distsampler.draws import DrawBlock
 from distsampler.errors import StoreError
@@ -245,13 +246,7 @@ def test_what_lies_beyond_the_counts_is_not_shown(tmp_path: Path) -> None:
     run._trace._update(kept=None)
     run._trace._committed = [50, 31]
     assert ds.open(run.store).losses.sizes["draw"] == 40
-    assert {v.sizes["draw"] for v in _opened(run._trace).values()} == {21}
-
-
-def _opened(trace: Any) -> Any:
-    from distsampler import lazy_data
-
-    return lazy_data.wide(trace)
+    assert lazy_data.wide(run._trace)["losses"].sizes["draw"] == 21
 
 
 def test_a_block_that_does_not_acknowledge_them_is_refused(tmp_path: Path) -> None:
@@ -280,6 +275,33 @@ def test_a_disk_that_is_full_ends_the_run_and_retires_no_chain(
             sample(tmp_path / "run")
     assert not ds.open(tmp_path / "run").lost_chains
     assert_same(sample(tmp_path / "run", resume="must"), sample(tmp_path / "plain"))
+
+
+@pytest.mark.parametrize("pack", [1, 2])
+def test_what_a_chain_wrote_before_it_diverged_stays(tmp_path: Path, pack: int) -> None:
+    hot = ds.SamplerConfig(lr=0.05, localization=10.0)
+    fields = {"sampler": hot, "thin": 1, "burn_in": 0, "divergence_factor": 2.0, "pack": pack}
+    with pytest.raises(ds.RunFailed, match="diverged at step"):
+        sample(tmp_path / "run", block=50, draws=400, **fields)
+    trace = ds.open(tmp_path / "run")._trace
+    (losses,) = trace.manifest.wide
+    for chain, count in enumerate(trace.committed):
+        assert trace.wide.whole(losses, chain, 400) == count
+    assert max(trace.committed) > 0
+
+
+def test_pilots_keep_none_of_it() -> None:
+    asked = config(save_losses=True, save_weights_every=2, observables={"outputs": outputs})
+    short = pilots.short(asked)
+    assert (short.save_losses, short.save_weights_every, short.observables) == (False, None, {})
+
+
+def test_weights_may_be_asked_for_more_rarely_than_there_are_draws(tmp_path: Path) -> None:
+    run = sample(tmp_path / "run", draws=20, save_weights_every=100)
+    assert run.weights["weight"].shape == (2, 0, 1, 5)
+    longer = sample(tmp_path / "run", draws=200, save_weights_every=100, resume="must")
+    assert longer.weights["draw"].values.tolist() == [89, 189]
+    assert np.isfinite(longer.weights["weight"]).all()
 
 
 def test_a_loss_that_gives_means_has_none(tmp_path: Path) -> None:
