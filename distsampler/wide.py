@@ -16,7 +16,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from distsampler.arrays import ZarrFiles, array_of, codecs
+from distsampler.arrays import ZarrFiles, codecs
 from distsampler.draws import DrawBlock, WideVariable
 from distsampler.errors import StoreError
 from distsampler.files import Files, StoreFault, refused
@@ -63,13 +63,14 @@ class WideArrays:
             StoreError: if it cannot be opened.
         """
         try:
-            root = zarr.open_group(ZarrFiles(self.files, WIDE), mode="r+", zarr_format=3)
-            return array_of(root, variable.name)
+            return zarr.open_array(
+                ZarrFiles(self.files, WIDE), path=variable.name, mode="r+", zarr_format=3
+            )
         except Exception as error:  # zarr raises what it likes
             where = self.files.path(f"{WIDE}/{variable.name}/zarr.json")
             raise StoreError(
                 f"{where} cannot be read: {error}; every node that runs chains must see the store; "
-                "if the file was lost, restore it from a copy"
+                "if the file was lost, restore it from a copy, or delete the store and sample again"
             ) from error
 
     def resize(self, draws: int) -> None:

@@ -234,7 +234,7 @@ def test_a_chunk_that_is_damaged_or_missing_is_named_and_resume_makes_it_again(
     with pytest.raises(StoreError, match=named):
         hurt.losses.values  # noqa: B018 (it reads)
     assert np.array_equal(hurt.losses[0], plain.losses[0])
-    assert digest(hurt) == digest(plain)
+    assert hurt.posterior.identical(plain.posterior)
     again = sample(tmp_path / "run", resume="must")
     assert again.events[-1]["event"] == "finished"
     assert [e["intact"] for e in again.events if e["event"] == "damaged"] == [[50, 20]]
