@@ -10,14 +10,16 @@ The way of the data, one direction::
 ``replica``      a model to itself, and the ChainSpec: the recipe that travels to the actors
 ``restriction``  which parameters, and by ``masks`` which entries, move
 ``anchor``       the loss at w*, over all data once; ``gradient_noise``: its gradient's variance
-``observables``  what is measured at a draw; ``dispersion``: where dispersed chains start
+``observables``  what is measured at a draw; ``own_observables``: what users add, ``named`` in
+                 configs; ``dispersion``: where dispersed chains start
 ``spectrum``     curvature and gradient noise by Lanczos; ``bias``: what a step's errors will be
 ``chain``        replica + sampler + batch stream; knows nothing of Ray; ``divergence``: its end
 ``lanes``        the gradients of several chains in one call; ``pack``: chains that advance so;
                  ``packing``: how many, and why not
 ``worker``       what a place does; ``pool`` and ``ray_pool``: the places
 ``transition``   decides; ``driver`` does; only it commits
-``trace``        the run directory: zarr arrays, manifest, checkpoints, events
+``trace``        the run directory: zarr arrays, manifest, checkpoints, events; ``wide``: what a
+                 chain's owner writes there itself; ``lazy_data``: how that is read
 ``inference_data``, ``drift``, ``quantities``, ``diagnostics``, ``estimators``, ``results``
                  from there to numbers, without torch and Ray
 ``run``          ``sample()``: puts it all together

@@ -29,6 +29,7 @@ from distsampler.optim.trial import measures_acceptance, needs_closure
 from distsampler.replica import ChainSpec, Replica
 from distsampler.seeding import AllRows, BatchStream, noise_seed
 from distsampler.watch import Watch, due
+from distsampler.wide import Writer
 
 GROUND = {"gradient_variance", "optimize_over"}  # of a parameter group: tensors the recipe gives
 
@@ -42,6 +43,7 @@ class Chain:
         anchor: the losses at w*.
         anchors: the flat parameters at w*, shared and never written; None: the replica's own.
         device: where it runs.
+        writer: takes what is too large to travel; None: it is dropped.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Chain:
         *,
         anchors: list[Tensor] | None = None,
         device: torch.device | None = None,
+        writer: Writer | None = None,
     ) -> None:
         self._spec, self._index, self._anchor = spec, index, anchor
         self._replica = Replica(spec, device or torch.device("cpu"))
@@ -75,7 +78,7 @@ class Chain:
         apart = epochs and size < n
         self._readout = BatchStream(*streams, epochs=False) if apart else None
         self._observer = Observer(spec, self._replica, anchors, anchor, index)
-        self._variables = variables(spec)
+        self._variables, self._writer = variables(spec), writer
         self._watch = Watch(spec, self._replica, index, known) if config.watch else None
         self._first = self._draw = 0
         self._values: dict[str, NDArray[Any]] = {}
@@ -147,11 +150,11 @@ class Chain:
         self._keep({**self._told(), **values}, step)
 
     def end(self) -> DrawBlock:
-        """The draws since ``begin``, and the state behind them."""
+        """The draws since ``begin``, and the state behind them; what is wide lies in the store."""
         began = time.perf_counter()
         state = self.state()
         seconds = time.perf_counter() - began
-        return DrawBlock(self._index, self._first, self._values, state, seconds)
+        return DrawBlock(self._index, self._first, self._values, state, seconds, self._written())
 
     def state(self) -> bytes:
         """All that the next step depends on, but what the recipe gives."""
@@ -210,12 +213,18 @@ class Chain:
         bad = wrong_with(measured, self._spec, self._anchor, self._moving)
         if bad is not None:
             finite = {name: array[:kept] for name, array in self._values.items()}
-            block = DrawBlock(self._index, self._first, finite, b"")
+            block = DrawBlock(self._index, self._first, finite, b"", wide=self._written())
             raise ChainDiverged(self._index, step, bad, self._last_loss, block)
         for name, array in self._values.items():
             array[kept] = measured[name]
+        if self._writer is not None:
+            self._writer.put(self._draw, measured)
         self._last_loss = float(self._values["loss"][kept])
         self._draw += 1
+
+    def _written(self) -> tuple[str, ...]:
+        """Sees that what is wide of the draws so far lies in the store; what that is."""
+        return () if self._writer is None else self._writer.flush()
 
     def _step(self, step: int) -> None:
         """Moves once, measuring nothing."""

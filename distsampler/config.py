@@ -22,12 +22,15 @@ from pydantic_core import ErrorDetails
 
 from distsampler import masks
 from distsampler.errors import ConfigError, unknown_name
+from distsampler.named import Named
 
 NUMBER = "number"  # of what may be a number or "auto"
 AUTO_GATE = {"every": 400, "relative_error": 0.05}  # with draws="auto", where not given
 _AUTO = Discriminator(lambda value: "auto" if value == "auto" else NUMBER)
 _Auto = Annotated[Literal["auto"], Tag("auto")]
 _MaskField = Annotated[masks.Mask, PlainValidator(masks.Mask.of), PlainSerializer(str)]
+
+_NamedField = Annotated[Named, PlainValidator(Named.of), PlainSerializer(str)]
 
 
 class _Frozen(BaseModel):
@@ -158,6 +161,12 @@ class RunConfig(_Frozen):
         init_radius: |w - w*| of the odd chains' start, in weight units; None: found by the loss.
         mode: the model's mode while sampling.
         probe: examples of the fixed evaluation subset that the gate reads.
+        observables: your own, by name: ``fn(model, batch)`` on the probe at every draw, a tensor of
+            one shape; in YAML "module:callable" or "path/to/file.py:callable". Those of up to 64
+            numbers go to the posterior, larger ones to ``Run.wide``.
+        save_losses: keep the probe's per-example losses at every draw: ``Run.losses``.
+        save_weights_every: keep the parameters that move at every so-manieth draw, counted from the
+            chain's start: ``Run.weights``.
         device: where a chain runs; "auto": the GPU it was given, else the CPU.
         threads: CPU threads of a chain.
         deterministic: ask torch for deterministic algorithms.
@@ -195,6 +204,9 @@ class RunConfig(_Frozen):
     init_radius: Annotated[float, Field(gt=0)] | None = None
     mode: Literal["eval", "train"] = "eval"
     probe: Annotated[int, Field(ge=8)] = 256
+    observables: dict[str, _NamedField] = {}
+    save_losses: bool = False
+    save_weights_every: Annotated[int, Field(ge=1)] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=1)] = 1
     deterministic: bool = True

@@ -37,7 +37,7 @@ class ChainDiverged(DistsamplerError):
 
 
 def wrong_with(
-    measured: Mapping[str, float | NDArray[np.float64]],
+    measured: Mapping[str, float | NDArray[np.floating]],
     spec: ChainSpec,
     anchor: Anchor,
     moving: int,

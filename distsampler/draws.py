@@ -34,6 +34,33 @@ class Variable:
 
 
 @dataclass(frozen=True)
+class WideVariable:
+    """One quantity too large to travel: the chain's owner writes it to the store, as float32.
+
+    Args:
+        name: of its array.
+        meaning: one line for people.
+        dims: names of the dimensions behind (chain, draw).
+        shape: of one draw.
+        every: it is saved at every so-manieth draw, counted from the chain's start.
+    """
+
+    name: str
+    meaning: str
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    every: int = 1
+
+    def saved(self, draws: int) -> int:
+        """How many of a chain's first draws have it."""
+        return draws // self.every
+
+    def draw(self, row: int) -> int:
+        """The draw that a saved row belongs to."""
+        return (row + 1) * self.every - 1
+
+
+@dataclass(frozen=True)
 class StateFile:
     """A state that lies in the store already.
 
@@ -57,6 +84,7 @@ class DrawBlock:
         state: the chain after the last draw; bytes to everybody but chain and checkpoint, or the
             file that holds them.
         state_seconds: that it took to write the state down.
+        wide: names of the wide variables whose values of these draws lie in the store already.
     """
 
     chain: int
@@ -64,6 +92,7 @@ class DrawBlock:
     values: Mapping[str, NDArray[np.generic]]
     state: bytes | StateFile = field(repr=False)
     state_seconds: float = 0.0
+    wide: tuple[str, ...] = ()
 
     @property
     def end(self) -> int:

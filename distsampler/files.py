@@ -25,6 +25,14 @@ class StoreFault(StoreError):
     """A store that failed while it was in use; what was committed stays readable."""
 
 
+def refused(files: Files, error: Exception) -> StoreFault:
+    """What to raise when a write has failed."""
+    return StoreFault(
+        f"{files} can no longer be written: {error}; what was committed stays readable: make room "
+        "or restore access, then continue with resume='auto'"
+    )
+
+
 def _nothing(point: str) -> None:
     """Called at every step of a write, so that a test can end the process there."""
 
@@ -47,8 +55,9 @@ class Files:
         self._remote = _remote(self.root)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travels to actors as its address; guard and steps stay."""
-        return _rebuilt, (self.root, self.fsync)
+        """Travels to actors as its address, whatever folder they work in; guard and steps stay."""
+        root = self.root if self._remote is not None else str(Path(self.root).absolute())
+        return _rebuilt, (root, self.fsync)
 
     def __str__(self) -> str:
         return self.root

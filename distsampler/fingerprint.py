@@ -15,7 +15,7 @@ from distsampler.errors import StoreError
 from distsampler.files import Files
 from distsampler.manifest import Manifest
 from distsampler.optim.by_name import freeze_after
-from distsampler.replica import ChainSpec, Loss
+from distsampler.replica import ChainSpec
 from distsampler.trace import Trace
 
 # Fields of RunConfig that change no bit of a draw; a run may also be asked for more draws.
@@ -38,7 +38,11 @@ def fingerprint(spec: ChainSpec) -> dict[str, str]:
         "dtype": ", ".join(sorted({str(p.dtype) for p in spec.model.parameters()})),
         "data": f"{len(spec.rows)} examples, {spec.rows.digest()}",
         "model": _model_digest(spec.model),
-        "loss": _loss_digest(spec.loss),
+        "loss": _function_digest(spec.loss),
+        **{
+            f"observables.{name}": _function_digest(each.function)
+            for name, each in spec.config.observables.items()
+        },
     }
 
 
@@ -88,9 +92,9 @@ def _model_digest(model: nn.Module) -> str:
     return state.hexdigest()
 
 
-def _loss_digest(loss: Loss) -> str:
-    """Name and source of the loss, where it has one; what it calls is not seen."""
-    function = loss.func if isinstance(loss, functools.partial) else loss
+def _function_digest(given: object) -> str:
+    """Name and source of a loss or observable, where it has one; what it calls is not seen."""
+    function = given.func if isinstance(given, functools.partial) else given
     if not inspect.isfunction(function):
         function = type(function)
     try:

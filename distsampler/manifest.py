@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from distsampler.config import RunConfig
-from distsampler.draws import Variable
+from distsampler.draws import Variable, WideVariable
 from distsampler.errors import StoreError
 from distsampler.files import Files
 
@@ -24,6 +24,7 @@ class Manifest(BaseModel):
         config: of the run.
         fingerprint: what the bits of the trace depend on beside the config.
         variables: what a draw holds.
+        wide: what of it is too large to travel.
         versions: of the libraries that wrote it.
         recipe: the config file's model, data and loss, and the file; None for a run from Python.
         status: how the run stands.
@@ -44,6 +45,7 @@ class Manifest(BaseModel):
     config: RunConfig
     fingerprint: dict[str, str]
     variables: tuple[Variable, ...]
+    wide: tuple[WideVariable, ...] = ()
     versions: dict[str, str]
     recipe: dict[str, Any] | None = None
     status: Status = "running"

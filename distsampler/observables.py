@@ -7,7 +7,7 @@ minibatch noise: they carry the verdict. Distances and projections of the weight
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distsampler.anchor import PARTS, probe_batches, probe_losses, probe_size, probe_weights
-from distsampler.draws import Anchor, Variable
+from distsampler.draws import Anchor, Variable, WideVariable
 from distsampler.errors import ConfigError
+from distsampler.own_observables import OwnObservables, dims_of
 from distsampler.replica import ChainSpec, Replica
+from distsampler.restriction import selected
 from distsampler.seeding import Stream, generator
 from distsampler.watch import watched
+from distsampler.wide import LOSSES, WEIGHTS
 
 PROJECTIONS = 8
 COORDINATES = 4096  # entries of the weights that enter their projections, at most
@@ -35,13 +38,35 @@ MEANINGS = {
     "thermostat": "friction after the step that leaves w_t",
 }
 
-Values = dict[str, float | NDArray[np.float64]]
+Values = dict[str, float | NDArray[np.floating]]
 
 
 def variables(spec: ChainSpec) -> tuple[Variable, ...]:
     """What a draw of this run holds."""
     measured = (*_measured(spec), *watched(spec))
-    return (*measured, *(_told(name, measured) for name in spec.metrics))
+    own = (each for each in spec.observed if isinstance(each, Variable))
+    return (*measured, *(_told(name, measured) for name in spec.metrics), *own)
+
+
+def wide_variables(spec: ChainSpec) -> tuple[WideVariable, ...]:
+    """What of a draw is too large to travel."""
+    own = (each for each in spec.observed if isinstance(each, WideVariable))
+    return (*_saved_losses(spec), *_saved_weights(spec), *own)
+
+
+def _saved_losses(spec: ChainSpec) -> Iterator[WideVariable]:
+    if spec.config.save_losses:
+        shape = (probe_size(spec.config, len(spec.rows)),)
+        yield WideVariable(LOSSES, "loss of each probe example at w_t", ("example",), shape)
+
+
+def _saved_weights(spec: ChainSpec) -> Iterator[WideVariable]:
+    every, names = spec.config.save_weights_every, selected(spec.model, spec.config.restrict_to)
+    for name, parameter in spec.model.named_parameters():
+        if every is not None and name in names:
+            dims = dims_of(name, parameter.ndim)
+            shape = tuple(parameter.shape)
+            yield WideVariable(f"{WEIGHTS}/{name}", f"{name} at w_t", dims, shape, every)
 
 
 def _told(name: str, measured: Sequence[Variable]) -> Variable:
@@ -104,6 +129,7 @@ class Observer:
             replica.masks or [torch.ones_like(w, dtype=torch.bool) for w in anchors],
         )
         self._picked = self._pick(anchors)
+        self._own = OwnObservables(spec, replica, chain)
 
     @torch.no_grad()
     @np.errstate(invalid="ignore", over="ignore")  # a chain that diverges is told by its values
@@ -126,7 +152,22 @@ class Observer:
             "distance": self._distance(),
             "weight_projections": self._weight_onto @ self._moved(),
             "step": step,
+            **self._wide(probe, step),
+            **self._own.measure(step),
         }
+
+    def _wide(self, probe: NDArray[np.float64], step: int) -> Values:
+        """What is too large to travel."""
+        config, found = self._spec.config, Values()
+        if config.save_losses:
+            found[LOSSES] = probe.astype(np.float32)
+        every, draws = config.save_weights_every, step // config.thin + 1
+        if every is not None and draws % every == 0:
+            for name, p in self._replica.model.named_parameters():
+                if p.requires_grad:
+                    copied = p.detach().to("cpu", torch.float32, copy=True)
+                    found[f"{WEIGHTS}/{name}"] = copied.numpy()
+        return found
 
     def _init_losses(self, rows: NDArray[np.int64]) -> NDArray[np.float32] | float:
         """What the same examples lost at w*; without per-example losses, what all did."""

@@ -8,7 +8,7 @@ others: one that diverges, or was retired long ago, stays as a lane at w* that n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from distsampler.draws import Anchor, DrawBlock
 from distsampler.lanes import Lanes
 from distsampler.optim.joint import Joint
 from distsampler.replica import ChainSpec, Replica
+from distsampler.wide import Writer
 
 
 @dataclass(frozen=True)
@@ -43,17 +44,25 @@ class Pack:
         chains: indices, of one pack; those of it that are not named have been retired.
         anchor: the losses at w*.
         base: a replica at w*, on the device where the chains run.
+        writer: what takes the wide values of a chain; None: they are dropped.
     """
 
     def __init__(
-        self, spec: ChainSpec, chains: Sequence[int], anchor: Anchor, base: Replica
+        self,
+        spec: ChainSpec,
+        chains: Sequence[int],
+        anchor: Anchor,
+        base: Replica,
+        writer: Callable[[int], Writer | None] = lambda chain: None,
     ) -> None:
         config, self._thin = spec.config, spec.config.thin
         self._first = chains[0] // config.together * config.together
         count = min(config.together, config.chains - self._first)
         anchors = [flat.detach() for flat in base.flats]
         self._chains = {
-            index: Chain(spec, index, anchor, anchors=anchors, device=base.device)
+            index: Chain(
+                spec, index, anchor, anchors=anchors, device=base.device, writer=writer(index)
+            )
             for index in chains
         }
         self._joint: Joint | None = None

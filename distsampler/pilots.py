@@ -106,7 +106,10 @@ def read_pilot(run: Run, sampler: SamplerConfig, steps: int) -> Pilot:
 
 
 def short(config: RunConfig, **changes: Any) -> RunConfig:  # noqa: ANN401 (fields of RunConfig)
-    """A pilot's config: two chains from w*, watched, never stopped by a clock or a gate."""
+    """A pilot's config: two chains from w*, watched, never stopped by a clock or a gate.
+
+    Nothing is kept of it that a calibration does not read.
+    """
     fixed = {
         "chains": PILOT_CHAINS,
         "min_chains": 1,
@@ -118,6 +121,9 @@ def short(config: RunConfig, **changes: Any) -> RunConfig:  # noqa: ANN401 (fiel
         "watch": True,
         "fsync": False,
         "pack": 1,
+        "observables": {},
+        "save_losses": False,
+        "save_weights_every": None,
     }
     return config.model_copy(update={**fixed, **changes})
 

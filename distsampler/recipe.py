@@ -17,6 +17,7 @@ import yaml
 
 from distsampler.config import RunConfig
 from distsampler.errors import ConfigError, unknown_name
+from distsampler.named import Named
 
 PARTS = ("model", "data", "loss")
 
@@ -87,15 +88,36 @@ def resolve(record: dict[str, Any], config: RunConfig) -> Recipe:
     Raises:
         ConfigError: if something cannot be imported or called.
     """
-    found = {part: _find(part, record[part], Path(record["folder"])) for part in PARTS}
+    folder = Path(record["folder"])
+    found = {part: _find(part, record[part], folder) for part in PARTS}
     loss, bound = found["loss"], record["loss_kwargs"]
     return Recipe(
         record,
-        config,
+        with_functions(config, folder),
         _call("model", found["model"], record["model_kwargs"]),
         _call("data", found["data"], record["data_kwargs"]),
         functools.partial(loss, **bound) if bound else loss,
     )
+
+
+def with_functions(config: RunConfig, folder: Path) -> RunConfig:
+    """The config, with the observables that it only names imported.
+
+    Args:
+        config: of a run.
+        folder: that files are named from.
+
+    Raises:
+        ConfigError: if one cannot be imported.
+    """
+    found = {}
+    for name, each in config.observables.items():
+        try:
+            function = each.function or _find(f"observables.{name}", each.name, folder)
+        except ConfigError as error:
+            raise ConfigError(f"{error}; or give the function itself, from Python") from error
+        found[name] = Named(each.name, function)
+    return config.model_copy(update={"observables": found}) if found else config
 
 
 def write(recipe: Recipe, path: str | Path) -> None:
@@ -104,18 +126,26 @@ def write(recipe: Recipe, path: str | Path) -> None:
     folder = Path(record["folder"])
     fields: dict[str, Any] = {}
     for part in PARTS:
-        home, _, attribute = record[part].rpartition(":")
-        moved = home.endswith(".py") and folder != out.parent.absolute()
-        fields[part] = f"{(folder / home).resolve()}:{attribute}" if moved else record[part]
+        fields[part] = _seen_from(out, record[part], folder)
         if record[f"{part}_kwargs"]:
             fields[f"{part}_kwargs"] = record[f"{part}_kwargs"]
     fields |= recipe.config.model_dump(mode="json", exclude_unset=True)
+    for name, each in fields.get("observables", {}).items():
+        fields["observables"][name] = _seen_from(out, each, folder)
     if record["restrict_to"] is not None:
         masked = isinstance(record["restrict_to"], str)
         fields["restrict_to"] = (
             str((folder / record["restrict_to"]).resolve()) if masked else record["restrict_to"]
         )
     out.write_text(yaml.safe_dump(fields, sort_keys=False))
+
+
+def _seen_from(out: Path, name: str, folder: Path) -> str:
+    """The name of a callable; one in a file, for a YAML file that may lie in another folder."""
+    home, _, attribute = name.rpartition(":")
+    if not home.endswith(".py") or folder == out.parent.absolute():
+        return name
+    return f"{(folder / home).resolve()}:{attribute}"
 
 
 def _read(path: Path) -> dict[str, Any]:

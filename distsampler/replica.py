@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distsampler.config import RunConfig
+from distsampler.draws import Variable, WideVariable
 from distsampler.errors import ConfigError
 from distsampler.restriction import flat_masks, selected
 from distsampler.seeding import step_seed
@@ -38,6 +39,7 @@ class ChainSpec:
         stochastic: whether ``loss`` draws from torch's global generator (dropout).
         sampler: the class of the optimizer that moves the chain.
         metrics: names of what is recorded of the step behind each draw.
+        observed: what the user's own observables give.
     """
 
     model: nn.Module
@@ -49,6 +51,7 @@ class ChainSpec:
     stochastic: bool
     sampler: type[torch.optim.Optimizer]
     metrics: tuple[str, ...] = ()
+    observed: tuple[Variable | WideVariable, ...] = ()
 
 
 class Replica:
@@ -118,8 +121,16 @@ class Replica:
         """
         if not (self._spec.stochastic or self._buffers):
             return self._spec.loss(self.model, batch)
-        with self._seeded(chain, step), self._still_buffers():
+        seeded = self._seeded(chain, step) if self._spec.stochastic else contextlib.nullcontext()
+        with seeded, self._still_buffers():
             return self._spec.loss(self.model, batch)
+
+    def evaluate(
+        self, function: Callable[[nn.Module, object], object], batch: object, chain: int, step: int
+    ) -> object:
+        """What any function of model and batch gives; what it draws at random is as for a loss."""
+        with self._seeded(chain, step), self._still_buffers():
+            return function(self.model, batch)
 
     def batch(self, rows: NDArray[np.int64]) -> object:
         """The batch of some rows, on this device."""
@@ -127,9 +138,6 @@ class Replica:
 
     @contextlib.contextmanager
     def _seeded(self, chain: int, step: int) -> Iterator[None]:
-        if not self._spec.stochastic:
-            yield
-            return
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(step_seed(self._spec.config.seed, chain, step))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from distsampler import bias, estimators, inference_data
+from distsampler import bias, estimators, inference_data, lazy_data
 from distsampler.budget import ErrorBudget, budget
 from distsampler.diagnostics import Diagnosis, Verdict
 from distsampler.errors import DistsamplerError, StoreError
@@ -19,6 +19,7 @@ from distsampler.files import Files
 from distsampler.inference_data import InferenceData
 from distsampler.manifest import Manifest
 from distsampler.trace import Trace
+from distsampler.wide import LOSSES
 
 
 class NotConverged(DistsamplerError):
@@ -80,6 +81,46 @@ class Run:
     def posterior(self) -> xr.Dataset:
         """The draws after burn-in, dims (chain, draw, ...)."""
         return inference_data.group(self.inference_data, "posterior")
+
+    @cached_property
+    def wide(self) -> dict[str, xr.DataArray]:
+        """What is too large for ``inference_data``: name -> (chain, draw, ...), float32, lazy.
+
+        Opening reads nothing; a selection is read, and checked, when its values are asked for, and
+        again each time: ``.sel(chain=0).load()`` keeps it. Chains and draws are the posterior's.
+        """
+        return lazy_data.wide(self._trace)
+
+    @property
+    def losses(self) -> xr.DataArray:
+        """Losses of the probe's examples at every draw, dims (chain, draw, example), lazy.
+
+        ``example`` is the example's row in the data; the losses of the same examples at w*, in the
+        same order, are ``probe_losses`` in ``constant_data``.
+
+        Raises:
+            StoreError: if the run was not asked for them.
+        """
+        if LOSSES not in self.wide:
+            raise StoreError(f"{self.store} holds no losses: sample with save_losses=True")
+        return self.wide[LOSSES]
+
+    @cached_property
+    def weights(self) -> xr.Dataset:
+        """The weights at the draws that ``save_weights_every`` kept, by parameter name, lazy.
+
+        Each has dims (chain, draw, ...) and the parameter's shape; ``draw`` is the posterior's.
+
+        Raises:
+            StoreError: if the run was not asked for them.
+
+        Example:
+            >>> run.weights["layer.weight"].sel(chain=0).isel(draw=-1).values  # doctest: +SKIP
+        """
+        found = lazy_data.weights(self._trace)
+        if not found:
+            raise StoreError(f"{self.store} holds no weights: sample with save_weights_every=10")
+        return found
 
     @property
     def burn_in(self) -> int:

@@ -24,12 +24,14 @@ from distsampler import (
     estimators,
     gradient_noise,
     inference_data,
+    own_observables,
     packing,
     trace,
     watch,
 )
 from distsampler.config import RunConfig, optimal_nbeta
 from distsampler.diagnostics import Verdict
+from distsampler.draws import Variable, WideVariable
 from distsampler.driver import Driver, Observer
 from distsampler.errors import ConfigError, RunFailed, StoreError
 from distsampler.files import Files
@@ -37,10 +39,10 @@ from distsampler.fingerprint import check_same, fingerprint, versions
 from distsampler.lease import Lease
 from distsampler.live import Reporter
 from distsampler.manifest import Manifest
-from distsampler.observables import variables
+from distsampler.observables import variables, wide_variables
 from distsampler.optim import by_name, trial
 from distsampler.pool import ChainPool, SerialPool
-from distsampler.recipe import Recipe
+from distsampler.recipe import Recipe, with_functions
 from distsampler.replica import ChainSpec, Loss, inspect_loss
 from distsampler.restriction import selected
 from distsampler.results import Run
@@ -69,7 +71,9 @@ def sample(  # noqa: PLR0913 (the signature is the public contract)
         model: trained; its present weights are w*. It is not changed.
         data: a map-style Dataset, a tensor, a tuple or dict of tensors, or a DataLoader (its
             dataset, collate_fn and batch_size are taken, its sampler is not).
-        loss: ``loss(model, batch)``: one value per example, shape (batch,), or the batch mean.
+        loss: ``loss(model, batch)``: one value per example, shape (batch,), or the batch mean. n
+            counts examples: where an example is a sequence, and the loss gives one value each, n is
+            the number of sequences, not of tokens.
         config: of the run; None: the defaults.
         store: the run directory, which must be new; None: a temporary one.
         pool: where chains run; None: ``RayPool(config.placement)``.
@@ -245,6 +249,7 @@ def prepare(model: nn.Module, data: object, loss: Loss, config: RunConfig) -> Ch
             f"{config.batch_size}"
         )
     selected(model, config.restrict_to)
+    config = with_functions(config, Path())
     sampler = by_name.resolve(config.sampler.name)
     by_name.signature_options(config.sampler)
     nbeta = config.sampler.options.get("nbeta")
@@ -253,13 +258,18 @@ def prepare(model: nn.Module, data: object, loss: Loss, config: RunConfig) -> Ch
     if config.sampler.correct_heat:
         gradient_noise.batches(config, len(rows))
     per_example, stochastic = inspect_loss(model, rows, loss, config.mode)
+    if config.save_losses and not per_example:
+        raise ConfigError(
+            "save_losses needs a loss of one value per example, shape (batch,), and this one gives "
+            "the batch mean: use reduction='none', or leave save_losses out"
+        )
     if trial.needs_closure(sampler):
         _check_full(config, len(rows), stochastic)
-    return _watchable(
-        ChainSpec(
-            model, rows, loss, config, float(nbeta), per_example, stochastic, sampler, metrics
-        )
+    spec = ChainSpec(
+        model, rows, loss, config, float(nbeta), per_example, stochastic, sampler, metrics
     )
+    taken: list[Variable | WideVariable] = [*variables(spec), *wide_variables(spec)]
+    return _watchable(replace(spec, observed=own_observables.found(spec, taken)))
 
 
 def _watchable(spec: ChainSpec) -> ChainSpec:
@@ -335,6 +345,7 @@ def _manifest(spec: ChainSpec, recipe: dict[str, Any] | None) -> Manifest:
         config=config,
         fingerprint=fingerprint(spec),
         variables=variables(spec),
+        wide=wide_variables(spec),
         versions=versions(),
         n_committed=(0,) * config.chains,
         recipe=recipe,

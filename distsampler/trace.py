@@ -24,11 +24,12 @@ from distsampler.arrays import Draws, ZarrFiles, array_of, codecs
 from distsampler.config import RunConfig, looks
 from distsampler.draws import Anchor, DrawBlock, StateFile
 from distsampler.errors import StoreError
-from distsampler.files import TEMPORARY, Files, StoreFault, is_url
+from distsampler.files import TEMPORARY, Files, is_url, refused
 from distsampler.manifest import Manifest, Status
+from distsampler.wide import WIDE, WideArrays
 
 MANIFEST, EVENTS, ZARR = "run.json", "events.jsonl", "trace.zarr"
-OURS = {"lease.json", EVENTS, ZARR, "checkpoints"}  # all that a start cut short can leave
+OURS = {"lease.json", EVENTS, ZARR, WIDE, "checkpoints"}  # all that a start cut short can leave
 CONSTANTS = {"probe_losses": "probe", "init_losses": "example", "gradient_variance": "parameter"}
 AGAIN = (
     "restore it from a copy; or continue the run, which computes what is missing again; or delete "
@@ -57,6 +58,7 @@ class Trace:
             where = self.files.path(f"{ZARR}/zarr.json")
             raise StoreError(f"{where} cannot be read: {error}; {AGAIN}") from error
         self._draws = Draws(self._root, self.manifest.variables, self._first_draws(config))
+        self.wide = WideArrays(self.files, self.manifest.wide)
         self._committed = self._counts()
 
     @classmethod
@@ -68,6 +70,7 @@ class Trace:
             root.attrs["config"] = config.model_dump_json()
             burn_in, draws = _sizes(config)
             Draws(root, manifest.variables, burn_in).create(config.chains, draws)
+            WideArrays(files, manifest.wide).create(config.chains, config.total_draws)
             root.create_group("constant_data")
             _make_counts(root, [0] * config.chains)
             manifests.write(files, MANIFEST, manifest)
@@ -168,11 +171,13 @@ class Trace:
         Draws that exist already, computed again after a state was lost, are left as they are.
 
         Raises:
-            StoreError: if a block begins beyond where its chain ends.
+            StoreError: if a block begins beyond where its chain ends, or what is wide of its draws
+                was not written before it came.
             StoreFault: if writing fails.
         """
         counts, new = list(self._committed), []
         for block in blocks:
+            self.wide.check(block)
             known = counts[block.chain] - block.first_draw
             if known < 0:
                 raise StoreError(
@@ -285,6 +290,7 @@ class Trace:
                 self.event("damaged", committed=counts, intact=intact)
             if intact != self._committed:
                 self._count(intact)
+            self.wide.sweep(intact)
             states.sweep(self.files, tuple(intact))
             self._drop_damaged_anchor()
 
@@ -300,6 +306,7 @@ class Trace:
         )
         burn_in, draws = _sizes(config)
         self._writing(lambda: self._draws.resize(draws, burn_in))
+        self._writing(lambda: self.wide.resize(config.total_draws))
 
     def record_device(self, device: str) -> None:
         """Notes the device that the chains run on; a run stays on one type.
@@ -340,6 +347,7 @@ class Trace:
             self._writing(lambda: self._draws.split(burn_in, kept))
         self._update(**ending, kept=kept, burn_in=chosen)
         self._writing(lambda: self._draws.resize(kept, burn_in))
+        self._writing(lambda: self.wide.resize(burn_in + kept))
 
     def event(self, kind: str, **details: object) -> None:
         """Appends one line to events.jsonl."""
@@ -446,16 +454,14 @@ class Trace:
         except StoreError:
             raise
         except OSError as error:
-            raise StoreFault(
-                f"{self.path} can no longer be written: {error}; what was committed stays "
-                "readable: make room or restore access, then continue with resume='auto'"
-            ) from error
+            raise refused(self.files, error) from error
 
     def _arrays(self, group: str) -> list[tuple[str, zarr.Array[Any]]]:
         return self._reading(group, lambda: list(self._root.require_group(group).arrays()))
 
     def _intact(self, counts: list[int]) -> list[int]:
-        return self._reading("", lambda: list(self._draws.intact(counts)))
+        narrow = self._reading("", lambda: self._draws.intact(counts))
+        return self.wide.intact(narrow)
 
     def _reading(self, name: str, read: Callable[[], T]) -> T:
         """What was read; zarr and its codecs raise what they like, and warn of a lost file."""

@@ -20,6 +20,7 @@ from typing import assert_never
 from distsampler.anchor import AnchorPart, Part
 from distsampler.diagnostics import Verdict
 from distsampler.draws import DrawBlock
+from distsampler.errors import StoreError
 from distsampler.pack import Advanced
 from distsampler.pool import (
     Loss,
@@ -340,8 +341,8 @@ def _failed(state: State, event: WorkFailed) -> Step:
     if state.places[event.place].work != event.work:
         return state, []
     state, actions = _freed(state, event.place, progress=True)
-    if isinstance(event.work, AnchorPass):
-        return _fail(state, str(event.error)), actions
+    if isinstance(event.work, AnchorPass) or isinstance(event.error, StoreError):
+        return _fail(state, str(event.error)), actions  # the store's fault is no chain's
     state, more = _retired(state, event.work.chains, str(event.error))
     return state, actions + more
 

@@ -1,4 +1,4 @@
-"""Whether a recipe can travel to other processes: model, data and loss must be picklable."""
+"""Whether a recipe can travel to other processes: model, data and functions must be picklable."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Dumps = Callable[[object], object]
 
 def send_by_value(spec: ChainSpec, register: Callable[[ModuleType], None]) -> None:
     """Lets user code that no actor could import (a config's file.py) travel with the recipe."""
-    loss = getattr(spec.loss, "func", spec.loss)
-    parts = [loss, spec.rows, *spec.model.modules(), *vars(spec.rows).values()]
+    functions = [getattr(each, "func", each) for each in (spec.loss, *_observables(spec).values())]
+    parts = [*functions, spec.rows, *spec.model.modules(), *vars(spec.rows).values()]
     names = {getattr(part, "__module__", None) or type(part).__module__ for part in parts}
     names.add(spec.sampler.__module__)
     for name in {name.partition(".")[0] for name in names} - {"__main__", "builtins"}:
@@ -34,16 +34,20 @@ def check_picklable(spec: ChainSpec, dumps: Dumps) -> None:
     Raises:
         ConfigError: names the attribute that cannot.
     """
-    for what in ("model", "loss", "rows"):
-        value = getattr(spec, what)
+    parts = {"model": spec.model, "loss": spec.loss, "data": spec.rows, **_observables(spec)}
+    for name, value in parts.items():
         error = _pickle_error(value, dumps)
         if error is not None:
-            name = {"rows": "data"}.get(what, what)
             raise ConfigError(
                 f"the {name} must be picklable, to be sent to the actors: "
                 f"{_culprit(value, name, dumps)} is not ({error}); remove it, or use "
                 "pool=SerialPool()"
             )
+
+
+def _observables(spec: ChainSpec) -> dict[str, object]:
+    """The user's own, by what they are called in errors."""
+    return {f"observable {name}": each.function for name, each in spec.config.observables.items()}
 
 
 def _culprit(value: object, path: str, dumps: Dumps) -> str:

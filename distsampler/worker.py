@@ -6,7 +6,7 @@ import contextlib
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,10 +16,12 @@ from distsampler import states
 from distsampler.anchor import AnchorPart, Part, measure
 from distsampler.config import RunConfig
 from distsampler.draws import Anchor, DrawBlock, StateFile
-from distsampler.errors import WorkFailedError
-from distsampler.files import Files
+from distsampler.errors import StoreError, WorkFailedError
+from distsampler.files import Files, refused
+from distsampler.observables import wide_variables
 from distsampler.pack import Advanced, Pack
 from distsampler.replica import ChainSpec, Replica
+from distsampler.wide import WideArrays, Writer
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class Worker:
 
         Raises:
             WorkFailedError: if the user's model, data or loss raised.
+            StoreError: if the store cannot take what this place writes to it.
             torch.OutOfMemoryError: if the device has not enough.
         """
         try:
@@ -82,7 +85,7 @@ class Worker:
                         return measure(self._base, self._spec, work.part)
                     case Advance():
                         return self._advance(work)
-        except (WorkFailedError, torch.OutOfMemoryError):
+        except (WorkFailedError, StoreError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             raise WorkFailedError(
@@ -99,7 +102,10 @@ class Worker:
         if files is None or isinstance(block.state, StateFile) or len(block.state) <= limit:
             return block
         began = time.perf_counter()
-        file = states.write(files, block.chain, block.end, block.state)
+        try:
+            file = states.write(files, block.chain, block.end, block.state)
+        except OSError as error:
+            raise refused(files, error) from error
         seconds = block.state_seconds + time.perf_counter() - began
         return replace(block, state=file, state_seconds=seconds)
 
@@ -110,7 +116,7 @@ class Worker:
         if pack is None or not pack.at(work.chains, work.first_draw):
             if work.anchor is None:
                 raise RuntimeError("a chain needs the losses at w*")
-            pack = Pack(self._spec, work.chains, work.anchor, self._base)
+            pack = Pack(self._spec, work.chains, work.anchor, self._base, self._writers(work.files))
             for chain, state in zip(work.chains, work.states, strict=False):
                 if state is not None:
                     pack.restore(chain, _read(state, work.files))
@@ -120,6 +126,14 @@ class Worker:
         while len(self._packs) > self._capacity:
             self._packs.popitem(last=False)
         return pack
+
+    def _writers(self, files: Files | None) -> Callable[[int], Writer | None]:
+        """What takes the wide values of each chain."""
+        wide = wide_variables(self._spec)
+        if not wide or files is None:
+            return lambda chain: None
+        arrays = WideArrays(files, wide)
+        return lambda chain: Writer(arrays, chain)
 
 
 def _read(state: bytes | StateFile, files: Files | None) -> bytes:

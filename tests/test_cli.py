@@ -172,6 +172,26 @@ def test_a_stopped_run_exits_130_diagnoses_as_3_and_goes_on(
     assert results[0] == results[1]
 
 
+@pytest.mark.ray
+def test_observables_of_a_file_are_measured_and_found_again_by_resume(tmp_path: Path) -> None:
+    from distsampler.results import open_run
+
+    (tmp_path / "own.py").write_text(
+        "def size(model, batch):\n    return model.weight.norm()\n"
+        "def outputs(model, batch):\n    return model(batch[0])\n"
+    )
+    own = {"size": "own.py:size", "outputs": "own.py:outputs"}
+    file = written(tmp_path, observables=own, save_losses=True, draws=20, burn_in=5)
+    out = command("run", file, "--store", tmp_path / "run", "--quiet")
+    assert out.returncode == 3, out.stderr
+    out = command("resume", tmp_path / "run", "--quiet", "--set", "draws=30", cwd=tmp_path.parent)
+    assert out.returncode == 3, out.stderr
+    run = open_run(tmp_path / "run")
+    assert run.posterior["size"].sizes == {"chain": 2, "draw": 30}
+    assert run.wide["outputs"].shape == (2, 30, 256, 1)
+    assert bool((run.losses >= 0).all())
+
+
 def test_a_run_from_python_is_not_resumed_from_the_command_line(tmp_path: Path) -> None:
     import distsampler as ds
     from tests.problems import config, regression, squared_error

@@ -19,7 +19,7 @@ from distsampler.anchor import AnchorPart
 from distsampler.diagnostics import Status, Verdict
 from distsampler.divergence import ChainDiverged
 from distsampler.draws import DrawBlock
-from distsampler.errors import DistsamplerError, WorkFailedError
+from distsampler.errors import DistsamplerError, StoreError, WorkFailedError
 from distsampler.pack import Advanced
 from distsampler.pool import Loss, PlaceDraining, PlaceLost, PlaceReady, WorkDone, WorkFailed
 from distsampler.transition import (
@@ -366,6 +366,15 @@ def test_an_error_in_the_loss_retires_the_pack_it_was_met_in() -> None:
     play.start()
     play.fail(0, WorkFailedError("the loss raised"))
     assert play.state.retired == {0, 1}
+
+
+def test_a_store_that_an_actor_cannot_write_ends_the_run_and_retires_no_chain() -> None:
+    play = Play()
+    play.start()
+    play.fail(0, StoreError("no space left"))
+    assert play.state.phase is Phase.FAILED
+    assert play.state.reason == "no space left"
+    assert not play.state.retired
 
 
 def test_below_min_chains_the_run_fails_and_says_why() -> None:

@@ -42,13 +42,14 @@ def sample(store: Path, at: Callable[[str], None], how: str) -> ds.Run:
         store: the run directory.
         at: called at every step.
         how: "direct": states go to the store directly, and everything is synced; "auto": the run
-            chooses its burn-in; else "sent".
+            chooses its burn-in; "wide": losses and weights are kept; else "sent".
     """
     model, data = regression(n=40)
-    direct, auto = how == "direct", how == "auto"
+    direct, auto, wide = how == "direct", how == "auto", how == "wide"
     settings = config(
         draws=26 if auto else 20, burn_in="auto" if auto else 6, thin=1, probe=8,
         commit_seconds=1e-9, watch=not auto, fsync=direct, max_state_mb=0.0 if direct else 64.0,
+        save_losses=wide, save_weights_every=3 if wide else None,
         placement=ds.PlacementConfig(block=13), gate=ds.GateConfig(every=12 if auto else None),
     )  # fmt: skip
     spec = prepare(model, data, squared_error, settings)

@@ -15,15 +15,18 @@ from tests.faults.digest import digest
 from tests.problems import config, regression, squared_error
 
 
-def sample(store: Path, **fields: Any) -> ds.Run:
-    model, data = regression(n=60)
-    settings = config(
-        draws=30, burn_in=6, thin=1, probe=8, commit_seconds=1e-9, **fields,
-        placement=ds.PlacementConfig(block=9),
+def settings(block: int) -> ds.RunConfig:
+    return config(
+        draws=30, burn_in=6, thin=1, probe=8, commit_seconds=1e-9, save_losses=True,
+        save_weights_every=4, placement=ds.PlacementConfig(block=block),
     )  # fmt: skip
+
+
+def sample(store: Path) -> ds.Run:
+    model, data = regression(n=60)
     return ds.sample(
-        model, data, squared_error, settings, store=store, pool=ds.SerialPool(), resume="auto",
-        quiet=True,
+        model, data, squared_error, settings(9), store=store, pool=ds.SerialPool(),
+        resume="auto", quiet=True,
     )  # fmt: skip
 
 
@@ -37,11 +40,8 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was stopped half way, as it lies on the disk."""
     store = tmp_path_factory.mktemp("runs") / "interrupted"
     running = ds.start(
-        *regression(n=60), squared_error,
-        config(draws=30, burn_in=6, thin=1, probe=8, commit_seconds=1e-9,
-               placement=ds.PlacementConfig(block=3)),
-        store=store, pool=_Stops(after=9),
-    )  # fmt: skip
+        *regression(n=60), squared_error, settings(3), store=store, pool=_Stops(after=9)
+    )
     _Stops.running = running
     assert running.wait(60).manifest.status == "interrupted"
     counts = ds.open(store).manifest.n_committed
@@ -114,7 +114,7 @@ def check(source: Path, truth: str, names: list[str], damage: Damage, scratch: P
 SOME = re.compile(
     r"run\.json|events\.jsonl|lease\.json|n_committed|nbeta|probe_losses|trace\.zarr/zarr\.json"
     r"|/posterior/(zarr\.json|probe_loss/|draw/zarr)|warmup_posterior/projections/c|step/c"
-    r"|checkpoints/chain-0001"
+    r"|checkpoints/chain-0001|wide\.zarr/(zarr\.json|losses/|weights/weight/c/1)"
 )
 
 

@@ -39,9 +39,16 @@ def test_a_crash_while_a_chosen_burn_in_is_written_out_changes_no_bit() -> None:
     assert steps(found["points"], "/posterior/probe_loss/c") >= {"begun", "written", "done"}
 
 
+def test_a_crash_while_an_owner_writes_what_is_wide_changes_no_bit() -> None:
+    found = crash(6, "wide", "wide.zarr/")
+    assert found["tried"] > 4
+    for name in ("wide.zarr/losses/c", "wide.zarr/weights/weight/c"):
+        assert steps(found["points"], name) >= {"begun", "written", "done"}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1900)
-@pytest.mark.parametrize("how", ["sent", "auto"])
+@pytest.mark.parametrize("how", ["sent", "auto", "wide"])
 def test_a_crash_at_every_step_changes_no_bit(how: str) -> None:
     found = crash(0, how)
     assert found["tried"] == len(found["points"]) > 400
