@@ -17,7 +17,7 @@ The way of the data, one direction::
 ``lanes``        the gradients of several chains in one call; ``pack``: chains that advance so;
                  ``packing``: how many, and why not
 ``worker``       what a place does; ``pool`` and ``ray_pool``: the places
-``transition``   decides; ``driver`` does; only it commits
+``situation``    where a run stands; ``transition`` decides; ``driver`` does, and only it commits
 ``trace``        the run directory: zarr arrays, manifest, checkpoints, events; ``wide``: what a
                  chain's owner writes there itself; ``lazy_data``: how that is read
 ``inference_data``, ``drift``, ``quantities``, ``diagnostics``, ``estimators``, ``results``

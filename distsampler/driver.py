@@ -23,8 +23,7 @@ from distsampler.optim.by_name import signature_options
 from distsampler.pool import ChainPool, PlaceLost
 from distsampler.progress import Progress, Snapshot
 from distsampler.replica import ChainSpec
-from distsampler.trace import Trace
-from distsampler.transition import (
+from distsampler.situation import (
     Action,
     CommitNow,
     Committed,
@@ -41,9 +40,9 @@ from distsampler.transition import (
     State,
     Stop,
     Submit,
-    begin,
-    transition,
 )
+from distsampler.trace import Trace
+from distsampler.transition import begin, transition
 from distsampler.worker import AnchorPass, Work
 
 WAIT_SECONDS = 0.2

@@ -48,8 +48,8 @@ from distsampler.restriction import selected
 from distsampler.results import Run
 from distsampler.running import Running
 from distsampler.shards import as_rows
+from distsampler.situation import Phase, State
 from distsampler.trace import Trace, as_files, check_new, refuse_existing
-from distsampler.transition import Phase, State
 
 Resume = Literal["never", "auto", "must"]
 

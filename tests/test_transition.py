@@ -22,8 +22,7 @@ from distsampler.draws import DrawBlock
 from distsampler.errors import DistsamplerError, StoreError, WorkFailedError
 from distsampler.pack import Advanced
 from distsampler.pool import Loss, PlaceDraining, PlaceLost, PlaceReady, WorkDone, WorkFailed
-from distsampler.transition import (
-    BUDGETS,
+from distsampler.situation import (
     Action,
     CommitNow,
     Committed,
@@ -39,9 +38,8 @@ from distsampler.transition import (
     State,
     Stop,
     Submit,
-    begin,
-    transition,
 )
+from distsampler.transition import BUDGETS, begin, transition
 from distsampler.worker import Advance, AnchorPass, Result, Work
 
 PLAN = Plan(burn_in=10, looks=(30, 45), min_chains=2, block=8, parts=((0, 0), (0, 1024)))
