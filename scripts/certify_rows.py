@@ -43,7 +43,7 @@ class Truths:
 
     def of(self, target: Target) -> Target:
         """The target, its exact value known."""
-        path = self._folder / f"{slug(target.name)}.json"
+        path = self._folder / f"{slug(target.name)}-gamma={target.gamma:g}.json"
         if not path.exists():
             self._write(path, target.exact._asdict())
         return target.known(Known(**json.loads(path.read_text())))

@@ -149,6 +149,8 @@ def test_truths_are_found_once(main: ModuleType, tmp_path: Path) -> None:
     truths = Truths(tmp_path, main.write)
     truths.of(net)
     assert truths.of(net.known(truth.Known(3.0))).exact == (2.0, 0.1, "here")
+    tighter = truth.unit_network((2, 2), 1, gamma=5.0).known(truth.Known(1.5))
+    assert truths.of(tighter).exact.mean == 1.5  # of another posterior, though of equal name
 
 
 def test_a_net_that_is_off_is_named_with_what_a_chain_finds_near_its_start(
