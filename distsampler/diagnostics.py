@@ -21,7 +21,7 @@ import xarray as xr
 
 from distsampler import drift, quantities
 from distsampler.config import GateConfig
-from distsampler.drift import Outlier
+from distsampler.drift import Drift, Outlier
 from distsampler.inference_data import arviz_module
 from distsampler.quantities import (
     ADVISORY,
@@ -347,11 +347,14 @@ def _apart(diagnosis: Diagnosis) -> list[str]:
 
 
 def _drifting(diagnosis: Diagnosis) -> list[str]:
-    """The clearest drift in words: of the probe's loss in units of the LLC, else in sds."""
+    """The clearest drift in words, the probe's loss before others that are as clear.
+
+    In units of the LLC for the probe's loss, else in sds.
+    """
     found = [(row, row.drift) for row in diagnosis.gated if row.drift and row.drift.found]
     if not found:
         return []
-    row, moved = max(found, key=lambda each: abs(each[1].size) / (each[1].error or 1.0))
+    row, moved = max(found, key=_clarity)
     unit, name = row.sd, "standard deviations"
     if row.name == "probe_loss" and math.isfinite(diagnosis.nbeta):
         unit, name = 1 / diagnosis.nbeta, "in units of the LLC"
@@ -361,6 +364,12 @@ def _drifting(diagnosis: Diagnosis) -> list[str]:
         f"{row.name} is still {way}: by {abs(size):.3g} +- {error:.2g} {name} from the first draw "
         "to the last"
     ]
+
+
+def _clarity(each: tuple[Row, Drift]) -> tuple[float, bool]:
+    """Standard errors of a drift; rounded, so that equal ones do not differ by a machine's bits."""
+    row, moved = each
+    return round(abs(moved.size) / (moved.error or 1.0), 6), row.name == "probe_loss"
 
 
 def _slow(diagnosis: Diagnosis, r_hat: float, wanted: float) -> str:
