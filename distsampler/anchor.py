@@ -14,22 +14,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distsampler import gradient_noise
+from distsampler import gradient_noise, hop
 from distsampler.config import RunConfig
 from distsampler.draws import Anchor
 from distsampler.replica import ChainSpec, Replica
 from distsampler.seeding import probe_rows
+from distsampler.sharded import ShardedRows
 from distsampler.shards import blocks, spread
 
+What = Literal["losses", "probe", "gradient noise", "shard gradient", "shard curvature"]
 PARTS = 8  # of the probe, where the loss gives batch means only
 
 
 class Part(NamedTuple):
-    """A piece of the pass: rows of the data, the probe, or batches of the gradient noise."""
+    """A piece of the pass: rows of the data, the probe, batches of the gradient noise, a shard."""
 
     start: int
     stop: int
-    what: Literal["losses", "probe", "gradient noise"] = "losses"
+    what: What = "losses"
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class AnchorPart:
     Args:
         part: which.
         values: losses, per example or the mean of each block (of each part of the probe), float64;
-            or the gradient's variance between examples, an entry each, float32.
+            or the gradient's variance between examples, an entry each, float32; or a shard's
+            gradient, or its curvatures.
     """
 
     part: Part
@@ -49,12 +52,16 @@ class AnchorPart:
 def plan(spec: ChainSpec, places: int) -> tuple[Part, ...]:
     """The parts of the pass."""
     n, noise = len(spec.rows), list[tuple[int, int]]()
+    shards = _spans(spec) if isinstance(spec.rows, ShardedRows) else ()
+    curved = shards if spec.config.watch else ()
     if spec.config.sampler.correct_heat:
         noise = gradient_noise.blocks(len(gradient_noise.batches(spec.config, n)))
     return (
         Part(0, 0, "probe"),
-        *(Part(*rows) for rows in spread(blocks(n), places)),
+        *(Part(*rows) for span in _spans(spec) for rows in spread(_blocks(span), places)),
         *(Part(*batches, "gradient noise") for batches in noise),
+        *(Part(*span, "shard gradient") for span in shards),
+        *(Part(*span, "shard curvature") for span in curved),
     )
 
 
@@ -66,11 +73,15 @@ def measure(replica: Replica, spec: ChainSpec, part: Part) -> AnchorPart:
             losses = probe_losses(replica, spec, probe_batches(replica, spec))
             return AnchorPart(part, losses)
         case "losses":
-            cut = [(a + start, b + start) for a, b in blocks(stop - start)]
+            cut = _blocks((start, stop))
             found = np.concatenate([_block(replica, spec, a, b) for a, b in cut])
             return AnchorPart(part, found)
         case "gradient noise":
             return AnchorPart(part, gradient_noise.measure(replica, spec, start, stop))
+        case "shard gradient":
+            return AnchorPart(part, hop.gradient(replica, spec, start, stop))
+        case "shard curvature":
+            return AnchorPart(part, hop.curvatures(replica, spec, start, stop))
         case _:
             assert_never(what)
 
@@ -86,15 +97,29 @@ def reduce(parts: Iterable[AnchorPart], spec: ChainSpec) -> Anchor:
         (each.part.start, each.part.stop, np.asarray(each.values, np.float32))
         for each in found.get("gradient noise", [])
     ]
-    n = len(spec.rows)
-    weights = None if spec.per_example else [stop - start for start, stop in blocks(n)]
+    cut = (block for span in _spans(spec) for block in _blocks(span))
+    weights = None if spec.per_example else [stop - start for start, stop in cut]
+    gradients = [each.values for each in found.get("shard gradient", [])]
+    curved = [np.asarray(each.values, np.float64) for each in found.get("shard curvature", [])]
     return Anchor(
         losses=losses.astype(np.float32) if spec.per_example else None,
         init_loss=float(np.average(losses, weights=weights)),
         probe_init_loss=float(np.average(probe, weights=probe_weights(spec))),
         probe_losses=probe,
         gradient_variance=gradient_noise.reduce(noise) if noise else None,
+        shard_gradients=np.asarray(gradients, np.float32) if gradients else None,
+        hop_bias=hop.bias(curved, spec) if curved else None,
     )
+
+
+def _spans(spec: ChainSpec) -> tuple[tuple[int, int], ...]:
+    """Rows that are cut into blocks together: a shard's, or all."""
+    return spec.rows.spans if isinstance(spec.rows, ShardedRows) else ((0, len(spec.rows)),)
+
+
+def _blocks(span: tuple[int, int]) -> list[tuple[int, int]]:
+    """Blocks of 1,024 rows, counted from the first of a span."""
+    return [(a + span[0], b + span[0]) for a, b in blocks(span[1] - span[0])]
 
 
 def probe_batches(replica: Replica, spec: ChainSpec) -> list[object]:

@@ -55,6 +55,7 @@ from distsampler.recipe import Recipe
 from distsampler.replica import Loss
 from distsampler.results import Run
 from distsampler.run import prepare
+from distsampler.sharded import see_here
 from distsampler.trace import MANIFEST, as_files
 from distsampler.tuning import REHEARSAL, Tuner
 
@@ -170,9 +171,11 @@ def calibrate(  # noqa: PLR0913 (as sample)
     if not 0 < bias < 1:
         raise ConfigError(f"bias must be between 0 and 1, a part of the LLC: got {bias}")
     began = time.monotonic()
-    spec = prepare(model, data, loss, config or RunConfig())
-    with _held(pool, spec.config) as held:
-        pilots = Pilots(spec, data, held)
+    config = config or RunConfig()
+    with _held(pool, config) as held:
+        look = getattr(held, "look", see_here)
+        spec = prepare(model, data, loss, config, look)
+        pilots = Pilots(spec, spec.rows if config.data_mode == "hop" else data, held)
         tuned = Tuner(spec, pilots, bias).run()
         found = Calibration(*tuned, pilot_seconds=time.monotonic() - began)
         chart = _heatmap(found.config, pilots, spec.nbeta) if heatmap else None

@@ -22,12 +22,14 @@ from distsampler.dispersion import Dispersion
 from distsampler.divergence import ChainDiverged, wrong_with
 from distsampler.draws import Anchor, DrawBlock
 from distsampler.errors import WorkFailedError
+from distsampler.hop import ControlVariate
 from distsampler.observables import Observer, Values, variables
 from distsampler.optim import Sampler, mala_acceptance
 from distsampler.optim.by_name import Ground, build
 from distsampler.optim.trial import measures_acceptance, needs_closure
 from distsampler.replica import ChainSpec, Replica
-from distsampler.seeding import AllRows, BatchStream, noise_seed
+from distsampler.seeding import AllRows, BatchStream, HopStream, noise_seed
+from distsampler.sharded import ShardedRows
 from distsampler.watch import Watch, due
 from distsampler.wide import Writer
 
@@ -72,10 +74,11 @@ class Chain:
         # A sampler of ours moves without the profiler's mark and the hooks of a public step.
         self._step_sampler = getattr(self._sampler, "move", self._sampler.step)
         n, size, epochs = len(spec.rows), config.batch_size, config.batches == "epoch"
-        whole, streams = needs_closure(spec.sampler), (config.seed, index, n, size)
-        self._batches = AllRows(n) if whole else BatchStream(*streams, epochs=epochs)
+        self._batches = batches_of(spec, index)
+        self._shift = self._control_variate()
         # An epoch's own batch is not independent of w_t: its excess loss would be biased.
         apart = epochs and size < n
+        streams = (config.seed, index, n, size)
         self._readout = BatchStream(*streams, epochs=False) if apart else None
         self._observer = Observer(spec, self._replica, anchors, anchor, index)
         self._variables, self._writer = variables(spec), writer
@@ -125,7 +128,7 @@ class Chain:
             self._disperse()
         self._values = {v.name: np.empty((draws, *v.shape), v.dtype) for v in self._variables}
         if self._watch is not None and self._first == 0:
-            self._watch.look(0)
+            self._watch.look(0, self._batches.span(0))
 
     def rows(self, step: int) -> NDArray[np.int64]:
         """The batch of a step."""
@@ -262,7 +265,7 @@ class Chain:
         if self._watch is None:
             return {}
         if due(step - self._spec.config.thin + 1, step + 1):
-            self._watch.look(step)
+            self._watch.look(step, self._batches.span(step))
         return {**self._watch.values}
 
     def _losses(self, rows: NDArray[np.int64], step: int) -> Tensor:
@@ -282,22 +285,44 @@ class Chain:
     def _move(self, losses: Tensor, rows: NDArray[np.int64], step: int) -> None:
         """One step of the sampler along the gradient of the mean loss."""
         if needs_closure(self._spec.sampler):
-            self._sampler.step(lambda: self._slope(self._losses(rows, step)))
+            self._sampler.step(lambda: self._slope(self._losses(rows, step), step))
         else:
-            self._slope(losses)
+            self._slope(losses, step)
             self._step_sampler()
 
     def _move_as_proposal(self, losses: Tensor, rows: NDArray[np.int64], step: int) -> float:
         """Moves; with what chance Metropolis would have accepted, at one gradient more."""
-        before = self._sampler.side(self._slope(losses))
+        before = self._sampler.side(self._slope(losses, step))
         self._step_sampler()
-        after = self._sampler.side(self._slope(self._losses(rows, step)))
+        after = self._sampler.side(self._slope(self._losses(rows, step), step))
         return float(mala_acceptance(before, after))
 
-    def _slope(self, losses: Tensor) -> Tensor:
+    def _slope(self, losses: Tensor, step: int) -> Tensor:
         """The mean loss, 0-d; its gradient is left where the sampler reads it."""
         self._replica.gradient(losses)
+        if self._shift is not None:
+            self._shift.apply(step)
         return losses.detach().mean()
+
+    def _control_variate(self) -> ControlVariate | None:
+        """What makes a shard's gradient one of all data."""
+        gradients, rows = self._anchor.shard_gradients, self._spec.rows
+        if gradients is None or not isinstance(rows, ShardedRows):
+            return None
+        assert isinstance(self._batches, HopStream)
+        return ControlVariate(self._replica, gradients, rows.sizes, self._batches)
+
+
+def batches_of(spec: ChainSpec, chain: int) -> BatchStream | HopStream | AllRows:
+    """Which rows a chain takes at which step."""
+    config, n = spec.config, len(spec.rows)
+    if needs_closure(spec.sampler):
+        return AllRows(n)
+    if isinstance(spec.rows, ShardedRows) and config.hop_every is not None:
+        sizes = spec.rows.sizes
+        return HopStream(config.seed, chain, sizes, config.batch_size, config.hop_every)
+    epochs = config.batches == "epoch"
+    return BatchStream(config.seed, chain, n, config.batch_size, epochs=epochs)
 
 
 def _variance(replica: Replica, anchor: Anchor) -> list[Tensor] | None:

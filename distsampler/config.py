@@ -25,6 +25,7 @@ from distsampler.errors import ConfigError, unknown_name
 from distsampler.named import Named
 
 NUMBER = "number"  # of what may be a number or "auto"
+HOP_EVERY = 100  # steps, where not given
 AUTO_GATE = {"every": 400, "relative_error": 0.05}  # with draws="auto", where not given
 _AUTO = Discriminator(lambda value: "auto" if value == "auto" else NUMBER)
 _Auto = Annotated[Literal["auto"], Tag("auto")]
@@ -152,6 +153,11 @@ class RunConfig(_Frozen):
         thin: steps a draw.
         batch_size: examples a step.
         batches: minibatches drawn with replacement, or as one permutation an epoch.
+        data_mode: "replicate": every chain draws its batches from all data. "hop": the data are cut
+            into shards, and a chain draws from one for ``hop_every`` steps, then from another.
+            "pinned", each chain on its shard for ever, is refused with the bias it would bring.
+        shards: how many, of data_mode="hop"; not needed where the data are given as a list of them.
+        hop_every: steps of a chain on a shard; 100 with data_mode="hop".
         seed: chain c is a function of (seed, c).
         restrict_to: names or regular expressions of the parameters that move, or boolean masks by
             name (tensors, arrays or nested lists; True moves, a parameter not named does not);
@@ -198,6 +204,9 @@ class RunConfig(_Frozen):
     thin: Annotated[int, Field(ge=1)] = 10
     batch_size: Annotated[int, Field(ge=1)] = 64
     batches: Literal["replacement", "epoch"] = "replacement"
+    data_mode: Literal["replicate", "hop", "pinned"] = "replicate"
+    shards: Annotated[int, Field(ge=1)] | None = None
+    hop_every: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     restrict_to: tuple[str, ...] | dict[str, _MaskField] | None = None
     init: Literal["anchor", "dispersed"] = "anchor"
@@ -245,6 +254,31 @@ class RunConfig(_Frozen):
         if isinstance(given, dict):
             given = {**AUTO_GATE, **{k: v for k, v in given.items() if v is not None}}
         return {"burn_in": "auto", **data, "gate": given}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hops(cls, data: object) -> object:
+        """How long a visit lasts, written down."""
+        if isinstance(data, dict) and data.get("data_mode") == "hop" and not data.get("hop_every"):
+            return {**data, "hop_every": HOP_EVERY}
+        return data
+
+    @model_validator(mode="after")
+    def _hops_or_not(self) -> RunConfig:
+        given = [name for name in ("shards", "hop_every") if getattr(self, name) is not None]
+        if self.data_mode == "replicate" and given:
+            raise ValueError(f"{given[0]} belongs to data_mode='hop', and it is 'replicate'")
+        if self.data_mode == "hop" and self.batches == "epoch":
+            raise ValueError(
+                "batches='epoch' walks through all data, and data_mode='hop' sits on one shard: "
+                "use batches='replacement'"
+            )
+        if self.data_mode == "hop" and self.sampler.correct_heat:
+            raise ValueError(
+                "sampler.correct_heat needs batches from all data at w*, and data_mode='hop' holds "
+                "one shard at a time: leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _chains_cover_minimum(self) -> RunConfig:

@@ -121,6 +121,10 @@ class Anchor:
         probe_losses: the probe's per-example losses (or the means of its eight parts) at w*.
         gradient_variance: between examples, of each entry that may move, float32; None if not
             asked for.
+        shard_gradients: of each shard's mean loss, (shards, d), float32; None of data that are not
+            in shards.
+        hop_bias: predicted error that hopping brings, relative: of the LLC as chains read it, and
+            of the loss on all data where they are; None: not predicted.
     """
 
     losses: NDArray[np.float32] | None
@@ -128,3 +132,5 @@ class Anchor:
     probe_init_loss: float
     probe_losses: NDArray[np.float64]
     gradient_variance: NDArray[np.float32] | None = None
+    shard_gradients: NDArray[np.float32] | None = None
+    hop_bias: tuple[float, float] | None = None

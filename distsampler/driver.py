@@ -14,7 +14,7 @@ from typing import Protocol, assert_never, cast
 
 import numpy as np
 
-from distsampler import anchor, bias
+from distsampler import anchor, bias, hop
 from distsampler.config import looks
 from distsampler.diagnostics import Verdict
 from distsampler.draws import DrawBlock, StateFile
@@ -35,6 +35,7 @@ from distsampler.situation import (
     Phase,
     Plan,
     RecordAnchor,
+    Refused,
     Restart,
     Retire,
     State,
@@ -114,6 +115,7 @@ class Driver:
         anchored = self._anchor is not None
         committed = self._trace.committed
         state = begin(plan, places, committed, retired, anchored, self._received)
+        self._see_shards()
         try:
             while not state.over:
                 for event in self._next_events(state):
@@ -210,6 +212,14 @@ class Driver:
     def _record(self, parts: tuple[anchor.AnchorPart, ...]) -> None:
         self._anchor = anchor.reduce(parts, self._spec)
         self._trace.record_facts(self._anchor, self._facts())
+        self._see_shards()
+
+    def _see_shards(self) -> None:
+        """Refuses to sample where hopping over the shards would bring too much of an error."""
+        found = None if self._anchor is None else self._anchor.hop_bias
+        reason = None if self._anchor is None else hop.too_much(found, self._spec)
+        if reason is not None:
+            self._events.append(Refused(reason))
 
     def _commit(self) -> None:
         self._last_commit = time.monotonic()

@@ -22,6 +22,7 @@ from distsampler.optim import SAMPLERS
 from distsampler.optim.trial import needs_closure
 from distsampler.pack import Pack
 from distsampler.replica import ChainSpec, Replica
+from distsampler.sharded import ShardedRows
 from distsampler.shards import TensorRows
 from distsampler.worker import numerics
 
@@ -99,6 +100,7 @@ def _obstacles(spec: ChainSpec) -> Iterator[tuple[bool, str]]:
         spec.config.mode == "train" and any(True for _ in model.buffers()),
         "in mode 'train' a forward pass may move the model's buffers, as batch norm does",
     )
+    yield isinstance(spec.rows, ShardedRows), "the chains of a pack would sit on different shards"
     yield (
         not isinstance(spec.rows, TensorRows),
         "the batches of a Dataset may differ in shape: give the data as tensors in memory",

@@ -17,8 +17,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
+import numpy as np
 import ray
 import torch
+from numpy.typing import NDArray
 from ray import cloudpickle
 from ray.exceptions import (
     ActorUnavailableError,
@@ -52,7 +54,9 @@ from distsampler.pool import (
     place_info,
 )
 from distsampler.replica import ChainSpec
-from distsampler.travel import check_picklable, send_by_value
+from distsampler.sharded import Seen, ShardedRows, Source, see
+from distsampler.shards import Rows
+from distsampler.travel import check_picklable, send_by_value, send_values
 from distsampler.worker import Advance, Work, Worker
 
 log = logging.getLogger(__name__)
@@ -158,7 +162,7 @@ class RayPool:
             self._capacity = max(1, self._placement.chains_per_actor // self._together)
             wanted = math.ceil(len(places) / self._capacity)
             places = places[: min(wanted, slots)]
-            self._spec = ray.put(spec)
+            self._spec = ray.put(_located(spec))
             self._device = choose_device(spec.config, self._options["num_gpus"])
         actor_class = ray.remote(concurrency_groups={"probe": 1})(ChainActor)
         for place in places:
@@ -172,6 +176,30 @@ class RayPool:
             now = time.monotonic()
             self._slots[place] = _Slot(actor, self._starts[place], actor.info.remote(), now)
         return places
+
+    def look(
+        self, sources: Sequence[Source], rows: Sequence[NDArray[np.int64] | None]
+    ) -> Sequence[Seen]:
+        """Looks at shards on the cluster, where they are made; the shards stay there.
+
+        Raises:
+            ConfigError: if one cannot be made.
+        """
+        send_values(sources, cloudpickle.register_pickle_by_value)
+        self._join()
+        options: dict[str, Any] = {"num_cpus": self._placement.cpus_per_chain, "max_retries": 0}
+        options |= self._of_actors().model_dump(
+            include={"label_selector", "runtime_env"}, exclude_none=True
+        )
+        task = ray.remote(see).options(**options)
+        try:
+            pairs = zip(sources, rows, strict=True)
+            found: list[Seen] = ray.get([task.remote(*pair) for pair in pairs])
+        except RayError as error:
+            raise ConfigError(
+                f"a shard cannot be made or read: {start_failure(str(error))}"
+            ) from None
+        return found
 
     def submit(self, place: int, work: Work) -> None:
         """Sends the work; the state only where the actor does not hold the chain already."""
@@ -379,6 +407,29 @@ class RayPool:
                 f"process had joined it before: give {folders} to its ray.init(runtime_env=...)"
             )
         return self._placement.model_copy(update={"runtime_env": rest})
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A shard in the object store: on its node it is shared memory, elsewhere it is fetched.
+
+    Args:
+        reference: to it.
+    """
+
+    reference: Any
+
+    def __call__(self) -> Rows:
+        """The shard."""
+        rows: Rows = ray.get(self.reference)
+        return rows
+
+
+def _located(spec: ChainSpec) -> ChainSpec:
+    """The recipe, its shards in the object store one by one."""
+    if not isinstance(spec.rows, ShardedRows):
+        return spec
+    return replace(spec, rows=spec.rows.located(lambda rows: _Stored(ray.put(rows))))
 
 
 @contextlib.contextmanager

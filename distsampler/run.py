@@ -23,9 +23,11 @@ from distsampler import (
     diagnostics,
     estimators,
     gradient_noise,
+    hop,
     inference_data,
     own_observables,
     packing,
+    sharded,
     trace,
     watch,
 )
@@ -94,7 +96,7 @@ def sample(  # noqa: PLR0913 (the signature is the public contract)
         >>> run = sample(model, train_set, loss, RunConfig(), store="runs/one")  # doctest: +SKIP
         >>> print(run.llc())  # doctest: +SKIP
     """
-    job = _Job(prepare(model, data, loss, config or RunConfig()), store, pool, resume)
+    job = _job(model, data, loss, config or RunConfig(), (store, pool, resume))
     with Reporter(quiet) as reporter, _stop_on_signals() as stopped:
         return job.run(reporter, stopped)
 
@@ -163,16 +165,40 @@ def start(  # noqa: PLR0913 (as sample)
         >>> running.stop()  # doctest: +SKIP
         >>> running.wait().llc()  # doctest: +SKIP
     """
-    job = _Job(prepare(model, data, loss, config or RunConfig()), store, pool, resume)
+    job = _job(model, data, loss, config or RunConfig(), (store, pool, resume))
     return Running(job.run)
 
 
 def sample_recipe(recipe: Recipe, store: str | None, resume: Resume, quiet: bool) -> Run:
     """``sample`` of what a YAML file asks for; the run remembers the file's names."""
-    spec = prepare(recipe.model, recipe.data, recipe.loss, recipe.config)
-    job = _Job(spec, store, None, resume, recipe.record)
+    parts, where = (recipe.model, recipe.data, recipe.loss), (store, None, resume)
+    job = _job(*parts, recipe.config, where, recipe.record)
     with Reporter(quiet) as reporter, _stop_on_signals() as stopped:
         return job.run(reporter, stopped)
+
+
+Where = tuple[str | Path | None, ChainPool | None, Resume]
+
+
+def _job(
+    model: nn.Module,
+    data: object,
+    loss: Loss,
+    config: RunConfig,
+    where: Where,
+    recipe: dict[str, Any] | None = None,
+) -> _Job:
+    """Checks a run; shards that are made are looked at where the chains will be."""
+    store, pool, resume = where
+    if pool is None and config.data_mode == "hop":
+        pool = _ray_pool(config)
+    try:
+        look = getattr(pool, "look", sharded.see_here)
+        return _Job(prepare(model, data, loss, config, look), store, pool, resume, recipe)
+    except BaseException:
+        if pool is not None:
+            pool.stop()  # it may have joined Ray to look
+        raise
 
 
 class _Job:
@@ -230,8 +256,21 @@ class _Job:
         return Run(files)
 
 
-def prepare(model: nn.Module, data: object, loss: Loss, config: RunConfig) -> ChainSpec:
+def prepare(
+    model: nn.Module,
+    data: object,
+    loss: Loss,
+    config: RunConfig,
+    look: sharded.Look = sharded.see_here,
+) -> ChainSpec:
     """Checks model, data, loss and config against each other, and makes the recipe of a chain.
+
+    Args:
+        model: at w*.
+        data: see ``sample``.
+        loss: see ``sample``.
+        config: of the run.
+        look: at shards that are made where chains run.
 
     Raises:
         ConfigError: says what must hold, what was got and what to do.
@@ -240,7 +279,8 @@ def prepare(model: nn.Module, data: object, loss: Loss, config: RunConfig) -> Ch
         raise ConfigError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
     if not callable(loss):
         raise ConfigError(f"the loss must be callable as loss(model, batch), got {loss!r}")
-    rows = as_rows(data)
+    rows = sharded.cut(data, config, look) if config.data_mode == "hop" else as_rows(data)
+    hop.refuse(config, len(rows), rows)
     if isinstance(data, DataLoader) and "batch_size" not in config.model_fields_set:
         config = config.model_copy(update={"batch_size": data.batch_size or config.batch_size})
     if config.batch_size > len(rows):

@@ -95,7 +95,14 @@ class Stop:
     reason: str
 
 
-Event = PoolEvent | Committed | Judged | Stop
+@dataclass(frozen=True)
+class Refused:
+    """The anchor pass has shown that the run would give a wrong number."""
+
+    reason: str
+
+
+Event = PoolEvent | Committed | Judged | Stop | Refused
 
 
 @dataclass(frozen=True)

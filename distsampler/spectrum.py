@@ -196,18 +196,51 @@ def measure(
         Ritz values in rising order; not finite where the loss is not.
     """
     z = curvature.signs(generator)
-    basis, diagonal, beside = _lanczos(curvature, z, steps)
-    tridiagonal = np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
-    if not np.isfinite(tridiagonal).all():
+    basis, values, vectors = _walk(curvature, z, steps)
+    if not len(values):
         nothing = np.full(1, np.nan)
         return Ritz(nothing, nothing, nothing, nothing)
-    values, vectors = np.linalg.eigh(tridiagonal)
     start = float(z.norm()) * vectors[0]
     noise = start * (_along(basis, curvature.noise_times(z)) @ vectors)
     less = np.zeros_like(start)
     if removed is not None:
         less = start * (_along(basis, removed * z) @ vectors)
     return Ritz(values, start**2, noise, less)
+
+
+def directions(
+    curvature: Curvature, generator: torch.Generator, steps: int = STEPS
+) -> tuple[NDArray[np.float64], list[Tensor]]:
+    """Ritz vectors of one walk of Lanczos.
+
+    Returns:
+        The share of each in a trace, ``tr f(H) = sum_j share_j f(theta_j)`` in expectation, and the
+        vectors, flat, of unit length; nothing where the loss is not finite.
+    """
+    z = curvature.signs(generator)
+    basis, values, vectors = _walk(curvature, z, steps)
+    found = []
+    for column in vectors.T[: len(values)]:
+        y = torch.zeros_like(z)
+        for q, share in zip(basis, column.tolist(), strict=True):
+            y.add_(q, alpha=share)
+        found.append(y)
+    return (float(z.norm()) * vectors[0]) ** 2 if found else np.empty(0), found
+
+
+def _walk(
+    curvature: Curvature, z: Tensor, steps: int
+) -> tuple[list[Tensor], NDArray[np.float64], NDArray[np.float64]]:
+    """Basis of Lanczos, Ritz values in rising order, their vectors in the basis as columns.
+
+    No values where the loss is not finite.
+    """
+    basis, diagonal, beside = _lanczos(curvature, z, steps)
+    tridiagonal = np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
+    if not np.isfinite(tridiagonal).all():
+        return basis, np.empty(0), np.empty((0, 0))
+    values, vectors = np.linalg.eigh(tridiagonal)
+    return basis, values, vectors
 
 
 def _lanczos(

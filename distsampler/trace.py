@@ -30,7 +30,13 @@ from distsampler.wide import WIDE, WideArrays
 
 MANIFEST, EVENTS, ZARR = "run.json", "events.jsonl", "trace.zarr"
 OURS = {"lease.json", EVENTS, ZARR, WIDE, "checkpoints"}  # all that a start cut short can leave
-CONSTANTS = {"probe_losses": "probe", "init_losses": "example", "gradient_variance": "parameter"}
+CONSTANTS: dict[str, tuple[str, ...]] = {
+    "probe_losses": ("probe",),
+    "init_losses": ("example",),
+    "gradient_variance": ("parameter",),
+    "shard_gradients": ("shard", "parameter"),
+}
+HOP_BIASES = ("hop_bias", "hop_bias_on_all_data")  # relative, of the LLC
 AGAIN = (
     "restore it from a copy; or continue the run, which computes what is missing again; or delete "
     "the store and sample again: the same seed gives the same bits"
@@ -122,6 +128,8 @@ class Trace:
             "probe_init_loss": anchor.probe_init_loss,
             "init_losses": anchor.losses,
             "gradient_variance": anchor.gradient_variance,
+            "shard_gradients": anchor.shard_gradients,
+            **dict(zip(HOP_BIASES, anchor.hop_bias or (None, None), strict=True)),
             "probe_losses": anchor.probe_losses,  # last: where it is, the pass is whole
         }
         given = {name: value for name, value in numbers.items() if value is not None}
@@ -148,12 +156,15 @@ class Trace:
         if not {"init_loss", "probe_init_loss", "nbeta", "n"} <= set(facts):
             where = self.files.path(f"{ZARR}/constant_data")
             raise StoreError(f"{where} lacks a number: a file is missing; {AGAIN}")
+        own, law = HOP_BIASES
         return Anchor(
             losses=self.constant("init_losses"),
             init_loss=facts["init_loss"],
             probe_init_loss=facts["probe_init_loss"],
             probe_losses=probe,
             gradient_variance=self.constant("gradient_variance"),
+            shard_gradients=self.constant("shard_gradients"),
+            hop_bias=(facts[own], facts[law]) if own in facts and law in facts else None,
         )
 
     def constant(self, name: str) -> NDArray[Any] | None:
@@ -422,7 +433,7 @@ class Trace:
                 name,
                 data=data if data.dtype.kind == "f" else data.astype(np.float64),
                 fill_value=np.nan,
-                dimension_names=(CONSTANTS[name],) if name in CONSTANTS else (),
+                dimension_names=CONSTANTS.get(name, ()),
                 overwrite=True,
                 **codecs(),
             )

@@ -42,6 +42,7 @@ from distsampler.situation import (
     Place,
     Plan,
     RecordAnchor,
+    Refused,
     Restart,
     Retire,
     State,
@@ -108,6 +109,8 @@ def transition(state: State, event: Event) -> Step:
             state, actions = _judged(state, event)
         case Stop():
             state, actions = _stop(state, event.reason), []
+        case Refused():
+            state, actions = _fail(state, event.reason), []
         case _:
             assert_never(event)
     return _proceed(state, actions)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from importlib.machinery import PathFinder
 from types import ModuleType
 
@@ -15,13 +16,28 @@ Dumps = Callable[[object], object]
 
 def send_by_value(spec: ChainSpec, register: Callable[[ModuleType], None]) -> None:
     """Lets user code that no actor could import (a config's file.py) travel with the recipe."""
-    functions = [getattr(each, "func", each) for each in (spec.loss, *_observables(spec).values())]
-    parts = [*functions, spec.rows, *spec.model.modules(), *vars(spec.rows).values()]
-    names = {getattr(part, "__module__", None) or type(part).__module__ for part in parts}
-    names.add(spec.sampler.__module__)
+    parts = [spec.loss, *_observables(spec).values(), spec.rows, *spec.model.modules()]
+    send_values([*parts, spec.sampler], register)
+
+
+def send_values(parts: Iterable[object], register: Callable[[ModuleType], None]) -> None:
+    """The same, of functions, classes and objects, and of what objects of ours hold."""
+    inner = [each for part in parts for each in _held(part)]
+    names = {getattr(part, "__module__", None) or type(part).__module__ for part in inner}
     for name in {name.partition(".")[0] for name in names} - {"__main__", "builtins"}:
         if name in sys.modules and PathFinder.find_spec(name) is None:
             register(sys.modules[name])
+
+
+def _held(part: object) -> Iterator[object]:
+    """An object, and what it holds if it is one of ours, such as data around a user's data set."""
+    if isinstance(part, functools.partial):
+        part = part.func
+    yield part
+    if type(part).__module__.startswith("distsampler."):
+        for each in vars(part).values():
+            for inner in each if isinstance(each, tuple) else [each]:
+                yield from _held(inner)
 
 
 def check_picklable(spec: ChainSpec, dumps: Dumps) -> None:

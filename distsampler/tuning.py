@@ -142,7 +142,8 @@ class Tuner:
             self._reasons["sampler.name"] = "as given"
             return self._within(self._settled(pilot.sampler), self._warmth)
         found = [self._within(pilot.sampler, self._warmth)]
-        if self._config.batches == "replacement" and pilot.heat > self._bias / 10:
+        whole = self._config.batches == "replacement" and self._config.data_mode == "replicate"
+        if whole and pilot.heat > self._bias / 10:
             cooled = self._pilot(with_options(pilot.sampler, correct_heat=True), PILOT)
             if not cooled.diverged:
                 warmth = abs(cooled.heat) / cooled.sampler.options["lr"]

@@ -70,15 +70,19 @@ class Watch:
         self._removed = None if self._step is None else _removed(spec, self._step, variance)
         self.values: dict[str, float] = {}
 
-    def look(self, step: int) -> None:
+    def look(self, step: int, span: tuple[int, int]) -> None:
         """Measures at the present weights.
+
+        Args:
+            step: of the chain.
+            span: of the rows that the chain draws its batches from, there.
 
         Raises:
             WorkFailedError: if autograd cannot.
         """
         rng = generator(self._spec.config.seed, Stream.WATCH, self._chain, step)
-        n = len(self._spec.rows)
-        rows = np.sort(rng.choice(n, count(self._spec), replace=False))
+        n = span[1] - span[0]
+        rows = span[0] + np.sort(rng.choice(n, min(n, count(self._spec)), replace=False))
         signs = torch.Generator(self._replica.device)
         signs.manual_seed(int(rng.integers(2**62)))
         try:

@@ -169,6 +169,8 @@ def _what(work: Work) -> str:
             return "the anchor pass over the probe"
         case AnchorPass(part=Part(start, stop, "gradient noise")):
             return f"the anchor pass over the gradients of batches {start}..{stop}"
+        case AnchorPass(part=Part(start, stop, "shard gradient" | "shard curvature" as what)):
+            return f"the anchor pass over the {what.removeprefix('shard ')} of rows {start}..{stop}"
         case AnchorPass(part=Part(start, stop)):
             return f"the anchor pass over rows {start}..{stop}"
         case Advance():
