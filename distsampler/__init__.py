@@ -10,6 +10,7 @@ The way of the data, one direction::
 ``replica``      a model to itself, and the ChainSpec: the recipe that travels to the actors
 ``restriction``  which parameters, and by ``masks`` which entries, move
 ``anchor``       the loss at w*, over all data once; ``gradient_noise``: its gradient's variance
+``sharded``      data of which a process holds one shard at a time; ``hop``: chains on such
 ``observables``  what is measured at a draw; ``own_observables``: what users add, ``named`` in
                  configs; ``dispersion``: where dispersed chains start
 ``spectrum``     curvature and gradient noise by Lanczos; ``bias``: what a step's errors will be

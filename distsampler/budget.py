@@ -29,6 +29,7 @@ class ErrorBudget:
         between: Monte-Carlo standard error from the spread of the chains' means; NaN for one chain.
         discretisation: predicted bias of the step size; None: not predicted.
         heat: predicted bias of the minibatches' noise; None: not predicted.
+        hop: predicted bias of hopping over shards; None: chains draw from all data.
         bias_se: standard error of their sum, from the spread between chains.
         drift: by how much the LLC of the second half of the draws exceeds that of the first, on the
             probe. Where modes relax within the run, their part in the error is minus half of it;
@@ -46,6 +47,7 @@ class ErrorBudget:
     drift: float
     drift_se: float
     anchor: float = 0.0
+    hop: float | None = None
     unpredicted: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -57,7 +59,7 @@ class ErrorBudget:
     @property
     def bias(self) -> float:
         """The predicted bias, as far as it is predicted."""
-        return (self.discretisation or 0.0) + (self.heat or 0.0)
+        return (self.discretisation or 0.0) + (self.heat or 0.0) + (self.hop or 0.0)
 
     def interval(self, mean: float) -> tuple[float, float]:
         """Nominal 95 % interval of the LLC without the sampler's bias.
@@ -75,6 +77,7 @@ class ErrorBudget:
     def rows(self) -> list[tuple[str, float | None, str]]:
         """Name, value and meaning of each part; None: not predicted, and why."""
         why = self.unpredicted
+        hopped = ("hopping", self.hop, "predicted bias: the shards' curvatures differ")
         return [
             ("Monte Carlo, within chains", self.within, "standard error"),
             ("Monte Carlo, between chains", self.between, "standard error"),
@@ -85,6 +88,7 @@ class ErrorBudget:
                 why.get("discretisation_bias", "predicted bias of the step size"),
             ),
             ("minibatch heat", self.heat, why.get("heat_bias", "predicted bias")),
+            *([] if self.hop is None else [hopped]),
             ("error of the prediction", self.bias_se, "standard error"),
             ("drift", self.drift, f"second half less first, +- {self.drift_se:.2g}: slow modes"),
         ]
@@ -116,6 +120,7 @@ class ErrorBudget:
             "anchor": self.anchor,
             "discretisation": self.discretisation,
             "heat": self.heat,
+            "hop": self.hop,
             "bias_se": self.bias_se,
             "drift": self.drift,
             "drift_se": self.drift_se,
@@ -130,6 +135,7 @@ def budget(
     diagnosis: Diagnosis,
     stats: xr.Dataset | None = None,
     unpredicted: Mapping[str, str] | None = None,
+    hop: float | None = None,
 ) -> ErrorBudget:
     """The error budget of a posterior.
 
@@ -139,6 +145,7 @@ def budget(
         diagnosis: of the posterior.
         stats: sample_stats of the same draws, with the predicted biases.
         unpredicted: name of a bias -> why it is not predicted.
+        hop: predicted bias of hopping over shards, relative.
     """
     names = ("discretisation_bias", "heat_bias")
     found = {
@@ -159,6 +166,7 @@ def budget(
         bias_se=_error(total) if len(total) > 1 else 0.0,
         drift=nbeta * _mean_of(drift),
         drift_se=nbeta * _error(drift),
+        hop=None if hop is None else hop * nbeta * _mean_of(excess.mean(axis=1)),
         unpredicted={**missing, **(unpredicted or {})},
     )
 

@@ -196,9 +196,9 @@ class RayPool:
             pairs = zip(sources, rows, strict=True)
             found: list[Seen] = ray.get([task.remote(*pair) for pair in pairs])
         except RayError as error:
-            raise ConfigError(
-                f"a shard cannot be made or read: {start_failure(str(error))}"
-            ) from None
+            cause = getattr(error, "cause", None)
+            told = f"{type(cause).__name__}: {cause}" if cause else start_failure(str(error))
+            raise ConfigError(f"a shard cannot be made or read: {told}") from None
         return found
 
     def submit(self, place: int, work: Work) -> None:

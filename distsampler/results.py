@@ -95,7 +95,8 @@ class Run:
     def losses(self) -> xr.DataArray:
         """Losses of the probe's examples at every draw, dims (chain, draw, example), lazy.
 
-        ``example`` is the example's row in the data; the losses of the same examples at w*, in the
+        ``example`` is the example's row in the data (with data_mode="hop": counted through the
+        shards); the losses of the same examples at w*, in the
         same order, are ``probe_losses`` in ``constant_data``.
 
         Raises:
@@ -202,7 +203,8 @@ class Run:
 
     def _budget(self) -> ErrorBudget:
         why = bias.unpredicted(self.manifest.config)
-        return budget(self.posterior, self.facts["nbeta"], self.diagnosis, self._stats, why)
+        nbeta, hop = self.facts["nbeta"], self.facts.get("hop_bias")
+        return budget(self.posterior, nbeta, self.diagnosis, self._stats, why, hop)
 
     def _speak(self, on_unconverged: Literal["warn", "raise", "ignore"]) -> None:
         if on_unconverged not in ("warn", "raise", "ignore"):

@@ -72,7 +72,9 @@ def sample(  # noqa: PLR0913 (the signature is the public contract)
     Args:
         model: trained; its present weights are w*. It is not changed.
         data: a map-style Dataset, a tensor, a tuple or dict of tensors, or a DataLoader (its
-            dataset, collate_fn and batch_size are taken, its sampler is not).
+            dataset, collate_fn and batch_size are taken, its sampler is not). With data_mode="hop"
+            also a list of these, the shards, or ``make_shard(index, count)``, which the actors
+            call for one.
         loss: ``loss(model, batch)``: one value per example, shape (batch,), or the batch mean. n
             counts examples: where an example is a sequence, and the loss gives one value each, n is
             the number of sequences, not of tokens.

@@ -13,7 +13,7 @@ import distsampler as ds
 from distsampler import recipe
 from distsampler.cli import app
 from scripts.command_lines import commands, understand
-from tests.problems import config
+from tests.problems import config, regression, squared_error
 from tests.test_pools import assert_same
 from tests.test_trial import both
 
@@ -79,3 +79,20 @@ def test_the_demos_config_is_one() -> None:
         ["model=tests.user_code:model", "data=tests.user_code:data", "loss=tests.user_code:loss"],
     ).config
     assert found.chains == 4
+
+
+def test_the_shards_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(def make_shard.*?)```", README, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shards").mkdir()
+    model, (x, y) = regression(n=6400)
+    for index in range(32):
+        torch.save((x[index::32], y[index::32]), f"shards/{index:04d}-of-32.pt")
+    code = code.replace("sampler=...,", "**short,").replace("store=", "pool=pool, store=")
+    few = config(sampler=ds.SamplerConfig(lr=1e-4, localization=10.0))
+    short = {name: getattr(few, name) for name in few.model_fields_set}
+    names: dict[str, Any] = {"ds": ds, "torch": torch, "model": model, "loss": squared_error}
+    names |= {"short": short, "pool": ds.SerialPool()}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["run"].manifest.status == "finished"
+    assert abs(names["run"].facts["hop_bias"]) < 0.02
