@@ -123,10 +123,16 @@ def _blocks(span: tuple[int, int]) -> list[tuple[int, int]]:
 
 
 def probe_batches(replica: Replica, spec: ChainSpec) -> list[object]:
-    """The probe on the replica's device: one batch, or eight where the loss gives means."""
+    """The probe on the replica's device."""
+    return [replica.batch(part) for part in probe_parts(spec)]
+
+
+def probe_parts(spec: ChainSpec) -> list[NDArray[np.int64]]:
+    """The probe's rows as they go through the model: at once, by microbatches, or eight parts."""
     rows = probe_rows(spec.config.seed, len(spec.rows), spec.config.probe)
-    parts = [rows] if spec.per_example else np.array_split(rows, PARTS)
-    return [replica.batch(part) for part in parts if len(part)]
+    size = spec.config.microbatch or len(rows)
+    cuts = range(size, len(rows), size) if spec.per_example else PARTS
+    return [part for part in np.array_split(rows, cuts) if len(part)]
 
 
 def probe_weights(spec: ChainSpec) -> NDArray[np.int64] | None:
@@ -157,7 +163,7 @@ def _block(replica: Replica, spec: ChainSpec, start: int, stop: int) -> NDArray[
     """Losses of one block: per example, or their mean (one number)."""
     size = max(spec.config.batch_size, 256)
     cuts = [np.arange(a, min(a + size, stop)) for a in range(start, stop, size)]
-    losses = [replica.losses(replica.batch(rows), step=start) for rows in cuts]
+    losses = [replica.values(rows, step=start) for rows in cuts]
     numbers = torch.cat([loss.reshape(-1).double() for loss in losses]).cpu().numpy()
     if spec.per_example:
         return numbers

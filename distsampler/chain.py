@@ -7,9 +7,11 @@ to the bit.
 
 from __future__ import annotations
 
+import contextlib
 import time
 import traceback
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -232,18 +234,25 @@ class Chain:
     def _step(self, step: int) -> None:
         """Moves once, measuring nothing."""
         rows = self._batches.indices(step)
-        self._move(self._losses(rows, step), rows, step)
+        if needs_closure(self._spec.sampler):
+            self._sampler.step(lambda: self._slope(rows, step).mean())
+        else:
+            self._slope(rows, step)
+            self._step_sampler()
 
     def _measured_step(self, step: int) -> Values:
         """Measures, then moves."""
         watched = self._watched(step)
         rows = self._batches.indices(step)
-        losses = self._losses(rows, step)
+        closure = needs_closure(self._spec.sampler)
+        losses = self._losses(rows, step) if closure else self._slope(rows, step)
         values = self._read(losses, rows, step)
-        if measures_acceptance(self._spec.sampler, self._spec.config):
+        if closure:
+            self._sampler.step(lambda: self._slope(rows, step).mean())
+        elif measures_acceptance(self._spec.sampler, self._spec.config):
             values["acceptance"] = self._move_as_proposal(losses, rows, step)
         else:
-            self._move(losses, rows, step)
+            self._step_sampler()
         return {**self._told(), **values, **watched}
 
     def _read(self, losses: Tensor, rows: NDArray[np.int64], step: int) -> Values:
@@ -268,11 +277,24 @@ class Chain:
             self._watch.look(step, self._batches.span(step))
         return {**self._watch.values}
 
+    def _slope(self, rows: NDArray[np.int64], step: int) -> Tensor:
+        """Losses of some rows; the gradient of their mean is left where the sampler reads it."""
+        with self._told_where(rows, step):
+            losses = self._replica.slope(rows, self._index, step)
+        if self._shift is not None:
+            self._shift.apply(step)
+        return losses
+
     def _losses(self, rows: NDArray[np.int64], step: int) -> Tensor:
         """Losses of some rows at the present weights."""
+        with self._told_where(rows, step):
+            return self._replica.values(rows, self._index, step)
+
+    @contextlib.contextmanager
+    def _told_where(self, rows: NDArray[np.int64], step: int) -> Iterator[None]:
+        """What goes wrong in the user's code is told with its step and examples."""
         try:
-            batch = self._replica.batch(rows)
-            return self._replica.losses(batch, self._index, step)
+            yield
         except torch.OutOfMemoryError:
             raise  # the place's fault, not the chain's
         except Exception as error:  # the user's code: anything can come
@@ -282,27 +304,12 @@ class Chain:
                 f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
             ) from None
 
-    def _move(self, losses: Tensor, rows: NDArray[np.int64], step: int) -> None:
-        """One step of the sampler along the gradient of the mean loss."""
-        if needs_closure(self._spec.sampler):
-            self._sampler.step(lambda: self._slope(self._losses(rows, step), step))
-        else:
-            self._slope(losses, step)
-            self._step_sampler()
-
     def _move_as_proposal(self, losses: Tensor, rows: NDArray[np.int64], step: int) -> float:
         """Moves; with what chance Metropolis would have accepted, at one gradient more."""
-        before = self._sampler.side(self._slope(losses, step))
+        before = self._sampler.side(losses.mean())
         self._step_sampler()
-        after = self._sampler.side(self._slope(self._losses(rows, step), step))
+        after = self._sampler.side(self._slope(rows, step).mean())
         return float(mala_acceptance(before, after))
-
-    def _slope(self, losses: Tensor, step: int) -> Tensor:
-        """The mean loss, 0-d; its gradient is left where the sampler reads it."""
-        self._replica.gradient(losses)
-        if self._shift is not None:
-            self._shift.apply(step)
-        return losses.detach().mean()
 
     def _control_variate(self) -> ControlVariate | None:
         """What makes a shard's gradient one of all data."""

@@ -176,6 +176,11 @@ class RunConfig(_Frozen):
         device: where a chain runs; "auto": the GPU it was given, else the CPU.
         threads: CPU threads of a chain.
         deterministic: ask torch for deterministic algorithms.
+        precision: "bf16": the model's forward and backward pass under autocast, at w* too. Weights,
+            noise and curvature stay as they are.
+        compile: ``torch.compile`` the loss, or the recorded gradients of a pack.
+        microbatch: examples that go through the model at once, where a batch takes too much memory;
+            its gradient is the sum of theirs. In mode "train" batch norm sees one of them.
         watch: measure the curvature along each chain, at a start and then ever more rarely, and
             predict the bias of its steps from it.
         min_chains: with fewer left, the run fails.
@@ -219,6 +224,9 @@ class RunConfig(_Frozen):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=1)] = 1
     deterministic: bool = True
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    microbatch: Annotated[int, Field(ge=1)] | None = None
     watch: bool = True
     min_chains: Annotated[int, Field(ge=1)] = 2
     max_seconds: Annotated[float, Field(gt=0)] | None = None

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distsampler.anchor import probe_batches, probe_losses, probe_weights
+from distsampler.anchor import probe_batches, probe_losses, probe_parts, probe_weights
 from distsampler.draws import Anchor
 from distsampler.errors import WorkFailedError
 from distsampler.optim.by_name import signature_options
@@ -127,7 +127,7 @@ class Dispersion:
     def _gradient(self, weights: list[Tensor]) -> list[Tensor]:
         """Of the probe's mean loss, float64, zero where the weights do not move."""
         self._move(weights)
-        sizes = [1] * len(self._probe) if self._weights is None else self._weights.tolist()
+        sizes = [len(part) for part in probe_parts(self._spec)]
         total = [torch.zeros_like(w, dtype=torch.float64) for w in self._anchors]
         for batch, size in zip(self._probe, sizes, strict=True):
             with torch.enable_grad():

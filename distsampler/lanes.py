@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call, grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from distsampler.replica import ChainSpec, Replica, piece
+from distsampler.replica import ChainSpec, Replica, forward, piece
 from distsampler.shards import map_tensors
 
 Compute = Callable[..., Sequence[Tensor]]
@@ -73,7 +73,8 @@ class Lanes:
     def _recorded(self, batch: object) -> Compute:
         """The operations from weights and batch to losses and gradients, of all lanes."""
         names = [name for name, p in self._base.model.named_parameters() if p.requires_grad]
-        lossy = _Lossy(self._base.model, self._spec.loss)
+        plain = self._spec.config.model_copy(update={"compile": False})
+        lossy = _Lossy(self._base.model, forward(self._spec.loss, plain, self._base.device))
 
         def mean(parameters: dict[str, Tensor], tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
             inputs = _rebuilt(batch, tensors)
@@ -88,7 +89,10 @@ class Lanes:
 
         graph = make_fx(vmap(lane))(*self._parameters, *_leaves(batch))
         _simplify(graph)
-        return graph.forward
+        if not self._spec.config.compile:
+            return graph.forward
+        compiled: Compute = torch.compile(graph.forward, dynamic=False)
+        return compiled
 
     def _shaped(self, stacks: Sequence[Tensor]) -> list[Tensor]:
         """Of a stack for each dtype: one view a parameter, (lanes, *shape)."""

@@ -88,16 +88,18 @@ def refusal(spec: ChainSpec) -> str | None:
 
 def _obstacles(spec: ChainSpec) -> Iterator[tuple[bool, str]]:
     """What is known to stand in the way, and whether it does."""
-    name, model = spec.config.sampler.name, spec.model
+    config, model = spec.config, spec.model
+    name = config.sampler.name
     yield name not in SAMPLERS, f"{name!r} is a sampler of your own, which may keep hold of memory"
     yield needs_closure(spec.sampler), f"sampler {name!r} evaluates the loss inside its step"
     yield (
-        bool(spec.config.sampler.options.get("save_mala_vars")),
+        bool(config.sampler.options.get("save_mala_vars")),
         "save_mala_vars takes a second gradient of each chain",
     )
+    yield config.microbatch is not None, "microbatch cuts what a pack computes at once"
     yield spec.stochastic, "the loss draws at random, for each chain from a seed of its own"
     yield (
-        spec.config.mode == "train" and any(True for _ in model.buffers()),
+        config.mode == "train" and any(True for _ in model.buffers()),
         "in mode 'train' a forward pass may move the model's buffers, as batch norm does",
     )
     yield isinstance(spec.rows, ShardedRows), "the chains of a pack would sit on different shards"

@@ -69,6 +69,7 @@ class Replica:
     def __init__(self, spec: ChainSpec, device: torch.device) -> None:
         self._spec, self.device = spec, device
         self._take = taker(spec.rows, device)
+        self._loss = forward(spec.loss, spec.config, device)
         self.model = copy.deepcopy(spec.model).to(device)
         self.model.train(spec.config.mode == "train")
         names = selected(self.model, spec.config.restrict_to)
@@ -103,6 +104,49 @@ class Replica:
                     p.data = piece(home, p, start)
                     p.grad = piece(slope, p, start)
 
+    def slope(self, rows: NDArray[np.int64], chain: int, step: int) -> Tensor:
+        """Losses of some rows, detached; the gradient of their mean is left in ``grad``.
+
+        A microbatch at a time, where the run has any: then no more than one of them is in memory.
+        """
+        pieces = self._pieces(rows)
+        if len(pieces) == 1:
+            losses = self.losses(self.batch(rows), chain, step)
+            self.gradient(losses)
+            return losses.detach()
+        found = []
+        for flat in self.flats:
+            flat.grad.zero_()  # type: ignore[union-attr]  # made in _flatten, never dropped
+        for number, piece in enumerate(pieces):
+            losses = self.losses(self.batch(piece), chain, step, number)
+            share = len(piece) / len(rows)
+            losses.backward(torch.full_like(losses, share / losses.numel()))  # type: ignore[no-untyped-call]
+            found.append(losses.detach())
+        return self._together(found, pieces)
+
+    @torch.no_grad()
+    def values(self, rows: NDArray[np.int64], chain: int = 0, step: int = 0) -> Tensor:
+        """Losses of some rows, and nothing else: per example, or their mean."""
+        pieces = self._pieces(rows)
+        found = [
+            self.losses(self.batch(piece), chain, step, number)
+            for number, piece in enumerate(pieces)
+        ]
+        return self._together(found, pieces)
+
+    def _pieces(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """What goes through the model at once."""
+        size = self._spec.config.microbatch or len(rows)
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+    def _together(self, found: list[Tensor], pieces: list[NDArray[np.int64]]) -> Tensor:
+        if len(found) == 1:
+            return found[0]
+        if self._spec.per_example:
+            return torch.cat(found)
+        sizes = torch.tensor([len(piece) for piece in pieces], device=self.device)
+        return (torch.stack(found) * sizes).sum() / sizes.sum()
+
     def gradient(self, losses: Tensor) -> None:
         """Leaves the gradient of the mean loss in the flat tensors' ``grad``.
 
@@ -113,17 +157,28 @@ class Replica:
         share = torch.full_like(losses, 1 / losses.numel())
         losses.backward(share)  # type: ignore[no-untyped-call]
 
-    def losses(self, batch: object, chain: int = 0, step: int = 0) -> Tensor:
+    def losses(
+        self, batch: object, chain: int = 0, step: int = 0, piece: int = 0, exact: bool = False
+    ) -> Tensor:
         """Losses of a batch on this device: shape (examples,), or () for a batch mean.
 
-        What the model draws at random is a function of (seed, chain, step); buffers that a
+        What the model draws at random is a function of (seed, chain, step, piece); buffers that a
         train-mode forward pass moves (batch-norm statistics) are put back.
+
+        Args:
+            batch: as the loss takes it.
+            chain: index.
+            step: of the chain.
+            piece: of the step's batch.
+            exact: in full precision and not compiled: as a double backward needs it.
         """
+        loss = self._spec.loss if exact else self._loss
         if not (self._spec.stochastic or self._buffers):
-            return self._spec.loss(self.model, batch)
-        seeded = self._seeded(chain, step) if self._spec.stochastic else contextlib.nullcontext()
+            return loss(self.model, batch)
+        stochastic = self._spec.stochastic
+        seeded = self._seeded(chain, step, piece) if stochastic else contextlib.nullcontext()
         with seeded, self._still_buffers():
-            return self._spec.loss(self.model, batch)
+            return loss(self.model, batch)
 
     def evaluate(
         self, function: Callable[[nn.Module, object], object], batch: object, chain: int, step: int
@@ -137,10 +192,10 @@ class Replica:
         return self._take(rows)
 
     @contextlib.contextmanager
-    def _seeded(self, chain: int, step: int) -> Iterator[None]:
+    def _seeded(self, chain: int, step: int, piece: int = 0) -> Iterator[None]:
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            torch.manual_seed(step_seed(self._spec.config.seed, chain, step))
+            torch.manual_seed(step_seed(self._spec.config.seed, chain, step, piece))
             yield
 
     @contextlib.contextmanager
@@ -151,6 +206,21 @@ class Replica:
         yield
         for module, name, buffer in self._buffers:
             module._buffers[name] = buffer
+
+
+def forward(loss: Loss, config: RunConfig, device: torch.device) -> Loss:
+    """The loss as a run computes it: in which precision, compiled or not."""
+    if config.compile:
+        loss = torch.compile(loss, dynamic=False)
+    if config.precision == "fp32":
+        return loss
+
+    def cast(model: nn.Module, batch: object) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            found = loss(model, batch)
+        return found.float()
+
+    return cast
 
 
 def piece(home: Tensor, parameter: Tensor, start: int) -> Tensor:

@@ -48,9 +48,16 @@ def generator(
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)))
 
 
-def step_seed(seed: int, chain: int, step: int) -> int:
-    """Seed of what a model draws at one step (dropout), for a forked global generator."""
-    key = (chain, Stream.MODEL, step)
+def step_seed(seed: int, chain: int, step: int, piece: int = 0) -> int:
+    """Seed of what a model draws at one step (dropout), for a forked global generator.
+
+    Args:
+        seed: of the run.
+        chain: index.
+        step: of the chain.
+        piece: of a batch that goes through the model in several.
+    """
+    key = (chain, Stream.MODEL, step, piece) if piece else (chain, Stream.MODEL, step)
     return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1)[0])
 
 

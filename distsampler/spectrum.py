@@ -62,7 +62,9 @@ class Curvature:
             parts = _parts(rows, spec)
             self._size = len(parts[0])
         with _double_backward():
-            found = [replica.losses(replica.batch(part), *seat).reshape(-1) for part in parts]
+            found = [
+                replica.losses(replica.batch(part), *seat, exact=True).reshape(-1) for part in parts
+            ]
         self._losses = found[0] if len(parts) == 1 else torch.stack([each.mean() for each in found])
         self._share = torch.full_like(self._losses, 1 / len(self._losses), requires_grad=True)
         # Weighted with variables, the losses give the Jacobian's products from the same graph.

@@ -108,7 +108,7 @@ def count(spec: ChainSpec) -> int:
     size = min(max(batch, LEAST), MOST)
     if spec.config.mode == "train":
         size = max(size, 2 * batch)
-    return min(size, len(spec.rows))
+    return min(size, len(spec.rows), max(2, spec.config.microbatch or size))
 
 
 def attempt(spec: ChainSpec) -> None:
