@@ -137,7 +137,7 @@ def _nets(kind: str, middle: float, tail: float) -> Callable[[Rows], Iterator[Ba
         nan = sum(row["nan_runs"] for row in fixed)
         yield _line(case, "no NaN", fixed, (f"{nan} runs", nan == 0))
         old = ways["published"]
-        case = f"the same {kind} nets, published settings"
+        case = f"the same {kind} nets, published settings and loss (mean over outputs)"
         yield _line(case, "beside it", old, (_median_and_tail(old, 1, 1)[0], None))
         auto = ways["auto"]
         least = math.ceil(2 * len(auto) / 3) if kind == "10K" else 20

@@ -257,8 +257,9 @@ def _net(
     published: Course,
     truths: Truths,
 ) -> Rows:
-    target = truths.of(make(seed))
-    tags: dict[str, Any] = {"how": how, "widths": target.widths, "rank": target.rank}
+    net = make(seed)
+    target = truths.of(averaged(net) if how == "published" else net)
+    tags: dict[str, Any] = {"how": how, "widths": net.widths, "rank": net.rank}
     tags["codimension"] = target.codimension
     if target.coefficient is not None:
         tags["coefficient"] = target.coefficient.value
@@ -268,6 +269,18 @@ def _net(
         config, tags["pilot_steps"], tags["chosen"] = calibrated(target, seed)
         config = until_converged(config) if how == "auto" else config
     return rows_of([Case(target, config)], truths, **tags)
+
+
+def averaged(net: networks.Network) -> networks.Network:
+    """The net under the loss of the published study, the mean over outputs in place of their sum.
+
+    Its LLC is that of the sum at nbeta / H_L, and so is its posterior.
+    """
+    nbeta = net.nbeta / net.widths[-1]
+    inputs = net.data[0]
+    return networks.network(
+        f"{net.name} averaged", net.layers, inputs, nbeta=nbeta, gamma=net.gamma
+    )
 
 
 def calibrated(target: Target, seed: int) -> tuple[ds.RunConfig, int, str]:

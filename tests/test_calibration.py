@@ -20,6 +20,7 @@ from distsampler.heatmap import Heatmap
 from distsampler.plots import plot_heatmap
 from distsampler.truth import laws
 from distsampler.tuning import REHEARSAL
+from tests.problems import regression, squared_error
 from tests.test_cli import CONFIG, command, written
 
 N, D, GAMMA, BATCH = 1024, 40, 10.0, 128
@@ -259,3 +260,13 @@ def test_the_command_line_calibrates_and_remembers_it(tmp_path: Path) -> None:
     again = command(*words, "--resume", "auto")
     assert again.returncode == done.returncode, again.stderr
     assert "pilots took" not in again.stderr
+
+
+def test_shards_are_calibrated_on_as_they_are() -> None:
+    """And what needs batches of all data at w* is no candidate there."""
+    model, data = regression(n=2_000)
+    given = ds.RunConfig(data_mode="hop", shards=4, batch_size=16, device="cpu", seed=1)
+    found = ds.calibrate(model, data, squared_error, given, pool=ds.SerialPool())
+    assert (found.config.data_mode, found.config.shards) == ("hop", 4)
+    assert not found.config.sampler.correct_heat
+    assert "heat corrected" not in str(found)
