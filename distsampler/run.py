@@ -52,6 +52,7 @@ from distsampler.situation import Phase, State
 from distsampler.trace import Trace, as_files, check_new, refuse_existing
 
 Resume = Literal["never", "auto", "must"]
+_ALONE = threading.Lock()  # what forks torch's global generator or sets its threads, one at a time
 
 
 def sample(  # noqa: PLR0913 (the signature is the public contract)
@@ -94,8 +95,8 @@ def sample(  # noqa: PLR0913 (the signature is the public contract)
         >>> run = sample(model, train_set, loss, RunConfig(), store="runs/one")  # doctest: +SKIP
         >>> print(run.llc())  # doctest: +SKIP
     """
-    job = _Job(prepare(model, data, loss, config or RunConfig()), store, pool, resume)
-    with Reporter(quiet) as reporter, _stop_on_signals() as stopped:
+    job = Job(prepare(model, data, loss, config or RunConfig()), store, pool, resume)
+    with Reporter(quiet) as reporter, stop_on_signals() as stopped:
         return job.run(reporter, stopped)
 
 
@@ -163,19 +164,19 @@ def start(  # noqa: PLR0913 (as sample)
         >>> running.stop()  # doctest: +SKIP
         >>> running.wait().llc()  # doctest: +SKIP
     """
-    job = _Job(prepare(model, data, loss, config or RunConfig()), store, pool, resume)
+    job = Job(prepare(model, data, loss, config or RunConfig()), store, pool, resume)
     return Running(job.run)
 
 
 def sample_recipe(recipe: Recipe, store: str | None, resume: Resume, quiet: bool) -> Run:
     """``sample`` of what a YAML file asks for; the run remembers the file's names."""
     spec = prepare(recipe.model, recipe.data, recipe.loss, recipe.config)
-    job = _Job(spec, store, None, resume, recipe.record)
-    with Reporter(quiet) as reporter, _stop_on_signals() as stopped:
+    job = Job(spec, store, None, resume, recipe.record)
+    with Reporter(quiet) as reporter, stop_on_signals() as stopped:
         return job.run(reporter, stopped)
 
 
-class _Job:
+class Job:
     """A run that was checked and can be run: what ``sample`` and ``start`` have in common."""
 
     def __init__(
@@ -193,7 +194,8 @@ class _Job:
         self._asked, stored = spec.config.pack, None
         if self._continues and self._asked == "auto":
             stored = Trace(self._files).manifest.config.together
-        self._packing = packing.settle(spec, isinstance(pool, SerialPool), stored)
+        with _ALONE:
+            self._packing = packing.settle(spec, isinstance(pool, SerialPool), stored)
         settled = spec.config.model_copy(update={"pack": self._packing.pack})
         self._spec = replace(spec, config=settled)
         self._manifest = _manifest(self._spec, recipe)
@@ -209,14 +211,14 @@ class _Job:
         pool = self._pool or _ray_pool(config)
         with contextlib.ExitStack() as stack:
             if before is not None:
-                lease = stack.enter_context(_lease(files))
+                lease = stack.enter_context(hold(files))
             stack.callback(pool.stop)
             places = tuple(pool.start(spec, range(len(config.packs))))
             if before is not None:
                 found = Trace(files)
                 found.reopen(config, lease.epoch)
             else:
-                stack.enter_context(_lease(files))
+                stack.enter_context(hold(files))
                 refuse_existing(files)
                 found = Trace.create(files, self._manifest)
             if self._asked != 1:
@@ -236,6 +238,11 @@ def prepare(model: nn.Module, data: object, loss: Loss, config: RunConfig) -> Ch
     Raises:
         ConfigError: says what must hold, what was got and what to do.
     """
+    with _ALONE:
+        return _prepared(model, data, loss, config)
+
+
+def _prepared(model: nn.Module, data: object, loss: Loss, config: RunConfig) -> ChainSpec:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
     if not callable(loss):
@@ -283,7 +290,7 @@ def _watchable(spec: ChainSpec) -> ChainSpec:
             "watch is off in this run: the curvature needs a double backward, which the loss does "
             f"not have ({type(error).__name__}: {str(error).splitlines()[0]}); no bias is "
             "predicted, and a step that is too large is not noticed",
-            stacklevel=3,
+            stacklevel=4,
         )
         return replace(spec, config=spec.config.model_copy(update={"watch": False}))
     return spec
@@ -325,7 +332,7 @@ def _continues(files: Files, resume: Resume) -> bool:
 
 
 @contextlib.contextmanager
-def _lease(files: Files) -> Iterator[Lease]:
+def hold(files: Files) -> Iterator[Lease]:
     """The right to write; every write sees first that it still holds."""
     try:
         lease = Lease(files)
@@ -395,7 +402,7 @@ def _until(config: RunConfig, stopped: Callable[[], str | None]) -> Callable[[],
 
 
 @contextlib.contextmanager
-def _stop_on_signals() -> Iterator[Callable[[], str | None]]:
+def stop_on_signals() -> Iterator[Callable[[], str | None]]:
     """A function that names the signal to stop, once one has come; the second ends the process."""
     caught = list[str]()
 
