@@ -103,6 +103,16 @@ class Sweep:
         """Writes the estimates as ``collect`` gives them, for ``xarray.open_dataset``."""
         self.collect().to_netcdf(path)
 
+    def rows(self) -> list[dict[str, Any]]:
+        """What ``collect`` says, a cell a dict, for JSON: NaN as None."""
+        table, found = self.collect(), []
+        for cell in self.cells:
+            place = {dim: getattr(cell, dim) for dim in DIMS}
+            at = table.sel(place)
+            values = {str(name): _plain(at[name].item()) for name in at.data_vars}
+            found.append({"cell": cell.name, **place, **values})
+        return found
+
     def counts(self) -> dict[str, int]:
         """Status -> cells."""
         return dict(Counter(self._standing(cell)[0] for cell in self.cells))
@@ -173,3 +183,7 @@ def _numbers(run: Run) -> dict[str, object]:
         "verdict": str(estimate.verdict.status),
     }
     return found
+
+
+def _plain(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

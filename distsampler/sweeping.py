@@ -12,11 +12,12 @@ once.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import typer
+from rich.console import Console
 from torch import nn
 
 from distsampler import sweep_files, warm_start
@@ -178,7 +179,13 @@ class _Cells:
             self._fail(cell, outcome)
         if not self._quiet:
             done = f"{self._count} of {len(self._plan.cells)}"
-            typer.echo(f"{done}  {cell.name}: {_told(outcome)}", err=True)
+            say = Console(file=sys.stderr)
+            say.print(
+                f"{done}  {cell.name}: {_told(outcome)}",
+                soft_wrap=True,
+                markup=False,
+                highlight=False,
+            )
 
     def _fail(self, cell: Cell, error: Exception) -> None:
         ours = isinstance(error, DistsamplerError)
