@@ -73,8 +73,9 @@ class Sweep:
         ``interval_low``, ``interval_high``, ``init_loss``, ``r_hat``, ``ess``, ``lr``, ``nbeta``,
         ``localization`` and ``n`` are NaN, and ``verdict`` is empty, where a cell has none;
         ``status`` is waiting, running, interrupted, finished or failed, with its ``reason``;
-        ``lost_chains`` counts chains that are in no estimate, ``seconds`` is the clock's time.
-        Everything but that is a function of the sweep, whatever died on the way.
+        ``lost_chains`` counts chains that are in no estimate, ``seconds`` is the clock's time. All
+        else that a finished cell has is a function of the sweep, whatever died on the way; a failed
+        one has no estimate, for how far its other chains came is not.
         """
         labels = self.manifest.labels
         shape = tuple(len(labels[dim]) for dim in DIMS)
@@ -140,7 +141,7 @@ class Sweep:
             found = Run(files).manifest
         except StoreError as error:
             return FAILED, str(error)
-        if failure and found.status != "finished":
+        if failure and found.status not in ("finished", FAILED):
             return FAILED, failure
         return found.status, found.reason
 
@@ -167,7 +168,7 @@ def _numbers(run: Run) -> dict[str, object]:
         "lost_chains": len(run.lost_chains),
         "seconds": run.manifest.seconds,
     }
-    if not any(run.manifest.n_committed):
+    if run.manifest.status == FAILED or not any(run.manifest.n_committed):
         return found
     facts = run.facts
     found |= {name: facts[name] for name in FACTS if name in facts}
