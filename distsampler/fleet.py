@@ -72,27 +72,28 @@ class RayFleet:
 
     def __init__(self, joined: RayPool, config: RunConfig) -> None:
         self._joined, self._config = joined, config
-        self._idle: deque[Any] = deque()  # actors
-        self._lent: dict[int, int] = {}  # pool -> places
+        self._idle: deque[Any] = deque()  # actors; those of a cell are in a deque of its own
+        self._lent: dict[int, tuple[int, deque[Any]]] = {}  # pool -> places, actors
         self._grows = config.placement.autoscale
         joined.room(config)
 
     def lend(self, cells: int) -> ChainPool | None:
         """A pool of its share of the places, if one is free."""
         slots = self._slots(cells)
-        free = slots - sum(self._lent.values())
+        free = slots - sum(places for places, _ in self._lent.values())
         self._joined.discard(self._idle, max(0, free))  # of nodes that are gone, others have more
         if free < 1 or len(self._lent) >= MOST:
             return None
-        chains = self._config.chains
-        places = min(free, math.ceil(slots / min(cells, MOST)), chains)
-        pool = self._joined.sharing(self._idle, places)
-        self._lent[id(pool)] = places
+        places = min(free, math.ceil(slots / min(cells, MOST)), self._config.chains)
+        actors = deque(self._idle.popleft() for _ in range(min(places, len(self._idle))))
+        pool = self._joined.sharing(actors, places)
+        self._lent[id(pool)] = places, actors
         return pool
 
     def take_back(self, pool: ChainPool) -> None:
-        """Its places are free."""
-        del self._lent[id(pool)]
+        """Its places are free, and their actors may serve others."""
+        _, actors = self._lent.pop(id(pool))
+        self._idle.extend(actors)
 
     def dismiss(self) -> None:
         """Ends the actors that no cell has."""
