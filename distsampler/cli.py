@@ -279,6 +279,8 @@ def _print_sweep(done: Sweep, rows: list[dict[str, Any]]) -> None:
 
     wide = max(len(row["cell"]) for row in rows)
     for row in rows:
+        if row["status"] == "waiting":
+            continue  # they are counted below
         if row["llc"] is None:
             reason = row["reason"].partition("\n")[0]
             _say(f"{row['cell']:{wide}}  {row['status']}{reason and ': '}{reason}")
