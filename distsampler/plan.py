@@ -91,13 +91,24 @@ def made(wanted: Wanted) -> Plan:
     """
     _check_arguments(wanted)
     restrictions = _restrictions(wanted)
-    settings = {"config": {}} if wanted.settings is None else wanted.settings
+    settings: Mapping[str, Mapping[str, Any]] = wanted.settings or {"config": {}}
     configs = {
         (restriction, setting): config
         for setting, overrides in settings.items()
         for restriction, config in _restricted(wanted, restrictions, setting, overrides).items()
     }
-    manifest = SweepManifest(
+    manifest = _manifest(wanted, restrictions, settings)
+    cells = grid.cells(manifest.labels, manifest.named)
+    _check_checkpoints(wanted)
+    _check_rows(wanted, configs)
+    sources = {each.name: each for each in wanted.checkpoints}
+    return Plan(wanted, manifest, cells, configs, sources)
+
+
+def _manifest(
+    wanted: Wanted, restrictions: Mapping[str, Any], settings: Mapping[str, Mapping[str, Any]]
+) -> SweepManifest:
+    return SweepManifest(
         config=wanted.config,
         checkpoints={each.name: each.step for each in wanted.checkpoints},
         restrictions={
@@ -111,11 +122,6 @@ def made(wanted: Wanted) -> Plan:
         bias=wanted.bias,
         versions=versions(),
     )
-    cells = grid.cells(manifest.labels, manifest.named)
-    _check_checkpoints(wanted)
-    _check_rows(wanted, configs)
-    sources = {each.name: each for each in wanted.checkpoints}
-    return Plan(wanted, manifest, cells, configs, sources)
 
 
 def _check_arguments(wanted: Wanted) -> None:

@@ -6,6 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -366,6 +367,25 @@ def test_a_file_that_holds_no_state_dict_is_named(tmp_path: Path) -> None:
         checkpoints.find(tmp_path / "empty")
 
 
+def test_safetensors_are_read_where_the_package_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "step7/model.safetensors"
+    file.parent.mkdir()
+    file.touch()
+    (found,) = checkpoints.find(tmp_path)
+    assert (found.name, found.step) == ("step7", 7)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(ConfigError, match="needs the package safetensors: install it"):
+        checkpoints.check(MODEL, found)
+    package = ModuleType("safetensors.torch")
+    package.load_file = lambda path: weights(2.0)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "safetensors", ModuleType("safetensors"))
+    monkeypatch.setitem(sys.modules, "safetensors.torch", package)
+    assert loaded(found) == pytest.approx(2.0, abs=1e-5)
+
+
 def test_tied_weights_may_be_saved_once() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
@@ -631,6 +651,9 @@ def test_the_command_sweeps_and_collect_reads_it_again(tmp_path: Path) -> None:
     assert [cell["cell"] for cell in cells] == ["step5", "step10"]
     assert "2 of 2" in out.stderr
     read = command("collect", tmp_path / "s", "--json", "--csv", tmp_path / "s.csv")
+    assert command("collect", tmp_path / "s", "--netcdf", tmp_path / "s.nc").returncode == 0
+    with xr.open_dataset(tmp_path / "s.nc") as table:
+        assert table.llc.values.ravel().tolist() == [cell["llc"] for cell in cells]
     assert read.stdout == out.stdout
     assert (tmp_path / "s.csv").read_text().count("\n") == 3
     refused = command("sweep", file, "--store", tmp_path / "s")
