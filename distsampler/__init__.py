@@ -24,6 +24,9 @@ The way of the data, one direction::
 ``inference_data``, ``drift``, ``quantities``, ``diagnostics``, ``estimators``, ``results``
                  from there to numbers, without torch and Ray
 ``run``          ``sample()``: puts it all together
+``sweeping``     many cells: ``checkpoints`` x restrictions x settings x data, a ``grid``; a
+                 ``plan`` is checked, a ``scheduler`` runs its cells on a ``fleet`` of actors, each
+                 from a ``warm_start``; ``sweep_files``, ``collect``: what is kept and read of it
 ``calibration``  which sampler, step and length: ``tuning`` chooses from ``pilots``; ``heatmap``
 ``truth``        models whose LLC is known exactly; ``certify()`` holds samplers against them
 
@@ -39,6 +42,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from distsampler.calibration import Calibration as Calibration
     from distsampler.calibration import calibrate as calibrate
+    from distsampler.collect import Sweep as Sweep
+    from distsampler.collect import open_sweep as open_sweep
     from distsampler.config import GateConfig as GateConfig
     from distsampler.config import PlacementConfig as PlacementConfig
     from distsampler.config import RunConfig as RunConfig
@@ -58,12 +63,14 @@ if TYPE_CHECKING:
     from distsampler.run import sample as sample
     from distsampler.run import start as start
     from distsampler.running import Running as Running
+    from distsampler.sweeping import sweep as sweep
     from distsampler.truth.certify import certify as certify
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "calibration": ("Calibration", "calibrate"),
+    "collect": ("Sweep", "open_sweep"),
     "config": ("GateConfig", "PlacementConfig", "RunConfig", "SamplerConfig", "optimal_nbeta"),
     "diagnostics": ("Diagnosis", "Verdict"),
     "errors": ("ConfigError", "DistsamplerError", "PlacementError", "RunFailed", "StoreError"),
@@ -74,6 +81,7 @@ _HOMES = {
     "results": ("Run", "open"),
     "run": ("resume", "sample", "start"),
     "running": ("Running",),
+    "sweeping": ("sweep",),
     "truth.certify": ("certify",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -54,8 +54,7 @@ from distsampler.pool import ChainPool
 from distsampler.recipe import Recipe
 from distsampler.replica import Loss
 from distsampler.results import Run
-from distsampler.run import prepare
-from distsampler.sharded import see_here
+from distsampler.run import look_of, prepare
 from distsampler.trace import MANIFEST, as_files
 from distsampler.tuning import REHEARSAL, Tuner
 
@@ -173,9 +172,8 @@ def calibrate(  # noqa: PLR0913 (as sample)
     began = time.monotonic()
     config = config or RunConfig()
     with _held(pool, config) as held:
-        look = getattr(held, "look", see_here)
-        spec = prepare(model, data, loss, config, look)
-        pilots = Pilots(spec, spec.rows if config.data_mode == "hop" else data, held)
+        spec = prepare(model, data, loss, config, look_of(held))
+        pilots = Pilots(spec, data, held)
         tuned = Tuner(spec, pilots, bias).run()
         found = Calibration(*tuned, pilot_seconds=time.monotonic() - began)
         chart = _heatmap(found.config, pilots, spec.nbeta) if heatmap else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import warnings
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from distsampler.collect import Sweep
     from distsampler.recipe import Recipe
     from distsampler.results import Run
 
@@ -160,6 +162,51 @@ def report(
 
 
 @app.command()
+def sweep(
+    config: Annotated[Path, typer.Argument(help="YAML, as for run, with a block 'sweep'.")],
+    store: Annotated[str, typer.Option(help="The sweep's directory; must be new.")],
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Set a field: sweep.calibrate=true.")
+    ] = None,
+    resume: Annotated[str, typer.Option(help="never, auto or must.")] = "never",
+    max_cells: Annotated[
+        int | None, typer.Option(help="Refuse a sweep of more; else the file's.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing of each cell.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Sample many checkpoints, restrictions, settings and data sets."""
+    from distsampler import sweep_recipe
+
+    wanted = sweep_recipe.load(config, changes or [], max_cells)
+    from distsampler.plan import made
+    from distsampler.sweeping import carry_out
+
+    done = carry_out(made(wanted), store, None, resume, quiet)  # type: ignore[arg-type]  # checked
+    _finish_sweep(done, as_json)
+
+
+@app.command()
+def collect(
+    store: Annotated[str, typer.Argument(help="The sweep's directory.", show_default=False)],
+    csv: Annotated[Path | None, typer.Option(help="A table to write.", show_default=False)] = None,
+    netcdf: Annotated[
+        Path | None, typer.Option(help="An xarray file to write.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the estimates of a sweep, or write them as CSV or netCDF."""
+    from distsampler.collect import open_sweep
+
+    found = open_sweep(store)
+    if csv is not None:
+        found.to_csv(csv)
+    if netcdf is not None:
+        found.to_netcdf(netcdf)
+    _finish_sweep(found, as_json)
+
+
+@app.command()
 def certify(
     sampler: Annotated[
         str | None, typer.Option(help="The one to try; else each row has its own.")
@@ -206,6 +253,44 @@ def _finish(done: Run) -> None:
         _say(f"note: {advisory}")
     _say(f"run {done.store}")
     raise typer.Exit(_code(done))
+
+
+def _finish_sweep(done: Sweep, as_json: bool) -> None:
+    """Prints the estimates of a sweep, and exits with the code of its worst cell."""
+    rows = done.rows()
+    if as_json:
+        _say(json.dumps({"sweep": done.store, "cells": rows}))
+    else:
+        _print_sweep(done, rows)
+    open_ends = [row for row in rows if row["status"] not in ("finished", "failed")]
+    if open_ends:
+        missing = f"{len(open_ends)} of {len(rows)} cells have not ended"
+        typer.echo(f"{missing}; go on with the same command and --resume auto", err=True)
+        raise typer.Exit(INTERRUPTED)
+    if any(row["status"] == "failed" for row in rows):
+        raise typer.Exit(FAILED)
+    if any(row["verdict"] != "CONVERGED" for row in rows):
+        raise typer.Exit(NOT_CONVERGED)
+    raise typer.Exit(LOST_CHAINS if any(row["lost_chains"] for row in rows) else 0)
+
+
+def _print_sweep(done: Sweep, rows: list[dict[str, Any]]) -> None:
+    from distsampler.estimators import plus_minus
+
+    wide = max(len(row["cell"]) for row in rows)
+    for row in rows:
+        if row["status"] == "waiting":
+            continue  # they are counted below
+        if row["llc"] is None:
+            reason = row["reason"].partition("\n")[0]
+            _say(f"{row['cell']:{wide}}  {row['status']}{reason and ': '}{reason}")
+        else:
+            se = math.nan if row["se"] is None else row["se"]
+            verdict = f"{row['verdict']}" + (
+                "" if row["status"] == "finished" else ", " + row["status"]
+            )
+            _say(f"{row['cell']:{wide}}  LLC {plus_minus(row['llc'], se)}  {verdict}")
+    _say(f"sweep {done.store}")
 
 
 def _calibrated(found: Recipe, store: str | None, resume: str, bias: float) -> Recipe:

@@ -34,7 +34,7 @@ _MaskField = Annotated[masks.Mask, PlainValidator(masks.Mask.of), PlainSerialize
 _NamedField = Annotated[Named, PlainValidator(Named.of), PlainSerializer(str)]
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
     """A frozen model whose errors are sentences."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -49,7 +49,7 @@ class _Frozen(BaseModel):
                 raise ConfigError("\n".join(lines)) from None
 
 
-class SamplerConfig(_Frozen):
+class SamplerConfig(Frozen):
     """A sampler by name, and its options.
 
     Options are declared once, in the signature of the sampler's class; they are checked against it
@@ -79,7 +79,7 @@ class SamplerConfig(_Frozen):
         return dict(self.model_extra or {})
 
 
-class GateConfig(_Frozen):
+class GateConfig(Frozen):
     """When a run counts as converged.
 
     Args:
@@ -99,7 +99,7 @@ class GateConfig(_Frozen):
     relative_error: Annotated[float, Field(gt=0)] | None = None
 
 
-class PlacementConfig(_Frozen):
+class PlacementConfig(Frozen):
     """Where chains run. Nothing here changes a bit of the trace.
 
     Args:
@@ -138,7 +138,7 @@ class PlacementConfig(_Frozen):
         return self
 
 
-class RunConfig(_Frozen):
+class RunConfig(Frozen):
     """Everything a run depends on but model, data and loss.
 
     Args:

@@ -18,6 +18,7 @@ from distsampler.pool import ChainPool
 from distsampler.replica import ChainSpec
 from distsampler.results import Run
 from distsampler.run import sample
+from distsampler.sharded import ShardedRows
 
 PILOT_CHAINS, THIN = 2, 10
 MOMENTUM = {"sgnht": "diffusion_factor", "sghmc": "friction"}
@@ -54,7 +55,8 @@ class Pilots:
     """Runs short runs of a model on a pool, each into a store that is gone afterwards."""
 
     def __init__(self, spec: ChainSpec, data: object, pool: ChainPool) -> None:
-        self._model, self._data, self._loss, self._pool = spec.model, data, spec.loss, pool
+        self._model, self._loss, self._pool = spec.model, spec.loss, pool
+        self._data = spec.rows if isinstance(spec.rows, ShardedRows) else data
 
     def run(self, config: RunConfig, read: Callable[[Run], Read]) -> Read | None:
         """What is read of a finished run; None where a chain diverged."""

@@ -10,9 +10,10 @@ import contextlib
 import logging
 import math
 import signal
+import sys
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -31,7 +32,7 @@ from ray.exceptions import (
     RuntimeEnvSetupError,
 )
 
-from distsampler.config import PlacementConfig
+from distsampler.config import PlacementConfig, RunConfig
 from distsampler.draws import Anchor
 from distsampler.errors import ConfigError, PlacementError
 from distsampler.placement import (
@@ -88,6 +89,12 @@ class ChainActor:
                 "this actor was given a GPU, but torch sees none: install a CUDA build"
             )
         self._worker = Worker(ray.get(spec[0]), self._device, capacity)
+
+    def adopt(self, spec: list[Any], capacity: int) -> dict[str, str]:
+        """Works for another run from now on; says where it is."""
+        del self._worker  # its memory, before the other needs some
+        self._worker = Worker(ray.get(spec[0]), self._device, capacity)
+        return self.info()
 
     def info(self) -> dict[str, str]:
         """Where it is."""
@@ -149,6 +156,8 @@ class RayPool:
         self._anchors: tuple[Any, Any] = (None, None)
         self._owns_ray = False
         self._sent: dict[str, Any] = {}  # folders that the whole job has
+        self._stock: deque[Any] | None = None  # actors between two runs
+        self._most = sys.maxsize  # places, however many the cluster has room for
         self._said = 0.0
 
     def start(self, spec: ChainSpec, places: Sequence[int]) -> Sequence[int]:
@@ -161,20 +170,15 @@ class RayPool:
             self._together = spec.config.together
             self._capacity = max(1, self._placement.chains_per_actor // self._together)
             wanted = math.ceil(len(places) / self._capacity)
-            places = places[: min(wanted, slots)]
+            places = places[: min(wanted, slots, self._most)]
             self._spec = ray.put(_located(spec))
             self._device = choose_device(spec.config, self._options["num_gpus"])
-        actor_class = ray.remote(concurrency_groups={"probe": 1})(ChainActor)
         for place in places:
             if place in self._slots:
                 self._end(self._slots.pop(place))
-            options = self._options | self._elsewhere(place)
-            actor = actor_class.options(**options).remote(
-                versions_here(), [self._spec], self._device, self._capacity
-            )
             self._starts[place] += 1
-            now = time.monotonic()
-            self._slots[place] = _Slot(actor, self._starts[place], actor.info.remote(), now)
+            actor, call = self._actor(place)
+            self._slots[place] = _Slot(actor, self._starts[place], call, time.monotonic())
         return places
 
     def look(
@@ -200,6 +204,17 @@ class RayPool:
             told = f"{type(cause).__name__}: {cause}" if cause else start_failure(str(error))
             raise ConfigError(f"a shard cannot be made or read: {told}") from None
         return found
+
+    def _actor(self, place: int) -> tuple[Any, Any]:
+        """An actor, and the call that says it is up: one of the stock, at a place's first start."""
+        if self._stock and self._starts[place] == 1:
+            actor = self._stock.popleft()
+            return actor, actor.adopt.remote([self._spec], self._capacity)
+        actor_class = ray.remote(concurrency_groups={"probe": 1})(ChainActor)
+        actor = actor_class.options(**self._options, **self._elsewhere(place)).remote(
+            versions_here(), [self._spec], self._device, self._capacity
+        )
+        return actor, actor.info.remote()
 
     def submit(self, place: int, work: Work) -> None:
         """Sends the work; the state only where the actor does not hold the chain already."""
@@ -234,13 +249,41 @@ class RayPool:
         if not ray.is_initialized():
             return
         for slot in self._slots.values():
-            self._end(slot)
+            if self._stock is not None and slot.ready and not (slot.call or slot.probe):
+                self._stock.append(slot.actor)
+            else:
+                self._end(slot)
         self._slots.clear()
         self._starts.clear()
         self._spec, self._anchors = None, (None, None)
         if self._owns_ray:
             ray.shutdown()
             self._owns_ray = False
+
+    def sharing(self, stock: deque[Any], places: int) -> RayPool:
+        """A pool for one of several runs on the Ray that this one has joined.
+
+        Args:
+            stock: its actors come from there, as far as there are any, and go back when it stops.
+            places: that it takes at most.
+        """
+        other = RayPool(self._placement)
+        other._sent, other._stock, other._most = self._sent, stock, places
+        return other
+
+    def room(self, config: RunConfig) -> int:
+        """Places that the cluster has now; Ray must have been joined.
+
+        Raises:
+            PlacementError: if it has none.
+        """
+        return fit(self._of_actors(), config, ray.nodes())[1]
+
+    def discard(self, stock: deque[Any], kept: int) -> None:
+        """Ends actors of a stock until so many are left."""
+        while len(stock) > kept:
+            with contextlib.suppress(Exception):  # it may be gone already
+                ray.kill(stock.popleft())
 
     @contextlib.contextmanager
     def joined(self) -> Iterator[Self]:

@@ -55,9 +55,28 @@ def load(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
     Raises:
         ConfigError: says where the file is wrong.
     """
+    return of_fields(read(path, changes), path)
+
+
+def read(path: str | Path, changes: Sequence[str] = ()) -> dict[str, Any]:
+    """The fields of a YAML file, with changes; see ``load``.
+
+    Raises:
+        ConfigError: if it cannot be read, or a field cannot be set.
+    """
     fields = _read(Path(path))
     for change in changes:
         _set(fields, change)
+    return fields
+
+
+def of_fields(fields: dict[str, Any], path: str | Path) -> Recipe:
+    """The recipe that the fields of a YAML file make; see ``load``.
+
+    Raises:
+        ConfigError: says where they are wrong.
+    """
+    fields = dict(fields)
     record: dict[str, Any] = {"folder": str(Path(path).parent.absolute())}
     for part in PARTS:
         record[part] = fields.pop(part, None)
@@ -67,7 +86,7 @@ def load(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
         if key not in RunConfig.model_fields:
             raise ConfigError(f"{path}: {unknown_name('option', str(key), known)}")
     record["restrict_to"] = fields.get("restrict_to")  # a file of masks, of which runs hold digests
-    return resolve(record, RunConfig(**_with_masks(fields, Path(record["folder"]))))
+    return resolve(record, RunConfig(**with_masks(fields, Path(record["folder"]))))
 
 
 def reload(record: dict[str, Any], config: RunConfig, changes: Sequence[str] = ()) -> Recipe:
@@ -79,7 +98,7 @@ def reload(record: dict[str, Any], config: RunConfig, changes: Sequence[str] = (
     fields = {**config.model_dump(mode="json"), "restrict_to": record["restrict_to"]}
     for change in changes:
         _set(fields, change)
-    return resolve(record, RunConfig(**_with_masks(fields, Path(record["folder"]))))
+    return resolve(record, RunConfig(**with_masks(fields, Path(record["folder"]))))
 
 
 def resolve(record: dict[str, Any], config: RunConfig) -> Recipe:
@@ -89,13 +108,13 @@ def resolve(record: dict[str, Any], config: RunConfig) -> Recipe:
         ConfigError: if something cannot be imported or called.
     """
     folder = Path(record["folder"])
-    found = {part: _find(part, record[part], folder) for part in PARTS}
+    found = {part: find_callable(part, record[part], folder) for part in PARTS}
     loss, bound = found["loss"], record["loss_kwargs"]
     return Recipe(
         record,
         with_functions(config, folder),
-        _call("model", found["model"], record["model_kwargs"]),
-        _call("data", found["data"], record["data_kwargs"]),
+        call("model", found["model"], record["model_kwargs"]),
+        call("data", found["data"], record["data_kwargs"]),
         functools.partial(loss, **bound) if bound else loss,
     )
 
@@ -113,7 +132,7 @@ def with_functions(config: RunConfig, folder: Path) -> RunConfig:
     found = {}
     for name, each in config.observables.items():
         try:
-            function = each.function or _find(f"observables.{name}", each.name, folder)
+            function = each.function or find_callable(f"observables.{name}", each.name, folder)
         except ConfigError as error:
             raise ConfigError(f"{error}; or give the function itself, from Python") from error
         found[name] = Named(each.name, function)
@@ -163,8 +182,12 @@ def _read(path: Path) -> dict[str, Any]:
     return fields
 
 
-def _with_masks(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The fields, with the masks of a file in place of its name."""
+def with_masks(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The fields, with the masks of a file in place of its name.
+
+    Raises:
+        ConfigError: if the file holds none.
+    """
     name = fields.get("restrict_to")
     if not (isinstance(name, str) and name.endswith(".npz")):
         return fields
@@ -197,8 +220,12 @@ def _number(value: object) -> object:
     return value
 
 
-def _find(part: str, name: object, folder: Path) -> Callable[..., Any]:
-    """The callable that ``module:callable`` or ``path/to/file.py:callable`` names."""
+def find_callable(part: str, name: object, folder: Path) -> Callable[..., Any]:
+    """The callable that ``module:callable`` or ``path/to/file.py:callable`` names.
+
+    Raises:
+        ConfigError: if there is none.
+    """
     how = f"{part}: must be 'module:callable' or 'path/to/file.py:callable'"
     if not isinstance(name, str) or ":" not in name:
         raise ConfigError(f"{how}, got {name!r}")
@@ -237,7 +264,12 @@ def _import_file(path: Path) -> object:
     return module
 
 
-def _call(part: str, function: Callable[..., Any], options: dict[str, Any]) -> object:
+def call(part: str, function: Callable[..., Any], options: dict[str, Any]) -> object:
+    """What a callable of the user gives.
+
+    Raises:
+        ConfigError: if it raises.
+    """
     try:
         return function(**options)
     except ConfigError:

@@ -54,6 +54,7 @@ from distsampler.situation import Phase, State
 from distsampler.trace import Trace, as_files, check_new, refuse_existing
 
 Resume = Literal["never", "auto", "must"]
+_ALONE = threading.Lock()  # what forks torch's global generator or sets its threads, one at a time
 
 
 def sample(  # noqa: PLR0913 (the signature is the public contract)
@@ -99,7 +100,7 @@ def sample(  # noqa: PLR0913 (the signature is the public contract)
         >>> print(run.llc())  # doctest: +SKIP
     """
     job = _job(model, data, loss, config or RunConfig(), (store, pool, resume))
-    with Reporter(quiet) as reporter, _stop_on_signals() as stopped:
+    with Reporter(quiet) as reporter, stop_on_signals() as stopped:
         return job.run(reporter, stopped)
 
 
@@ -175,7 +176,7 @@ def sample_recipe(recipe: Recipe, store: str | None, resume: Resume, quiet: bool
     """``sample`` of what a YAML file asks for; the run remembers the file's names."""
     parts, where = (recipe.model, recipe.data, recipe.loss), (store, None, resume)
     job = _job(*parts, recipe.config, where, recipe.record)
-    with Reporter(quiet) as reporter, _stop_on_signals() as stopped:
+    with Reporter(quiet) as reporter, stop_on_signals() as stopped:
         return job.run(reporter, stopped)
 
 
@@ -189,21 +190,21 @@ def _job(
     config: RunConfig,
     where: Where,
     recipe: dict[str, Any] | None = None,
-) -> _Job:
+) -> Job:
     """Checks a run; shards that are made are looked at where the chains will be."""
     store, pool, resume = where
     if pool is None and config.data_mode == "hop":
         pool = _ray_pool(config)
     try:
-        look = getattr(pool, "look", sharded.see_here)
-        return _Job(prepare(model, data, loss, config, look), store, pool, resume, recipe)
+        spec = prepare(model, data, loss, config, look_of(pool))
+        return Job(spec, store, pool, resume, recipe)
     except BaseException:
         if pool is not None:
             pool.stop()  # it may have joined Ray to look
         raise
 
 
-class _Job:
+class Job:
     """A run that was checked and can be run: what ``sample`` and ``start`` have in common."""
 
     def __init__(
@@ -221,7 +222,8 @@ class _Job:
         self._asked, stored = spec.config.pack, None
         if self._continues and self._asked == "auto":
             stored = Trace(self._files).manifest.config.together
-        self._packing = packing.settle(spec, isinstance(pool, SerialPool), stored)
+        with _ALONE:
+            self._packing = packing.settle(spec, isinstance(pool, SerialPool), stored)
         settled = spec.config.model_copy(update={"pack": self._packing.pack})
         self._spec = replace(spec, config=settled)
         self._manifest = _manifest(self._spec, recipe)
@@ -237,14 +239,14 @@ class _Job:
         pool = self._pool or _ray_pool(config)
         with contextlib.ExitStack() as stack:
             if before is not None:
-                lease = stack.enter_context(_lease(files))
+                lease = stack.enter_context(hold(files))
             stack.callback(pool.stop)
             places = tuple(pool.start(spec, range(len(config.packs))))
             if before is not None:
                 found = Trace(files)
                 found.reopen(config, lease.epoch)
             else:
-                stack.enter_context(_lease(files))
+                stack.enter_context(hold(files))
                 refuse_existing(files)
                 found = Trace.create(files, self._manifest)
             if self._asked != 1:
@@ -277,6 +279,19 @@ def prepare(
     Raises:
         ConfigError: says what must hold, what was got and what to do.
     """
+    with _ALONE:
+        return _prepared(model, data, loss, config, look)
+
+
+def look_of(pool: ChainPool | None) -> sharded.Look:
+    """How shards that are made are looked at: where a pool's chains will be, else here."""
+    found: sharded.Look = getattr(pool, "look", sharded.see_here)
+    return found
+
+
+def _prepared(
+    model: nn.Module, data: object, loss: Loss, config: RunConfig, look: sharded.Look
+) -> ChainSpec:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
     if not callable(loss):
@@ -325,7 +340,7 @@ def _watchable(spec: ChainSpec) -> ChainSpec:
             "watch is off in this run: the curvature needs a double backward, which the loss does "
             f"not have ({type(error).__name__}: {str(error).splitlines()[0]}); no bias is "
             "predicted, and a step that is too large is not noticed",
-            stacklevel=3,
+            stacklevel=4,
         )
         return replace(spec, config=spec.config.model_copy(update={"watch": False}))
     return spec
@@ -367,7 +382,7 @@ def _continues(files: Files, resume: Resume) -> bool:
 
 
 @contextlib.contextmanager
-def _lease(files: Files) -> Iterator[Lease]:
+def hold(files: Files) -> Iterator[Lease]:
     """The right to write; every write sees first that it still holds."""
     try:
         lease = Lease(files)
@@ -437,7 +452,7 @@ def _until(config: RunConfig, stopped: Callable[[], str | None]) -> Callable[[],
 
 
 @contextlib.contextmanager
-def _stop_on_signals() -> Iterator[Callable[[], str | None]]:
+def stop_on_signals() -> Iterator[Callable[[], str | None]]:
     """A function that names the signal to stop, once one has come; the second ends the process."""
     caught = list[str]()
 

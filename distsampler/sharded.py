@@ -203,11 +203,16 @@ def cut(data: object, config: RunConfig, look: Look = see_here) -> ShardedRows:
             sources: list[Source] = [Held(as_rows(each)) for each in data]
             _check_count(len(sources), config.shards)
             return _seen(sources, config, see_here, dealt=False)
-        case _ if callable(data) and not hasattr(data, "__len__"):
+        case _ if is_made(data) and callable(data):
             count = _wanted(config)
             return _seen([Made(data, i, count) for i in range(count)], config, look, dealt=False)
         case _:
             return _dealt(as_rows(data), config)
+
+
+def is_made(data: object) -> bool:
+    """Whether data are given as ``make_shard``."""
+    return callable(data) and not hasattr(data, "__len__")
 
 
 def _dealt(rows: Rows, config: RunConfig) -> ShardedRows:

@@ -29,7 +29,14 @@ from distsampler.manifest import Manifest, Status
 from distsampler.wide import WIDE, WideArrays
 
 MANIFEST, EVENTS, ZARR = "run.json", "events.jsonl", "trace.zarr"
-OURS = {"lease.json", EVENTS, ZARR, WIDE, "checkpoints"}  # all that a start cut short can leave
+OURS = {
+    "lease.json",
+    "cell.json",
+    EVENTS,
+    ZARR,
+    WIDE,
+    "checkpoints",
+}  # what a start cut short leaves
 CONSTANTS: dict[str, tuple[str, ...]] = {
     "probe_losses": ("probe",),
     "init_losses": ("example",),

@@ -1,21 +1,29 @@
 """What the README says is run here."""
 
 import re
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import typer
+import yaml
 from torch import nn
 
 import distsampler as ds
-from distsampler import recipe
+from distsampler import recipe, sweep_recipe
 from distsampler.cli import app
 from scripts.command_lines import commands, understand
 from tests.problems import config, regression, squared_error
 from tests.test_pools import assert_same
 from tests.test_trial import both
+
+
+def cross_entropy(model: nn.Module, batch: Any) -> torch.Tensor:
+    inputs, targets = batch
+    return nn.functional.cross_entropy(model(inputs), targets, reduction="none")
+
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -56,6 +64,43 @@ def test_the_sampler_of_the_readme_runs_and_its_bits_are_those_of_one_process(
     assert_same(ray, serial)
     steps = ray.inference_data["sample_stats"]["steps"].values
     assert steps.tolist() == [list(range(33, 153, 3))] * 2
+
+
+@pytest.mark.ray
+def test_the_sweep_of_the_readme_runs(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = re.findall(r"```python\n(# one LLC .*?)```", README, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(200, 4, generator=generator)
+    model = nn.Sequential(OrderedDict(body=nn.Linear(4, 3), head=nn.Linear(3, 2)))
+    (tmp_path / "checkpoints").mkdir()
+    for step in (10, 20):
+        torch.save(model.state_dict(), tmp_path / f"checkpoints/step{step}.pt")
+    names: dict[str, Any] = {
+        "ds": ds,
+        "model": model,
+        "train_set": (inputs, (inputs[:, 0] > 0).long()),
+        "loss": cross_entropy,
+        "config": config(draws=20, burn_in=5),
+    }
+    code = code.replace(
+        '.run("step20--head--hot").llc()', '.run("step20--head--hot").llc("ignore")'
+    )
+    exec(compile(code, "README.md", "exec"), names)
+    assert dict(names["table"].sizes) == {
+        "checkpoint": 2, "restriction": 2, "setting": 2, "data": 1,
+    }  # fmt: skip
+    assert names["sweep"].counts() == {"finished": 8}
+    assert (tmp_path / "training.csv").read_text().count("\n") == 9
+
+
+def test_the_sweep_file_of_the_readme_is_one(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```yaml\n(sweep:\n.*?)```", README, re.DOTALL)
+    found = sweep_recipe.SweepConfig(**yaml.safe_load(block)["sweep"])
+    assert found.settings == {"cold": {}, "hot": {"sampler.nbeta": 10.0}}
+    assert found.restrictions == {"all": None, "head": ["head[.].*"]}
 
 
 def test_the_command_lines_of_the_readme_are_understood() -> None:

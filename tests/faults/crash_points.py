@@ -21,7 +21,7 @@ from distsampler import inference_data
 from distsampler.files import Files
 from distsampler.fingerprint import versions
 from distsampler.pool import SerialPool
-from distsampler.run import _Job, prepare
+from distsampler.run import Job, prepare
 from tests.faults.digest import digest
 from tests.problems import config, regression, squared_error
 
@@ -53,7 +53,7 @@ def sample(store: Path, at: Callable[[str], None], how: str) -> ds.Run:
         placement=ds.PlacementConfig(block=13), gate=ds.GateConfig(every=12 if auto else None),
     )  # fmt: skip
     spec = prepare(model, data, squared_error, settings)
-    job = _Job(spec, Files(store, at=at), SerialPool(), "auto")
+    job = Job(spec, Files(store, at=at), SerialPool(), "auto")
     return job.run(Silent(), lambda: None)
 
 
