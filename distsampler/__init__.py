@@ -49,6 +49,15 @@ if TYPE_CHECKING:
     from distsampler.estimators import WBICEstimate as WBICEstimate
     from distsampler.optim import SGLD as SGLD
     from distsampler.optim import SGNHT as SGNHT
+    from distsampler.plots import plot_acceptance as plot_acceptance
+    from distsampler.plots import plot_autocorrelation as plot_autocorrelation
+    from distsampler.plots import plot_budget as plot_budget
+    from distsampler.plots import plot_heatmap as plot_heatmap
+    from distsampler.plots import plot_llc_curve as plot_llc_curve
+    from distsampler.plots import plot_norms as plot_norms
+    from distsampler.plots import plot_rank as plot_rank
+    from distsampler.plots import plot_running_llc as plot_running_llc
+    from distsampler.plots import plot_trace as plot_trace
     from distsampler.pool import SerialPool as SerialPool
     from distsampler.ray_pool import RayPool as RayPool
     from distsampler.results import Run as Run
@@ -68,6 +77,17 @@ _HOMES = {
     "errors": ("ConfigError", "DistsamplerError", "PlacementError", "RunFailed", "StoreError"),
     "estimators": ("LLCEstimate", "WBICEstimate"),
     "optim": ("SGLD", "SGNHT"),
+    "plots": (
+        "plot_acceptance",
+        "plot_autocorrelation",
+        "plot_budget",
+        "plot_heatmap",
+        "plot_llc_curve",
+        "plot_norms",
+        "plot_rank",
+        "plot_running_llc",
+        "plot_trace",
+    ),
     "pool": ("SerialPool",),
     "ray_pool": ("RayPool",),
     "results": ("Run", "open"),

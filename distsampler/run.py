@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from distsampler import (
+    curvature_watch,
     diagnostics,
     estimators,
     gradient_noise,
@@ -27,7 +28,6 @@ from distsampler import (
     own_observables,
     packing,
     trace,
-    watch,
 )
 from distsampler.config import RunConfig, optimal_nbeta
 from distsampler.diagnostics import Verdict
@@ -277,7 +277,7 @@ def _watchable(spec: ChainSpec) -> ChainSpec:
     if not spec.config.watch:
         return spec
     try:
-        watch.attempt(spec)
+        curvature_watch.attempt(spec)
     except RuntimeError as error:
         warnings.warn(
             "watch is off in this run: the curvature needs a double backward, which the loss does "

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 import distsampler as ds
 from distsampler.chain import Chain
 from distsampler.cli import app
+from distsampler.curvature_watch import due
 from distsampler.observables import variables
 from distsampler.run import prepare
-from distsampler.watch import due
 from tests.fakes import FlakyPool
 from tests.problems import anchored, config, regression, squared_error
 from tests.test_chain import assert_same as assert_same_blocks
