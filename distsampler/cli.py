@@ -160,6 +160,35 @@ def report(
 
 
 @app.command()
+def watch(
+    store: Store,
+    once: Annotated[bool, typer.Option("--once", help="Print how it stands, and end.")] = False,
+) -> None:
+    """Show how a run goes, from any machine that sees its directory."""
+    from distsampler.following import follow
+
+    try:
+        view = follow(store, once)
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None  # the run goes on
+    if not once:
+        codes = {"failed": FAILED, "interrupted": INTERRUPTED}
+        raise typer.Exit(codes.get(view.status) or _code(_open(store)))
+
+
+@app.command("ls")
+def list_runs(
+    folder: Annotated[str, typer.Argument(help="A folder of runs.")] = ".",
+    as_json: Json = False,
+) -> None:
+    """List the runs beneath a folder, a line each."""
+    from distsampler.listing import entries, table
+
+    found = entries(folder)
+    _say(json.dumps({"runs": [entry.as_dict() for entry in found]}) if as_json else table(found))
+
+
+@app.command()
 def certify(
     sampler: Annotated[
         str | None, typer.Option(help="The one to try; else each row has its own.")

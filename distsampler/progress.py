@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
 from distsampler.draws import DrawBlock
+from distsampler.inference_data import arviz_module
 
 SERIES = 1024  # values of a chain kept for the online R-hat, thinned ever more
 
@@ -28,6 +31,7 @@ class ChainProgress:
         llc: running mean after burn-in; NaN before.
         retired: whether it was taken out.
         restarting: whether its place was lost, and it has not made a draw since.
+        restarts: how often its place was lost.
     """
 
     chain: int
@@ -38,6 +42,16 @@ class ChainProgress:
     llc: float
     retired: bool
     restarting: bool = False
+    restarts: int = 0
+
+    @property
+    def state(self) -> str:
+        """Lost, restarting, done or running."""
+        if self.retired:
+            return "lost"
+        if self.restarting:
+            return "restarting"
+        return "done" if self.draws >= self.total else "running"
 
 
 @dataclass(frozen=True)
@@ -50,6 +64,8 @@ class Snapshot:
         chains: each chain.
         llc: running mean over chains.
         r_hat: split R-hat of the probe's loss from a thinned series; a first look, no verdict.
+        committed: durable draws of each chain.
+        series: that thinned series, of each chain that is not lost.
     """
 
     phase: str
@@ -57,6 +73,19 @@ class Snapshot:
     chains: tuple[ChainProgress, ...]
     llc: float
     r_hat: float
+    committed: tuple[int, ...] = ()
+    series: list[list[float]] = field(default_factory=list, repr=False, compare=False)
+
+    @cached_property
+    def ess(self) -> float:
+        """Bulk ESS of the thinned series, through ArviZ; NaN for fewer than eight values."""
+        shortest = min((len(values) for values in self.series), default=0)
+        if shortest < 8:
+            return math.nan
+        values = np.array([each[:shortest] for each in self.series])
+        data = xr.Dataset({"probe_loss": (("chain", "draw"), values)})
+        with np.errstate(invalid="ignore", divide="ignore"):  # a constant series: NaN
+            return float(arviz_module().ess(data, method="bulk")["probe_loss"])
 
 
 class _Running:
@@ -64,7 +93,7 @@ class _Running:
 
     def __init__(self, draws: int) -> None:
         self.draws, self.count, self.excess = draws, 0, 0.0
-        self.restarting = False
+        self.restarting, self.restarts = False, 0
         self.loss = self.rate = math.nan
         self.series: list[float] = []
         self.stride, self._seen, self._since = 1, 0, time.monotonic()
@@ -116,8 +145,11 @@ class Progress:
     def lost(self, chain: int) -> None:
         """Its place is gone; it goes on elsewhere."""
         self._chains[chain].restarting = True
+        self._chains[chain].restarts += 1
 
-    def snapshot(self, phase: str, retired: Container[int]) -> Snapshot:
+    def snapshot(
+        self, phase: str, retired: Container[int], committed: tuple[int, ...] = ()
+    ) -> Snapshot:
         """The run now."""
         alive = [c for i, c in enumerate(self._chains) if i not in retired]
         llcs = [self._llc(chain) for chain in alive if chain.count]
@@ -134,11 +166,14 @@ class Progress:
                     self._llc(c),
                     i in retired,
                     c.restarting,
+                    c.restarts,
                 )
                 for i, c in enumerate(self._chains)
             ),
             float(np.mean(llcs)) if llcs else math.nan,
             split_r_hat([chain.series for chain in alive]),
+            committed,
+            [chain.series for chain in alive],
         )
 
     def _llc(self, chain: _Running) -> float:

@@ -28,10 +28,12 @@ from ray.exceptions import (
     RayTaskError,
     RuntimeEnvSetupError,
 )
+from ray.util.metrics import Gauge
 
 from distsampler.config import PlacementConfig
 from distsampler.draws import Anchor
 from distsampler.errors import ConfigError, PlacementError
+from distsampler.metrics import Metrics
 from distsampler.placement import (
     check_versions,
     choose_device,
@@ -51,6 +53,7 @@ from distsampler.pool import (
     perform,
     place_info,
 )
+from distsampler.progress import Snapshot
 from distsampler.replica import ChainSpec
 from distsampler.travel import check_picklable, send_by_value
 from distsampler.worker import Advance, Work, Worker
@@ -60,6 +63,7 @@ SAY_EVERY = 20.0
 SILENCE = 5.0  # seconds of a call before its actor is asked whether it lives
 NODE_LABEL = "ray.io/node-id"
 FOLDERS = ("working_dir", "py_modules", "excludes")  # of a runtime environment
+_NAMED: Counter[str] = Counter()  # actors that this process has given a name
 DRAIN_EVERY = 2.0  # seconds between two looks at which nodes go away
 
 
@@ -72,11 +76,13 @@ class ChainActor:
             so that it is unpacked only after the versions were compared.
         device: "cpu" or "cuda".
         capacity: packs of chains that stay in memory.
+        name: "run=digits, place=3": who it is, in Ray's dashboard and logs.
     """
 
     def __init__(
-        self, versions: dict[str, str], spec: list[Any], device: str, capacity: int
+        self, versions: dict[str, str], spec: list[Any], device: str, capacity: int, name: str
     ) -> None:
+        self._name = name
         check_versions(versions, ray.util.get_node_ip_address())
         self._device = torch.device(device)
         if device == "cuda" and not torch.cuda.is_available():
@@ -84,6 +90,9 @@ class ChainActor:
                 "this actor was given a GPU, but torch sees none: install a CUDA build"
             )
         self._worker = Worker(ray.get(spec[0]), self._device, capacity)
+
+    def __repr__(self) -> str:
+        return f"ChainActor({self._name})"
 
     def info(self) -> dict[str, str]:
         """Where it is."""
@@ -143,6 +152,7 @@ class RayPool:
         self._drain_seen = 0.0
         self._spec: Any = None
         self._anchors: tuple[Any, Any] = (None, None)
+        self._metrics: Metrics | None = None
         self._owns_ray = False
         self._sent: dict[str, Any] = {}  # folders that the whole job has
         self._said = 0.0
@@ -158,20 +168,37 @@ class RayPool:
             self._capacity = max(1, self._placement.chains_per_actor // self._together)
             wanted = math.ceil(len(places) / self._capacity)
             places = places[: min(wanted, slots)]
+            self._metrics = Metrics(Gauge, spec.run)
             self._spec = ray.put(spec)
             self._device = choose_device(spec.config, self._options["num_gpus"])
         actor_class = ray.remote(concurrency_groups={"probe": 1})(ChainActor)
         for place in places:
             if place in self._slots:
                 self._end(self._slots.pop(place))
-            options = self._options | self._elsewhere(place)
-            actor = actor_class.options(**options).remote(
-                versions_here(), [self._spec], self._device, self._capacity
-            )
             self._starts[place] += 1
+            actor = self._new_actor(actor_class, place, spec.run)
             now = time.monotonic()
             self._slots[place] = _Slot(actor, self._starts[place], actor.info.remote(), now)
         return places
+
+    def _new_actor(self, actor_class: Any, place: int, run: str) -> Any:  # noqa: ANN401 (of Ray)
+        """An actor with a name of its own, as long as nobody else's in the namespace has it."""
+        options = self._options | self._elsewhere(place)
+        who = f"run={run}, place={place}"
+        given = (versions_here(), [self._spec], self._device, self._capacity, who)
+        name = f"distsampler:{run}:place-{place}"
+        _NAMED[name] += 1  # a name is free again only some time after its actor was killed
+        if _NAMED[name] > 1:
+            name += f":{_NAMED[name]}"
+        try:
+            return actor_class.options(name=name, **options).remote(*given)
+        except ValueError:
+            return actor_class.options(**options).remote(*given)
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Exports how the run goes as Ray metrics; see ``metrics``."""
+        if self._metrics is not None:
+            self._metrics.export(snapshot)
 
     def submit(self, place: int, work: Work) -> None:
         """Sends the work; the state only where the actor does not hold the chain already."""

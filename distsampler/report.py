@@ -67,7 +67,7 @@ def put(text: str, files: Files, path: str | Path | None) -> str:
 def html(run: Run) -> str:
     """The report as text."""
     estimate = run.llc("ignore")
-    page = Page(f"distsampler: {_name(run)}", _header(run, estimate))
+    page = Page(f"distsampler: {run.files.name}", _header(run, estimate))
     page.section("Chains", *_chains(run))
     page.section("Convergence", *_convergence(run))
     page.section("Error budget", *_budget(run, estimate))
@@ -263,10 +263,6 @@ def _settings(run: Run) -> dict[str, Any]:
 
 def _where(run: Run) -> str:
     return run.store if is_url(run.store) else str(Path(run.store).absolute())
-
-
-def _name(run: Run) -> str:
-    return _where(run).rstrip("/").rpartition("/")[2]
 
 
 def _first(text: object) -> str:
