@@ -12,7 +12,8 @@ The way of the data, one direction::
 ``anchor``       the loss at w*, over all data once; ``gradient_noise``: its gradient's variance
 ``observables``  what is measured at a draw; ``own_observables``: what users add, ``named`` in
                  configs; ``dispersion``: where dispersed chains start
-``spectrum``     curvature and gradient noise by Lanczos; ``bias``: what a step's errors will be
+``spectrum``     curvature and gradient noise by Lanczos; ``curvature_watch``: those along a chain;
+                 ``bias``: what a step's errors will be
 ``chain``        replica + sampler + batch stream; knows nothing of Ray; ``divergence``: its end
 ``lanes``        the gradients of several chains in one call; ``pack``: chains that advance so;
                  ``packing``: how many, and why not
@@ -22,8 +23,11 @@ The way of the data, one direction::
                  chain's owner writes there itself; ``lazy_data``: how that is read
 ``inference_data``, ``drift``, ``quantities``, ``diagnostics``, ``estimators``, ``results``
                  from there to numbers, without torch and Ray
+``metrics``      a run's numbers for other programs: Ray's metrics, the user's ``log=``
 ``run``          ``sample()``: puts it all together
 ``calibration``  which sampler, step and length: ``tuning`` chooses from ``pilots``; ``heatmap``
+``listing``, ``following``  what ``ls`` and ``watch`` read from stores; ``live``: how it is shown
+``plots``, ``page``, ``report``, ``sweep_report``  figures, and the HTML around them
 ``truth``        models whose LLC is known exactly; ``certify()`` holds samplers against them
 
 Laws: a draw is one point; the same seed gives the same bits, wherever and however often a chain was

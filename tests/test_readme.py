@@ -58,6 +58,30 @@ def test_the_sampler_of_the_readme_runs_and_its_bits_are_those_of_one_process(
     assert steps.tolist() == [list(range(33, 153, 3))] * 2
 
 
+def test_the_loggers_of_the_readme_get_each_number() -> None:
+    (code,) = re.findall(r"```python\n# Weights & Biases.*?\n(.*?)```", README, re.DOTALL)
+    said: list[Any] = []
+
+    class Heard:
+        """Any of the three: what it is called with."""
+
+        def log(self, values: dict[str, float], step: int) -> None:
+            said.append((step, values))
+
+        log_metrics = log
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            said.append((step, {name: value}))
+
+        def sample(self, *data: Any, log: Any) -> None:
+            log(7, {"provisional/llc": 3.0})
+
+    data = dict.fromkeys(("model", "data", "loss", "config"))
+    one = dict.fromkeys(("ds", "wandb", "mlflow", "writer"), Heard())
+    exec(code, {**data, **one})
+    assert said == [(7, {"provisional/llc": 3.0})] * 3
+
+
 def test_the_command_lines_of_the_readme_are_understood() -> None:
     lines = list(commands(ROOT / "README.md", ("distsampler",)))
     assert len(lines) >= 4
