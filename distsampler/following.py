@@ -26,7 +26,7 @@ from distsampler.lease import heartbeat
 from distsampler.live import PLAIN_SECONDS, grid, number
 from distsampler.progress import ChainProgress
 from distsampler.quantities import GATED, MIN_FOR_R_HAT
-from distsampler.trace import Trace
+from distsampler.trace import MANIFEST, Trace
 
 EVERY = 2.0  # seconds between two looks
 TRIES, PAUSE = 5, 0.3  # at a store that another process is writing
@@ -98,7 +98,7 @@ class Follower:
             try:
                 return self._read(Trace(self._files), before)
             except StoreError:
-                if attempt == TRIES - 1 or not self._files.exists("run.json"):
+                if attempt == TRIES - 1 or not self._files.exists(MANIFEST):
                     raise
                 time.sleep(PAUSE)
         raise AssertionError("unreachable")

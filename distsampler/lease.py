@@ -118,7 +118,7 @@ def heartbeat(files: Files) -> float | None:
     found = _read(files)
     if found is None or found["released"]:
         return None
-    return max(0.0, time.time() - float(found["time"]))
+    return max(0.0, time.time() - float(found.get("time", 0.0)))
 
 
 def _wait_for_the_end(files: Files, first: dict[str, Any]) -> None:

@@ -89,6 +89,7 @@ def plot_running_llc(run: Run, ax: Axes | None = None) -> Axes:
         reach = 2 * np.nan_to_num(estimate.se) * np.sqrt(len(counts) / (at + 1))
         ax.fill_between(at + 1, mean - reach, mean + reach, color="0.5", alpha=0.25, lw=0)
         ax.set_ylim(*_settled(running, estimate.se))
+        _name_extremes(ax, running[:, -1], estimate.chains)
     ax.set(xlabel="draws after burn-in", ylabel="running LLC", title="Running LLC")
     _legend(ax)
     return ax
@@ -326,6 +327,16 @@ def _thinned(line: NDArray[Any], lines: int) -> tuple[NDArray[np.int64], NDArray
     ]
     at = np.unique([0, *picked, len(line) - 1])
     return at, np.asarray(line, np.float64)[at]
+
+
+def _name_extremes(ax: Axes, last: NDArray[np.float64], chains: tuple[int, ...]) -> None:
+    """The chains that end highest and lowest, by number, where a legend would be too long."""
+    if len(last) < NAMED:
+        return
+    for row, side in ((int(np.argmax(last)), "bottom"), (int(np.argmin(last)), "top")):
+        end = ax.get_xlim()[1], float(last[row])
+        text = f"chain {chains[row]}"
+        ax.annotate(text, end, ha="right", va=side, fontsize="small", color="black")
 
 
 def _settled(running: NDArray[np.float64], se: float) -> tuple[float, float]:

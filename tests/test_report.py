@@ -194,6 +194,14 @@ def test_the_autocorrelation_is_that_of_the_process(run: ds.Run) -> None:
     assert not plots._autocorrelation(np.ones((2, 50)))[:, 1:].any()
 
 
+def test_of_many_chains_the_outermost_are_named() -> None:
+    slow = autoregressive(12, 220, 0.2)
+    slow[7] += 2
+    slow[4] -= 2
+    names = [text.get_text() for text in ds.plot_running_llc(make_run(slow)).texts]
+    assert names == ["chain 7", "chain 4"]
+
+
 def test_a_thinned_line_keeps_its_extremes() -> None:
     line = np.random.default_rng(0).standard_normal(100_000)
     at, values = plots._thinned(line, 4)
