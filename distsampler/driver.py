@@ -182,7 +182,9 @@ class Driver:
             case RecordAnchor(parts):
                 self._record(parts)
             case Judge(draws):
-                self._events.append(Judged(self._judge(draws)))
+                verdict = self._judge(draws)
+                self._progress.judged(verdict)
+                self._events.append(Judged(verdict))
             case Retire(chain, reason):
                 self._trace.event("retired", chain=chain, reason=reason)
                 self._trace.retire(chain, reason)

@@ -1,6 +1,7 @@
 """Numbers of a run under way, for other programs: Ray's metrics, and a function of the user's.
 
-All of them are provisional: from the draws so far, on a thinned series, and without a verdict.
+They are provisional: from the draws so far, on a thinned series, and without a verdict; but for the
+worst R-hat and the smallest ESS that the gate found when it last looked.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+from distsampler.diagnostics import Verdict
 from distsampler.progress import Snapshot
 
 Log = Callable[[int, dict[str, float]], object]
@@ -23,6 +25,8 @@ METRICS = {
     "distsampler_restarts": "How often a chain had to go on elsewhere.",
     "distsampler_r_hat": "Split R-hat of the probe's loss, the draws so far; no verdict.",
     "distsampler_ess": "Bulk ESS of the probe's loss, the draws so far; no verdict.",
+    "distsampler_worst_r_hat": "The worst R-hat of all that the gate reads, at its last look.",
+    "distsampler_smallest_ess": "The smallest ESS of all that the gate reads, at its last look.",
     "distsampler_llc_running": "LLC of the draws so far after burn-in; provisional.",
 }
 
@@ -35,9 +39,19 @@ def measured(snapshot: Snapshot) -> Iterator[tuple[str, dict[str, str], float]]:
         yield "distsampler_chains", {"state": state}, float(states[state])
     yield "distsampler_restarts", {}, float(sum(chain.restarts for chain in snapshot.chains))
     numbers = {"r_hat": snapshot.r_hat, "ess": snapshot.ess, "llc_running": snapshot.llc}
+    if snapshot.verdict is not None:
+        numbers["worst_r_hat"] = snapshot.verdict.r_hat
+        numbers["smallest_ess"] = snapshot.verdict.ess
     for name, value in numbers.items():
         if math.isfinite(value):
             yield f"distsampler_{name}", {}, value
+
+
+class News(NamedTuple):
+    """What makes others want to hear of a run again."""
+
+    committed: tuple[int, ...]
+    verdict: Verdict | None
 
 
 class Metrics:
@@ -51,14 +65,14 @@ class Metrics:
     def __init__(self, gauge: Callable[..., Any], run: str) -> None:
         self._gauge, self._run = gauge, run
         self._gauges: dict[str, Any] = {}
-        self._said: tuple[float, tuple[int, ...] | None] = (-math.inf, None)
+        self._said, self._news = -math.inf, News((), None)
 
     def export(self, snapshot: Snapshot) -> None:
-        """Sets all, after a commit or when it is time."""
-        now, (said, committed) = time.monotonic(), self._said
-        if snapshot.committed == committed and now - said < EXPORT_SECONDS:
+        """Sets all, after a commit or a look of the gate, or when it is time."""
+        now, news = time.monotonic(), News(snapshot.committed, snapshot.verdict)
+        if news == self._news and now - self._said < EXPORT_SECONDS:
             return
-        self._said = now, snapshot.committed
+        self._said, self._news = now, news
         for name, tags, value in measured(snapshot):
             if name not in self._gauges:
                 keys = ("run", *tags)
@@ -67,7 +81,7 @@ class Metrics:
 
 
 class Logger:
-    """Calls a function of the user's at each commit.
+    """Calls a function of the user's at each commit, and when the gate has looked.
 
     Args:
         log: ``log(step, values)``; what it raises is a warning, once, and never ends the run.
@@ -75,13 +89,14 @@ class Logger:
 
     def __init__(self, log: Log) -> None:
         self._log, self._warned = log, False
-        self._committed: tuple[int, ...] = ()
+        self._news = News((), None)
 
     def show(self, snapshot: Snapshot) -> None:
         """Called by the driver several times a second."""
-        if snapshot.committed == self._committed or not any(snapshot.committed):
+        news = News(snapshot.committed, snapshot.verdict)
+        if news == self._news or not any(snapshot.committed):
             return
-        self._committed = snapshot.committed
+        self._news = news
         try:
             self._log(*logged(snapshot))
         except Exception as error:  # the user's code: anything can come
@@ -105,4 +120,6 @@ def logged(snapshot: Snapshot) -> tuple[int, dict[str, float]]:
         "provisional/r_hat": snapshot.r_hat,
         "provisional/ess": snapshot.ess,
     }
+    if snapshot.verdict is not None:
+        numbers |= {"gate/r_hat": snapshot.verdict.r_hat, "gate/ess": snapshot.verdict.ess}
     return min(draws, default=0), {k: v for k, v in numbers.items() if math.isfinite(v)}

@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from distsampler.diagnostics import Verdict
 from distsampler.draws import DrawBlock
 from distsampler.inference_data import arviz_module
 
@@ -66,6 +67,7 @@ class Snapshot:
         r_hat: split R-hat of the probe's loss from a thinned series; a first look, no verdict.
         committed: durable draws of each chain.
         series: that thinned series, of each chain that is not lost.
+        verdict: of the gate's last look; None: it has not looked.
     """
 
     phase: str
@@ -75,6 +77,7 @@ class Snapshot:
     r_hat: float
     committed: tuple[int, ...] = ()
     series: list[list[float]] = field(default_factory=list, repr=False, compare=False)
+    verdict: Verdict | None = None
 
     @cached_property
     def ess(self) -> float:
@@ -136,6 +139,7 @@ class Progress:
         self._burn_in, self._total, self._nbeta = burn_in, burn_in + draws, nbeta
         self._chains = [_Running(draws) for draws in made]
         self._began = time.monotonic()
+        self._verdict: Verdict | None = None
 
     def add(self, block: DrawBlock) -> None:
         """Counts a block."""
@@ -146,6 +150,10 @@ class Progress:
         """Its place is gone; it goes on elsewhere."""
         self._chains[chain].restarting = True
         self._chains[chain].restarts += 1
+
+    def judged(self, verdict: Verdict) -> None:
+        """The gate has looked."""
+        self._verdict = verdict
 
     def snapshot(
         self, phase: str, retired: Container[int], committed: tuple[int, ...] = ()
@@ -174,6 +182,7 @@ class Progress:
             split_r_hat([chain.series for chain in alive]),
             committed,
             [chain.series for chain in alive],
+            self._verdict,
         )
 
     def _llc(self, chain: _Running) -> float:

@@ -82,9 +82,9 @@ def sample(  # noqa: PLR0913 (the signature is the public contract)
         resume: "auto" continues a run that the store holds (a finished one is returned as it is),
             "must" insists that there is one.
         quiet: show no progress.
-        log: ``log(step, values)``, called at each commit: step is the number of draws that every
-            chain has, values are numbers by name, those of the running LLC provisional. What it
-            raises is a warning, once.
+        log: ``log(step, values)``, called at each commit and look of the gate: step is the number
+            of draws that every chain has, values are numbers by name, those of the running LLC
+            provisional. What it raises is a warning, once.
 
     Returns:
         The run, finished or cleanly interrupted.

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import distsampler as ds
+from distsampler.diagnostics import Status, Verdict
 from distsampler.metrics import METRICS, Logger, Metrics, logged, measured
 from distsampler.progress import Progress, Snapshot
 from tests.conftest import RAY_ENVIRONMENT
@@ -19,7 +20,9 @@ from tests.problems import config, regression, squared_error
 from tests.test_live import block
 
 
-def snapshot(draws: int = 60, retired: tuple[int, ...] = (2,), lost: int = 1) -> Snapshot:
+def snapshot(
+    draws: int = 60, retired: tuple[int, ...] = (2,), lost: int = 1, judged: bool = False
+) -> Snapshot:
     """Three chains that have come far, of which one is lost, and one restarts."""
     progress = Progress((0, 0, 0), burn_in=10, draws=90, nbeta=50.0)
     for first in range(0, draws, 20):
@@ -27,6 +30,8 @@ def snapshot(draws: int = 60, retired: tuple[int, ...] = (2,), lost: int = 1) ->
             progress.add(block(chain, first, 20))
     for _ in range(lost):
         progress.lost(1)
+    if judged:
+        progress.judged(Verdict(Status.NOT_CONVERGED, "R-hat", "wait", 1.25, 33.0))
     return progress.snapshot("sampling", retired, (draws, draws - 5, 7))
 
 
@@ -45,7 +50,7 @@ class Gauge:
 
 def test_what_is_exported_is_what_the_snapshot_says() -> None:
     Gauge.made = []
-    metrics, found = Metrics(Gauge, "digits"), snapshot()
+    metrics, found = Metrics(Gauge, "digits"), snapshot(judged=True)
     metrics.export(found)
     values = {gauge.name: gauge.values for gauge in Gauge.made}
     assert set(values) == set(METRICS)
@@ -56,6 +61,8 @@ def test_what_is_exported_is_what_the_snapshot_says() -> None:
     assert values["distsampler_r_hat"] == {("digits",): found.r_hat}
     assert values["distsampler_llc_running"] == {("digits",): pytest.approx(5.0)}
     assert values["distsampler_ess"][("digits",)] > 0
+    assert values["distsampler_worst_r_hat"] == {("digits",): 1.25}
+    assert values["distsampler_smallest_ess"] == {("digits",): 33.0}
     assert all(gauge.description == METRICS[gauge.name] for gauge in Gauge.made)
 
 
@@ -108,6 +115,7 @@ def test_a_log_gets_the_draws_of_every_chain_and_provisional_numbers() -> None:
         "provisional/ess",
     }
     assert "provisional/llc" not in logged(snapshot(draws=0))[1]
+    assert logged(snapshot(judged=True))[1]["gate/r_hat"] == 1.25
 
 
 def test_a_log_that_raises_is_a_warning_once() -> None:
@@ -136,6 +144,8 @@ def test_the_log_of_a_run_ends_with_what_the_run_says(tmp_path: Path) -> None:
     assert len(steps) > 5
     assert steps[-1] == 70
     assert said[-1][1]["provisional/llc"] == pytest.approx(run.llc("ignore").mean)
+    assert said[-1][1]["gate/r_hat"] == pytest.approx(run.diagnosis.r_hat)
+    assert "gate/r_hat" not in said[-2][1]
     assert "provisional/llc" not in said[0][1], "burn-in is in the running LLC"
     longer: list[int] = []
     ds.resume(
@@ -202,7 +212,8 @@ def test_rays_own_endpoint_has_the_metrics(tmp_path: Path) -> None:
     out = subprocess.run(words, capture_output=True, text=True, timeout=200, env=environment)
     assert out.returncode == 0, out.stderr
     names = {line.partition("{")[0].removeprefix("ray_") for line in out.stdout.splitlines()}
-    assert names == set(METRICS), out.stdout + out.stderr
+    at_the_end = {"distsampler_worst_r_hat", "distsampler_smallest_ess"}  # it looks once, then
+    assert set(METRICS) - at_the_end <= names <= set(METRICS), out.stdout + out.stderr
     assert all('run="digits"' in line for line in out.stdout.splitlines())
 
 
@@ -239,7 +250,8 @@ def test_actors_have_names_that_read_well_and_survive_restarts(
     names = {name for name, _ in named if name.startswith("distsampler:digits")}
     assert {"distsampler:digits:place-0", "distsampler:digits:place-1"} <= names
     assert "distsampler:digits:place-0:2" in names
-    again = ds.sample(*data, store=tmp_path / "other/digits", quiet=True)
+    serial = ds.SerialPool()
+    again = ds.sample(*data, store=tmp_path / "other/digits", pool=serial, quiet=True)
     assert again.posterior.equals(run.posterior), "a name or a restart has changed the bits"
     actor = ChainActor.__new__(ChainActor)
     actor._name = "run=digits, place=3"
@@ -283,4 +295,6 @@ def test_what_the_pool_exports_is_what_ray_is_given(
     assert set(said) == set(METRICS)
     assert said["distsampler_draws_committed"][""] == sum(run.manifest.n_committed) == 260
     assert said["distsampler_chains"]["done"] == 2
+    assert said["distsampler_worst_r_hat"][""] == pytest.approx(run.diagnosis.r_hat)
+    assert said["distsampler_smallest_ess"][""] == pytest.approx(run.diagnosis.ess)
     assert said["distsampler_llc_running"][""] == pytest.approx(run.llc("ignore").mean)
