@@ -67,6 +67,17 @@ _NAMED: Counter[str] = Counter()  # actors that this process has given a name
 DRAIN_EVERY = 2.0  # seconds between two looks at which nodes go away
 
 
+class _Name:
+    """A ``__repr__`` that is no method in Ray's eyes.
+
+    Ray has a method raise where the class cannot be imported, and calls ``__repr__`` while it tells
+    so: the worker would die before it has named its node and the module it lacks.
+    """
+
+    def __get__(self, actor: ChainActor | None, owner: type) -> Any:  # noqa: ANN401 (of two kinds)
+        return self if actor is None else lambda: f"ChainActor({actor._name})"
+
+
 class ChainActor:
     """A worker in a process of its own.
 
@@ -91,8 +102,7 @@ class ChainActor:
             )
         self._worker = Worker(ray.get(spec[0]), self._device, capacity)
 
-    def __repr__(self) -> str:
-        return f"ChainActor({self._name})"
+    __repr__ = _Name()
 
     def info(self) -> dict[str, str]:
         """Where it is."""
