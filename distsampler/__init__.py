@@ -13,7 +13,8 @@ The way of the data, one direction::
 ``sharded``      data of which a process holds one shard at a time; ``hop``: chains on such
 ``observables``  what is measured at a draw; ``own_observables``: what users add, ``named`` in
                  configs; ``dispersion``: where dispersed chains start
-``spectrum``     curvature and gradient noise by Lanczos; ``bias``: what a step's errors will be
+``spectrum``     curvature and gradient noise by Lanczos; ``curvature_watch``: those along a chain;
+                 ``bias``: what a step's errors will be
 ``chain``        replica + sampler + batch stream; knows nothing of Ray; ``divergence``: its end
 ``lanes``        the gradients of several chains in one call; ``pack``: chains that advance so;
                  ``packing``: how many, and why not
@@ -23,11 +24,14 @@ The way of the data, one direction::
                  chain's owner writes there itself; ``lazy_data``: how that is read
 ``inference_data``, ``drift``, ``quantities``, ``diagnostics``, ``estimators``, ``results``
                  from there to numbers, without torch and Ray
+``metrics``      a run's numbers for other programs: Ray's metrics, the user's ``log=``
 ``run``          ``sample()``: puts it all together
 ``sweeping``     many cells: ``checkpoints`` x restrictions x settings x data, a ``grid``; a
                  ``plan`` is checked, a ``scheduler`` runs its cells on a ``fleet`` of actors, each
                  from a ``warm_start``; ``sweep_files``, ``collect``: what is kept and read of it
 ``calibration``  which sampler, step and length: ``tuning`` chooses from ``pilots``; ``heatmap``
+``listing``, ``following``  what ``ls`` and ``watch`` read from stores; ``live``: how it is shown
+``plots``, ``page``, ``report``, ``sweep_report``  figures, and the HTML around them
 ``truth``        models whose LLC is known exactly; ``certify()`` holds samplers against them
 
 Laws: a draw is one point; the same seed gives the same bits, wherever and however often a chain was
@@ -55,6 +59,15 @@ if TYPE_CHECKING:
     from distsampler.estimators import WBICEstimate as WBICEstimate
     from distsampler.optim import SGLD as SGLD
     from distsampler.optim import SGNHT as SGNHT
+    from distsampler.plots import plot_acceptance as plot_acceptance
+    from distsampler.plots import plot_autocorrelation as plot_autocorrelation
+    from distsampler.plots import plot_budget as plot_budget
+    from distsampler.plots import plot_heatmap as plot_heatmap
+    from distsampler.plots import plot_llc_curve as plot_llc_curve
+    from distsampler.plots import plot_norms as plot_norms
+    from distsampler.plots import plot_rank as plot_rank
+    from distsampler.plots import plot_running_llc as plot_running_llc
+    from distsampler.plots import plot_trace as plot_trace
     from distsampler.pool import SerialPool as SerialPool
     from distsampler.ray_pool import RayPool as RayPool
     from distsampler.results import Run as Run
@@ -76,6 +89,17 @@ _HOMES = {
     "errors": ("ConfigError", "DistsamplerError", "PlacementError", "RunFailed", "StoreError"),
     "estimators": ("LLCEstimate", "WBICEstimate"),
     "optim": ("SGLD", "SGNHT"),
+    "plots": (
+        "plot_acceptance",
+        "plot_autocorrelation",
+        "plot_budget",
+        "plot_heatmap",
+        "plot_llc_curve",
+        "plot_norms",
+        "plot_rank",
+        "plot_running_llc",
+        "plot_trace",
+    ),
     "pool": ("SerialPool",),
     "ray_pool": ("RayPool",),
     "results": ("Run", "open"),

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distsampler import checkpoint
+from distsampler.curvature_watch import Watch, due
 from distsampler.dispersion import Dispersion
 from distsampler.divergence import ChainDiverged, wrong_with
 from distsampler.draws import Anchor, DrawBlock
@@ -32,7 +33,6 @@ from distsampler.optim.trial import measures_acceptance, needs_closure
 from distsampler.replica import ChainSpec, Replica
 from distsampler.seeding import AllRows, BatchStream, HopStream, noise_seed
 from distsampler.sharded import ShardedRows
-from distsampler.watch import Watch, due
 from distsampler.wide import Writer
 
 GROUND = {"gradient_variance", "optimize_over"}  # of a parameter group: tensors the recipe gives

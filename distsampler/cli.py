@@ -150,15 +150,19 @@ def diagnose(store: Store, as_json: Json = False) -> None:
 
 @app.command()
 def report(
-    store: Store,
+    store: Annotated[str, typer.Argument(help="A run's or a sweep's.", show_default=False)],
     out: Annotated[Path | None, typer.Option(help="The HTML file.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
-    """Write one HTML file about a run."""
-    from distsampler.report import write
+    """Write one HTML file about a run, or about a sweep."""
+    from distsampler import report, sweep_report
+    from distsampler.collect import is_sweep, open_sweep
 
-    path = write(_open(store), out)
-    _say(json.dumps({"report": str(path)}) if as_json else str(path))
+    if is_sweep(store):
+        path = sweep_report.write(open_sweep(store), out)
+    else:
+        path = report.write(_open(store), out)
+    _say(json.dumps({"report": path}) if as_json else path)
 
 
 @app.command()
@@ -204,6 +208,35 @@ def collect(
     if netcdf is not None:
         found.to_netcdf(netcdf)
     _finish_sweep(found, as_json)
+
+
+@app.command()
+def watch(
+    store: Store,
+    once: Annotated[bool, typer.Option("--once", help="Print how it stands, and end.")] = False,
+) -> None:
+    """Show how a run goes, from any machine that sees its directory."""
+    from distsampler.following import follow
+
+    try:
+        view = follow(store, once)
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None  # the run goes on
+    if not once:
+        codes = {"failed": FAILED, "interrupted": INTERRUPTED}
+        raise typer.Exit(codes.get(view.status) or _code(_open(store)))
+
+
+@app.command("ls")
+def list_runs(
+    folder: Annotated[str, typer.Argument(help="A folder of runs.")] = ".",
+    as_json: Json = False,
+) -> None:
+    """List the runs beneath a folder, a line each."""
+    from distsampler.listing import entries, table
+
+    found = entries(folder)
+    _say(json.dumps({"runs": [entry.as_dict() for entry in found]}) if as_json else table(found))
 
 
 @app.command()

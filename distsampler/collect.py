@@ -18,7 +18,7 @@ from distsampler.results import Run
 from distsampler.sweep_files import SweepManifest
 from distsampler.trace import MANIFEST, as_files
 
-NUMBERS = ("llc", "se", "interval_low", "interval_high", "init_loss", "r_hat", "ess")
+NUMBERS = ("llc", "se", "interval_low", "interval_high", "spread", "init_loss", "r_hat", "ess")
 FACTS = ("lr", "nbeta", "localization", "n")
 TEXTS = ("verdict", "status", "reason")
 WAITING, FAILED = "waiting", "failed"
@@ -43,6 +43,11 @@ class Sweep:
         self._files = as_files(store)
         self.manifest: SweepManifest = sweep_files.read(self._files)
         self.cells: tuple[Cell, ...] = grid.cells(self.manifest.labels, self.manifest.named)
+
+    @property
+    def files(self) -> Files:
+        """The directory, for writing beside the cells."""
+        return self._files
 
     @property
     def store(self) -> str:
@@ -70,8 +75,9 @@ class Sweep:
 
         All four dimensions are there, of length one where nothing was asked for; ``step`` is a
         coordinate of the checkpoints whose names all end in a number. ``llc``, ``se``,
-        ``interval_low``, ``interval_high``, ``init_loss``, ``r_hat``, ``ess``, ``lr``, ``nbeta``,
-        ``localization`` and ``n`` are NaN, and ``verdict`` is empty, where a cell has none;
+        ``interval_low``, ``interval_high``, ``spread`` (sd / mean between chains), ``init_loss``,
+        ``r_hat``, ``ess``, ``lr``, ``nbeta``, ``localization`` and ``n`` are NaN, and ``verdict``
+        is empty, where a cell has none;
         ``status`` is waiting, running, interrupted, finished or failed, with its ``reason``;
         ``lost_chains`` counts chains that are in no estimate, ``seconds`` is the clock's time. All
         else that a finished cell has is a function of the sweep, whatever died on the way; a failed
@@ -162,6 +168,11 @@ def open_sweep(store: str | Path) -> Sweep:
     return Sweep(store)
 
 
+def is_sweep(store: str | Path) -> bool:
+    """Whether a directory is that of a sweep."""
+    return as_files(store).exists(sweep_files.SWEEP)
+
+
 def _numbers(run: Run) -> dict[str, object]:
     """What a run adds to the table; no estimate where it has made no draw."""
     found: dict[str, object] = {
@@ -178,12 +189,20 @@ def _numbers(run: Run) -> dict[str, object]:
         "se": estimate.se,
         "interval_low": estimate.interval[0],
         "interval_high": estimate.interval[1],
+        "spread": _spread(estimate.per_chain),
         "init_loss": estimate.init_loss,
         "r_hat": estimate.verdict.r_hat,
         "ess": estimate.verdict.ess,
         "verdict": str(estimate.verdict.status),
     }
     return found
+
+
+def _spread(per_chain: tuple[float, ...]) -> float:
+    """Standard deviation between chains over the mean."""
+    if len(per_chain) < 2:
+        return math.nan
+    return float(np.std(per_chain, ddof=1) / abs(np.mean(per_chain)))
 
 
 def _plain(value: object) -> object:

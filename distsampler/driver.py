@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Protocol, assert_never, cast
+from typing import Protocol, assert_never, cast, runtime_checkable
 
 import numpy as np
 
@@ -49,12 +49,29 @@ from distsampler.worker import AnchorPass, Work
 WAIT_SECONDS = 0.2
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Whoever wants to see how a run goes."""
 
     def show(self, snapshot: Snapshot) -> None:
         """Called several times a second."""
         ...
+
+
+class Observers:
+    """Several as one.
+
+    Args:
+        *observers: told in this order.
+    """
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Tells each."""
+        for observer in self._observers:
+            observer.show(snapshot)
 
 
 class Driver:
@@ -122,14 +139,19 @@ class Driver:
                     state, actions = transition(state, event)
                     for action in actions:
                         self._perform(action)
-                self._observer.show(self._progress.snapshot(str(state.phase), state.retired))
+                self._show(state)
         except StoreError:
             raise  # nothing more can be written
         except BaseException:
             self._commit()
             raise
         self._commit()
+        self._show(state)
         return state
+
+    def _show(self, state: State) -> None:
+        committed = self._trace.committed
+        self._observer.show(self._progress.snapshot(str(state.phase), state.retired, committed))
 
     def _next_events(self, state: State) -> list[Event]:
         """What the loop itself has to say, else what the pool reports."""
@@ -162,7 +184,9 @@ class Driver:
             case RecordAnchor(parts):
                 self._record(parts)
             case Judge(draws):
-                self._events.append(Judged(self._judge(draws)))
+                verdict = self._judge(draws)
+                self._progress.judged(verdict)
+                self._events.append(Judged(verdict))
             case Retire(chain, reason):
                 self._trace.event("retired", chain=chain, reason=reason)
                 self._trace.retire(chain, reason)

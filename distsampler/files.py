@@ -62,6 +62,12 @@ class Files:
     def __str__(self) -> str:
         return self.root
 
+    @property
+    def name(self) -> str:
+        """The last part of the root, by which people call what is in it."""
+        whole = self.root if self._remote is not None else str(Path(self.root).absolute())
+        return whole.rstrip("/").rpartition("/")[2]
+
     def path(self, name: str) -> str:
         """Where a file is, for people."""
         return f"{self.root.rstrip('/')}/{name}"

@@ -113,6 +113,14 @@ class Lease:
             unguarded.write(NAME, json.dumps(self._record).encode())
 
 
+def heartbeat(files: Files) -> float | None:
+    """Age in seconds of the last heartbeat, by the clock here; None where nobody drives the run."""
+    found = _read(files)
+    if found is None or found["released"]:
+        return None
+    return max(0.0, time.time() - float(found.get("time", 0.0)))
+
+
 def _wait_for_the_end(files: Files, first: dict[str, Any]) -> None:
     """Returns when the holder is known to be gone.
 

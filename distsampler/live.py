@@ -68,32 +68,38 @@ def line(snapshot: Snapshot) -> str:
     return (
         f"{snapshot.seconds:.0f} s {snapshot.phase}: {len(chains)} chains ({lost} lost), "
         f"draw {done} of {total}, {rate:.0f} draws/s, "
-        f"running LLC {_number(snapshot.llc)}, online split R-hat {_number(snapshot.r_hat)}"
+        f"running LLC {number(snapshot.llc)}, online split R-hat {number(snapshot.r_hat)}"
     )
 
 
 def table(snapshot: Snapshot) -> Group:
     """The run as a table: a row a chain, a single row for many."""
+    return Group(grid(snapshot.chains), Text(line(snapshot)))
+
+
+def grid(chains: tuple[ChainProgress, ...]) -> Table:
+    """A row a chain; for many, the first ones."""
     grid = Table(box=None, pad_edge=False)
     for heading in ("chain", "draws", "draws/s", "loss", "running LLC", ""):
         grid.add_column(heading, justify="right")
-    for chain in snapshot.chains[:ROWS]:
+    for chain in chains[:ROWS]:
         grid.add_row(*_row(chain))
-    if len(snapshot.chains) > ROWS:
-        grid.add_row("...", f"{len(snapshot.chains) - ROWS} more")
-    return Group(grid, Text(line(snapshot)))
+    if len(chains) > ROWS:
+        grid.add_row("...", f"{len(chains) - ROWS} more")
+    return grid
 
 
 def _row(chain: ChainProgress) -> tuple[str, ...]:
     return (
         str(chain.chain),
         f"{chain.draws}/{chain.total}",
-        _number(chain.rate),
-        _number(chain.loss),
-        _number(chain.llc),
-        "lost" if chain.retired else "restarting" if chain.restarting else "",
+        number(chain.rate),
+        number(chain.loss),
+        number(chain.llc),
+        chain.state if chain.state in ("lost", "restarting") else "",
     )
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Five digits; a dash for NaN."""
     return "-" if math.isnan(value) else f"{value:.5g}"

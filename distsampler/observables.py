@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distsampler.anchor import PARTS, probe_batches, probe_losses, probe_size, probe_weights
+from distsampler.curvature_watch import watched
 from distsampler.draws import Anchor, Variable, WideVariable
 from distsampler.errors import ConfigError
 from distsampler.own_observables import OwnObservables, dims_of
 from distsampler.replica import ChainSpec, Replica
 from distsampler.restriction import selected
 from distsampler.seeding import Stream, generator
-from distsampler.watch import watched
 from distsampler.wide import LOSSES, WEIGHTS
 
 PROJECTIONS = 8

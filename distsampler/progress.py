@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
+from distsampler.diagnostics import Verdict
 from distsampler.draws import DrawBlock
+from distsampler.inference_data import arviz_module
 
 SERIES = 1024  # values of a chain kept for the online R-hat, thinned ever more
 
@@ -28,6 +32,7 @@ class ChainProgress:
         llc: running mean after burn-in; NaN before.
         retired: whether it was taken out.
         restarting: whether its place was lost, and it has not made a draw since.
+        restarts: how often its place was lost.
     """
 
     chain: int
@@ -38,6 +43,16 @@ class ChainProgress:
     llc: float
     retired: bool
     restarting: bool = False
+    restarts: int = 0
+
+    @property
+    def state(self) -> str:
+        """Lost, restarting, done or running."""
+        if self.retired:
+            return "lost"
+        if self.restarting:
+            return "restarting"
+        return "done" if self.draws >= self.total else "running"
 
 
 @dataclass(frozen=True)
@@ -50,6 +65,9 @@ class Snapshot:
         chains: each chain.
         llc: running mean over chains.
         r_hat: split R-hat of the probe's loss from a thinned series; a first look, no verdict.
+        committed: durable draws of each chain.
+        series: that thinned series, of each chain that is not lost.
+        verdict: of the gate's last look; None: it has not looked.
     """
 
     phase: str
@@ -57,6 +75,20 @@ class Snapshot:
     chains: tuple[ChainProgress, ...]
     llc: float
     r_hat: float
+    committed: tuple[int, ...] = ()
+    series: list[list[float]] = field(default_factory=list, repr=False, compare=False)
+    verdict: Verdict | None = None
+
+    @cached_property
+    def ess(self) -> float:
+        """Bulk ESS of the thinned series, through ArviZ; NaN for fewer than eight values."""
+        shortest = min((len(values) for values in self.series), default=0)
+        if shortest < 8:
+            return math.nan
+        values = np.array([each[:shortest] for each in self.series])
+        data = xr.Dataset({"probe_loss": (("chain", "draw"), values)})
+        with np.errstate(invalid="ignore", divide="ignore"):  # a constant series: NaN
+            return float(arviz_module().ess(data, method="bulk")["probe_loss"])
 
 
 class _Running:
@@ -64,7 +96,7 @@ class _Running:
 
     def __init__(self, draws: int) -> None:
         self.draws, self.count, self.excess = draws, 0, 0.0
-        self.restarting = False
+        self.restarting, self.restarts = False, 0
         self.loss = self.rate = math.nan
         self.series: list[float] = []
         self.stride, self._seen, self._since = 1, 0, time.monotonic()
@@ -107,6 +139,7 @@ class Progress:
         self._burn_in, self._total, self._nbeta = burn_in, burn_in + draws, nbeta
         self._chains = [_Running(draws) for draws in made]
         self._began = time.monotonic()
+        self._verdict: Verdict | None = None
 
     def add(self, block: DrawBlock) -> None:
         """Counts a block."""
@@ -116,8 +149,15 @@ class Progress:
     def lost(self, chain: int) -> None:
         """Its place is gone; it goes on elsewhere."""
         self._chains[chain].restarting = True
+        self._chains[chain].restarts += 1
 
-    def snapshot(self, phase: str, retired: Container[int]) -> Snapshot:
+    def judged(self, verdict: Verdict) -> None:
+        """The gate has looked."""
+        self._verdict = verdict
+
+    def snapshot(
+        self, phase: str, retired: Container[int], committed: tuple[int, ...] = ()
+    ) -> Snapshot:
         """The run now."""
         alive = [c for i, c in enumerate(self._chains) if i not in retired]
         llcs = [self._llc(chain) for chain in alive if chain.count]
@@ -134,11 +174,15 @@ class Progress:
                     self._llc(c),
                     i in retired,
                     c.restarting,
+                    c.restarts,
                 )
                 for i, c in enumerate(self._chains)
             ),
             float(np.mean(llcs)) if llcs else math.nan,
             split_r_hat([chain.series for chain in alive]),
+            committed,
+            [chain.series for chain in alive],
+            self._verdict,
         )
 
     def _llc(self, chain: _Running) -> float:

@@ -31,10 +31,12 @@ from ray.exceptions import (
     RayTaskError,
     RuntimeEnvSetupError,
 )
+from ray.util.metrics import Gauge
 
 from distsampler.config import PlacementConfig, RunConfig
 from distsampler.draws import Anchor
 from distsampler.errors import ConfigError, PlacementError
+from distsampler.metrics import Metrics
 from distsampler.placement import (
     check_versions,
     choose_device,
@@ -54,6 +56,7 @@ from distsampler.pool import (
     perform,
     place_info,
 )
+from distsampler.progress import Snapshot
 from distsampler.replica import ChainSpec
 from distsampler.sharded import Seen, ShardedRows, Source, see
 from distsampler.shards import Rows
@@ -65,7 +68,19 @@ SAY_EVERY = 20.0
 SILENCE = 5.0  # seconds of a call before its actor is asked whether it lives
 NODE_LABEL = "ray.io/node-id"
 FOLDERS = ("working_dir", "py_modules", "excludes")  # of a runtime environment
+_NAMED: Counter[str] = Counter()  # actors that this process has given a name
 DRAIN_EVERY = 2.0  # seconds between two looks at which nodes go away
+
+
+class _Name:
+    """A ``__repr__`` that is no method in Ray's eyes.
+
+    Ray has a method raise where the class cannot be imported, and calls ``__repr__`` while it tells
+    so: the worker would die before it has named its node and the module it lacks.
+    """
+
+    def __get__(self, actor: ChainActor | None, owner: type) -> Any:  # noqa: ANN401 (of two kinds)
+        return self if actor is None else lambda: f"ChainActor({actor._name})"
 
 
 class ChainActor:
@@ -77,11 +92,13 @@ class ChainActor:
             so that it is unpacked only after the versions were compared.
         device: "cpu" or "cuda".
         capacity: packs of chains that stay in memory.
+        name: "run=digits, place=3": who it is, in Ray's dashboard and logs.
     """
 
     def __init__(
-        self, versions: dict[str, str], spec: list[Any], device: str, capacity: int
+        self, versions: dict[str, str], spec: list[Any], device: str, capacity: int, name: str
     ) -> None:
+        self._name = name
         check_versions(versions, ray.util.get_node_ip_address())
         self._device = torch.device(device)
         if device == "cuda" and not torch.cuda.is_available():
@@ -95,6 +112,8 @@ class ChainActor:
         del self._worker  # its memory, before the other needs some
         self._worker = Worker(ray.get(spec[0]), self._device, capacity)
         return self.info()
+
+    __repr__ = _Name()
 
     def info(self) -> dict[str, str]:
         """Where it is."""
@@ -154,6 +173,7 @@ class RayPool:
         self._drain_seen = 0.0
         self._spec: Any = None
         self._anchors: tuple[Any, Any] = (None, None)
+        self._metrics: Metrics | None = None
         self._owns_ray = False
         self._sent: dict[str, Any] = {}  # folders that the whole job has
         self._stock: deque[Any] | None = None  # actors between two runs
@@ -171,13 +191,14 @@ class RayPool:
             self._capacity = max(1, self._placement.chains_per_actor // self._together)
             wanted = math.ceil(len(places) / self._capacity)
             places = places[: min(wanted, slots, self._most)]
+            self._metrics = Metrics(Gauge, spec.run)
             self._spec = ray.put(_located(spec))
             self._device = choose_device(spec.config, self._options["num_gpus"])
         for place in places:
             if place in self._slots:
                 self._end(self._slots.pop(place))
             self._starts[place] += 1
-            actor, call = self._actor(place)
+            actor, call = self._actor(place, spec.run)
             self._slots[place] = _Slot(actor, self._starts[place], call, time.monotonic())
         return places
 
@@ -205,16 +226,33 @@ class RayPool:
             raise ConfigError(f"a shard cannot be made or read: {told}") from None
         return found
 
-    def _actor(self, place: int) -> tuple[Any, Any]:
+    def _actor(self, place: int, run: str) -> tuple[Any, Any]:
         """An actor, and the call that says it is up: one of the stock, at a place's first start."""
         if self._stock and self._starts[place] == 1:
             actor = self._stock.popleft()
             return actor, actor.adopt.remote([self._spec], self._capacity)
-        actor_class = ray.remote(concurrency_groups={"probe": 1})(ChainActor)
-        actor = actor_class.options(**self._options, **self._elsewhere(place)).remote(
-            versions_here(), [self._spec], self._device, self._capacity
-        )
+        actor = self._new_actor(place, run)
         return actor, actor.info.remote()
+
+    def _new_actor(self, place: int, run: str) -> Any:  # noqa: ANN401 (of Ray)
+        """An actor with a name of its own, as long as nobody else's in the namespace has it."""
+        actor_class = ray.remote(concurrency_groups={"probe": 1})(ChainActor)
+        options = self._options | self._elsewhere(place)
+        who = f"run={run}, place={place}"
+        given = (versions_here(), [self._spec], self._device, self._capacity, who)
+        name = f"distsampler:{run}:place-{place}"
+        _NAMED[name] += 1  # a name is free again only some time after its actor was killed
+        if _NAMED[name] > 1:
+            name += f":{_NAMED[name]}"
+        try:
+            return actor_class.options(name=name, **options).remote(*given)
+        except ValueError:
+            return actor_class.options(**options).remote(*given)
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Exports how the run goes as Ray metrics; see ``metrics``."""
+        if self._metrics is not None:
+            self._metrics.export(snapshot)
 
     def submit(self, place: int, work: Work) -> None:
         """Sends the work; the state only where the actor does not hold the chain already."""

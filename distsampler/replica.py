@@ -40,6 +40,7 @@ class ChainSpec:
         sampler: the class of the optimizer that moves the chain.
         metrics: names of what is recorded of the step behind each draw.
         observed: what the user's own observables give.
+        run: the run's name, for dashboards and logs.
     """
 
     model: nn.Module
@@ -52,6 +53,7 @@ class ChainSpec:
     sampler: type[torch.optim.Optimizer]
     metrics: tuple[str, ...] = ()
     observed: tuple[Variable | WideVariable, ...] = ()
+    run: str = "run"
 
 
 class Replica:

@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from distsampler import (
+    curvature_watch,
     diagnostics,
     estimators,
     gradient_noise,
@@ -29,18 +30,18 @@ from distsampler import (
     packing,
     sharded,
     trace,
-    watch,
 )
 from distsampler.config import RunConfig, optimal_nbeta
 from distsampler.diagnostics import Verdict
 from distsampler.draws import Variable, WideVariable
-from distsampler.driver import Driver, Observer
+from distsampler.driver import Driver, Observer, Observers
 from distsampler.errors import ConfigError, RunFailed, StoreError
 from distsampler.files import Files
 from distsampler.fingerprint import check_same, fingerprint, versions
 from distsampler.lease import Lease
 from distsampler.live import Reporter
 from distsampler.manifest import Manifest
+from distsampler.metrics import Log, Logger
 from distsampler.observables import variables, wide_variables
 from distsampler.optim import by_name, trial
 from distsampler.pool import ChainPool, SerialPool
@@ -67,6 +68,7 @@ def sample(  # noqa: PLR0913 (the signature is the public contract)
     pool: ChainPool | None = None,
     resume: Resume = "never",
     quiet: bool = False,
+    log: Log | None = None,
 ) -> Run:
     """Samples the posterior around a trained model, and returns the run.
 
@@ -85,6 +87,9 @@ def sample(  # noqa: PLR0913 (the signature is the public contract)
         resume: "auto" continues a run that the store holds (a finished one is returned as it is),
             "must" insists that there is one.
         quiet: show no progress.
+        log: ``log(step, values)``, called at each commit and look of the gate: step is the number
+            of draws that every chain has, values are numbers by name, those of the running LLC
+            provisional. What it raises is a warning, once.
 
     Returns:
         The run, finished or cleanly interrupted.
@@ -101,7 +106,7 @@ def sample(  # noqa: PLR0913 (the signature is the public contract)
     """
     job = _job(model, data, loss, config or RunConfig(), (store, pool, resume))
     with Reporter(quiet) as reporter, stop_on_signals() as stopped:
-        return job.run(reporter, stopped)
+        return job.run(_with_log(reporter, log), stopped)
 
 
 def resume(  # noqa: PLR0913 (as sample)
@@ -114,6 +119,7 @@ def resume(  # noqa: PLR0913 (as sample)
     max_draws: int | None = None,
     pool: ChainPool | None = None,
     quiet: bool = False,
+    log: Log | None = None,
 ) -> Run:
     """Goes on with a run that was interrupted, or extends a finished one.
 
@@ -127,12 +133,14 @@ def resume(  # noqa: PLR0913 (as sample)
         max_draws: the budget of draws="auto", if it is to be larger.
         pool: where chains run; None: as the run was started.
         quiet: show no progress.
+        log: see ``sample``.
 
     Raises:
         StoreError: if there is no such run, another driver has it, or something differs.
     """
     config = _asked_for(Run(store).manifest.config, draws, max_draws)
-    return sample(model, data, loss, config, store=store, pool=pool, resume="must", quiet=quiet)
+    settings: dict[str, Any] = {"store": store, "pool": pool, "quiet": quiet, "log": log}
+    return sample(model, data, loss, config, resume="must", **settings)
 
 
 def _asked_for(config: RunConfig, draws: int | None, max_draws: int | None) -> RunConfig:
@@ -157,6 +165,7 @@ def start(  # noqa: PLR0913 (as sample)
     store: str | Path | None = None,
     pool: ChainPool | None = None,
     resume: Resume = "never",
+    log: Log | None = None,
 ) -> Running:
     """``sample`` without waiting: what it refuses, this refuses at once; the rest is told by wait.
 
@@ -169,7 +178,7 @@ def start(  # noqa: PLR0913 (as sample)
         >>> running.wait().llc()  # doctest: +SKIP
     """
     job = _job(model, data, loss, config or RunConfig(), (store, pool, resume))
-    return Running(job.run)
+    return Running(lambda observer, stopped: job.run(_with_log(observer, log), stopped))
 
 
 def sample_recipe(recipe: Recipe, store: str | None, resume: Resume, quiet: bool) -> Run:
@@ -225,7 +234,7 @@ class Job:
         with _ALONE:
             self._packing = packing.settle(spec, isinstance(pool, SerialPool), stored)
         settled = spec.config.model_copy(update={"pack": self._packing.pack})
-        self._spec = replace(spec, config=settled)
+        self._spec = replace(spec, config=settled, run=self._files.name)
         self._manifest = _manifest(self._spec, recipe)
 
     def run(self, observer: Observer, stopped: Callable[[], str | None]) -> Run:
@@ -237,6 +246,8 @@ class Job:
             if before.finished(config):
                 return Run(files)
         pool = self._pool or _ray_pool(config)
+        if isinstance(pool, Observer):
+            observer = Observers(observer, pool)
         with contextlib.ExitStack() as stack:
             if before is not None:
                 lease = stack.enter_context(hold(files))
@@ -334,7 +345,7 @@ def _watchable(spec: ChainSpec) -> ChainSpec:
     if not spec.config.watch:
         return spec
     try:
-        watch.attempt(spec)
+        curvature_watch.attempt(spec)
     except RuntimeError as error:
         warnings.warn(
             "watch is off in this run: the curvature needs a double backward, which the loss does "
@@ -360,6 +371,10 @@ def _check_full(config: RunConfig, n: int, stochastic: bool) -> None:
             f"sampler {name!r} needs a loss that is a function of the weights, and this one draws "
             f"at random: use mode='eval', got {config.mode!r}"
         )
+
+
+def _with_log(observer: Observer, log: Log | None) -> Observer:
+    return observer if log is None else Observers(observer, Logger(log))
 
 
 def _ray_pool(config: RunConfig) -> ChainPool:

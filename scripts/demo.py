@@ -7,7 +7,7 @@ from pathlib import Path
 import mnist
 
 import distsampler as ds
-from distsampler import plots, recipe, report
+from distsampler import recipe, report
 from distsampler.calibration import calibrate_recipe, continued
 
 BIAS = 0.02  # of the LLC, that a step and its minibatches may bring: less would need longer chains
@@ -47,10 +47,9 @@ def figure(run: ds.Run, path: Path) -> None:
 
     sheet = Figure(figsize=(11, 3.2), layout="constrained")
     axes = sheet.subplots(1, 3)
-    plots.plot_trace(run.posterior, run.inference_data["warmup_posterior"], axes[0])
-    estimate = run.llc("ignore")
-    plots.plot_running_llc(run.posterior, estimate.nbeta, axes[1], estimate.se)
-    plots.plot_rank(run.posterior, axes[2])
+    ds.plot_trace(run, axes[0])
+    ds.plot_running_llc(run, axes[1])
+    ds.plot_rank(run, axes[2])
     sheet.savefig(path, dpi=80)
 
 

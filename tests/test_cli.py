@@ -230,7 +230,7 @@ def test_help_loads_nothing_heavy() -> None:
         "pydantic",
         "matplotlib",
     }
-    for name in ("run", "diagnose", "llc", "report"):
+    for name in ("run", "diagnose", "llc", "report", "watch", "ls"):
         assert name in out.stdout
 
 

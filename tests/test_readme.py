@@ -103,6 +103,30 @@ def test_the_sweep_file_of_the_readme_is_one(tmp_path: Path) -> None:
     assert found.restrictions == {"all": None, "head": ["head[.].*"]}
 
 
+def test_the_loggers_of_the_readme_get_each_number() -> None:
+    (code,) = re.findall(r"```python\n# Weights & Biases.*?\n(.*?)```", README, re.DOTALL)
+    said: list[Any] = []
+
+    class Heard:
+        """Any of the three: what it is called with."""
+
+        def log(self, values: dict[str, float], step: int) -> None:
+            said.append((step, values))
+
+        log_metrics = log
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            said.append((step, {name: value}))
+
+        def sample(self, *data: Any, log: Any) -> None:
+            log(7, {"provisional/llc": 3.0})
+
+    data = dict.fromkeys(("model", "data", "loss", "config"))
+    one = dict.fromkeys(("ds", "wandb", "mlflow", "writer"), Heard())
+    exec(code, {**data, **one})
+    assert said == [(7, {"provisional/llc": 3.0})] * 3
+
+
 def test_the_command_lines_of_the_readme_are_understood() -> None:
     lines = list(commands(ROOT / "README.md", ("distsampler",)))
     assert len(lines) >= 4

@@ -651,6 +651,9 @@ def test_the_command_sweeps_and_collect_reads_it_again(tmp_path: Path) -> None:
     assert [cell["cell"] for cell in cells] == ["step5", "step10"]
     assert "2 of 2" in out.stderr
     read = command("collect", tmp_path / "s", "--json", "--csv", tmp_path / "s.csv")
+    page = Path(json.loads(command("report", tmp_path / "s", "--json").stdout)["report"])
+    assert page == tmp_path / "s/report.html"
+    assert "LLC over checkpoints" in page.read_text()
     assert command("collect", tmp_path / "s", "--netcdf", tmp_path / "s.nc").returncode == 0
     with xr.open_dataset(tmp_path / "s.nc") as table:
         assert table.llc.values.ravel().tolist() == [cell["llc"] for cell in cells]

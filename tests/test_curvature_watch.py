@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 import distsampler as ds
 from distsampler.chain import Chain
 from distsampler.cli import app
+from distsampler.curvature_watch import due
 from distsampler.observables import variables
 from distsampler.run import prepare
-from distsampler.watch import due
 from tests.fakes import FlakyPool
 from tests.problems import anchored, config, regression, squared_error
 from tests.test_chain import assert_same as assert_same_blocks
@@ -116,7 +116,10 @@ def test_a_run_that_was_cut_and_extended_has_the_same_bits(tmp_path: Path) -> No
         ({"sampler": ds.SamplerConfig(name="sgnht", lr=1e-4)}, WATCHED),
         ({"sampler": ds.SamplerConfig(name="sghmc", lr=1e-4)}, WATCHED),
         ({"sampler": ds.SamplerConfig(name="rmsprop_sgld", lr=1e-4)}, WATCHED[:1]),
-        ({"sampler": ds.SamplerConfig(name="tests.test_watch:Own", lr=1e-4)}, WATCHED[:1]),
+        (
+            {"sampler": ds.SamplerConfig(name="tests.test_curvature_watch:Own", lr=1e-4)},
+            WATCHED[:1],
+        ),
         ({"batches": "epoch"}, WATCHED[:2]),
         ({"watch": False}, ()),
     ],

@@ -1,0 +1,210 @@
+"""One HTML page that needs nothing else: text, tables, and figures as SVG that follow its colours.
+
+No script and no network: it can be read offline, on a phone, in a light or a dark room.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INK, PAPER = "#010203", "#010204"  # stand for the page's colours until a figure is in the page
+SIZE = (5.2, 3.5)  # inches: so small that its text can still be read at a phone's width
+RC = {
+    "svg.fonttype": "none",
+    "font.size": 11.0,
+    "axes.titlesize": 12.0,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#888888",
+    "xtick.color": "#888888",
+    "ytick.color": "#888888",
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.spines.top": False,
+    "legend.facecolor": PAPER,
+    "legend.edgecolor": "#888888",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+}
+STYLE = """
+:root { color-scheme: light dark; --paper: #fff; --ink: #1c1c1e; --faint: #62626a; --line: #8885;
+  --card: #f5f5f7; --good: #1a7f4b; --bad: #c22f2f; --open: #9a6700; }
+@media (prefers-color-scheme: dark) { :root { --paper: #16171a; --ink: #e8e8ea; --faint: #a2a2aa;
+  --card: #212328; --good: #4cc38a; --bad: #ff7a70; --open: #e3b341; } }
+* { box-sizing: border-box; }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+  max-width: 70rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
+h1 { font-size: 1.15rem; margin: .5rem 0; color: var(--faint); font-weight: 600; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; padding-top: .6rem;
+  border-top: 1px solid var(--line); }
+header { background: var(--card); border-left: .4rem solid var(--faint); border-radius: .4rem;
+  padding: .8rem 1rem; }
+header p { margin: .35rem 0; }
+.big { font-size: 1.9rem; font-weight: 650; line-height: 1.2; }
+.status { font-weight: 700; white-space: nowrap; }
+.CONVERGED { border-color: var(--good); } .CONVERGED .status, .good { color: var(--good); }
+.NOT_CONVERGED { border-color: var(--bad); } .NOT_CONVERGED .status, .bad { color: var(--bad); }
+.UNDETERMINED { border-color: var(--open); } .UNDETERMINED .status { color: var(--open); }
+nav { margin: 1rem 0; } nav a { display: inline-block; margin: .1rem .9rem .1rem 0;
+  padding: .2rem 0; color: inherit; }
+.figures { display: grid; gap: 1.2rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
+figure { margin: 0; } .figures > * { min-width: 0; } .wide figure { max-width: 44rem; }
+.wide { grid-template-columns: minmax(0, 1fr); }
+figure svg { display: block; width: 100%; height: auto; fill: currentColor; }
+figcaption, .faint { font-size: .88rem; color: var(--faint); }
+.scroll { overflow-x: auto; } .scroll + .scroll { margin-top: 1rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
+th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line);
+  white-space: nowrap; }
+th { color: var(--faint); font-weight: 600; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+th.text { text-align: left; } td.text { text-align: left; white-space: normal; min-width: 6.5rem;
+  overflow-wrap: break-word; }
+td.text:last-child { min-width: 9rem; } td { vertical-align: top; }
+summary { cursor: pointer; padding: .3rem 0; }
+pre { overflow-x: auto; font-size: .8rem; background: var(--card); padding: .7rem;
+  border-radius: .4rem; }
+"""
+
+
+@dataclass(frozen=True)
+class Html:
+    """Text that is markup already, and is not escaped again."""
+
+    text: str
+
+
+Cell = str | Html
+
+
+@dataclass
+class Page:
+    """A page that is being written.
+
+    Args:
+        title: of the document.
+        header: what is above the table of contents.
+    """
+
+    title: str
+    header: Html
+    _sections: list[tuple[str, str]] = field(default_factory=list)
+
+    def section(self, heading: str, *parts: Html) -> None:
+        """Adds a section; one without parts is left out."""
+        if parts:
+            self._sections.append((heading, "".join(part.text for part in parts)))
+
+    def text(self) -> str:
+        """The whole document."""
+        links = "".join(f'<a href="#{_slug(h)}">{escape(h)}</a>' for h, _ in self._sections)
+        body = "".join(
+            f'<section id="{_slug(h)}"><h2>{escape(h)}</h2>{t}</section>' for h, t in self._sections
+        )
+        return (
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<title>{escape(self.title)}</title><style>{STYLE}</style></head><body>"
+            f"<h1>{escape(self.title)}</h1>{self.header.text}"
+            f'<nav aria-label="Sections">{links}</nav><main>{body}</main></body></html>'
+        )
+
+
+def paragraph(text: Cell, kind: str = "") -> Html:
+    """A paragraph, of a class of the style."""
+    return Html(f"<p{f' class={kind!r}' if kind else ''}>{_escaped(text)}</p>")
+
+
+def code(text: str) -> Html:
+    """Lines to copy."""
+    return Html(f'<pre tabindex="0">{escape(text)}</pre>')
+
+
+def folded(summary: str, *parts: Html) -> Html:
+    """What is seen only by who asks for it."""
+    text = "".join(part.text for part in parts)
+    return Html(f"<details><summary>{escape(summary)}</summary>{text}</details>")
+
+
+def table(
+    headings: Sequence[str], rows: Iterable[Sequence[Cell]], text: Sequence[int] = ()
+) -> Html:
+    """A table, which scrolls by itself where it is too wide.
+
+    Args:
+        headings: of the columns.
+        rows: of cells.
+        text: columns that hold sentences, and may break.
+    """
+    kinds = [' class="text"' if column in text else "" for column in range(len(headings))]
+    head = "".join(
+        f"<th scope=col{k}>{escape(h)}</th>" for k, h in zip(kinds, headings, strict=True)
+    )
+    body = "".join(
+        "<tr>" + "".join(f"<td{k}>{_escaped(c)}</td>" for k, c in zip(kinds, cells, strict=True))
+        for cells in rows
+    )
+    head = f"<thead><tr>{head}</tr></thead>" if any(headings) else ""
+    return Html(f'<div class="scroll" tabindex="0"><table>{head}<tbody>{body}</table></div>')
+
+
+def figures(*drawn: Html, wide: bool = False) -> Html:
+    """Figures side by side where there is room, or each as wide as the page."""
+    kind = "figures wide" if wide else "figures"
+    return Html(f'<div class="{kind}">{"".join(each.text for each in drawn)}</div>')
+
+
+def figure(
+    draw: Callable[[Axes], Axes], alt: str, caption: str, size: tuple[float, float] = SIZE
+) -> Html:
+    """A figure as SVG, its text as text, in the colours of the page.
+
+    Args:
+        draw: draws on Axes.
+        alt: what is to be seen, for who does not see it.
+        caption: how to read it.
+        size: in inches.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    buffer, nothing = io.StringIO(), dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with matplotlib.rc_context({**RC, "svg.hashsalt": alt}):
+        sheet = Figure(figsize=size, layout="constrained")
+        draw(sheet.subplots())
+        sheet.savefig(buffer, format="svg", metadata=nothing)
+    svg = _inline(buffer.getvalue(), alt)
+    return Html(f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>")
+
+
+def _inline(svg: str, alt: str) -> str:
+    """An SVG document as an element of the page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\s(xmlns(:xlink)?|version|width|height)="[^"]*"', "", svg, count=5)
+    svg = re.sub(r"#000000|" + INK, "currentColor", svg).replace(PAPER, "var(--paper)")
+    svg = re.sub(r'(?<= d=")[^"]*', _rounded, svg)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}"', 1)
+
+
+def _rounded(path: re.Match[str]) -> str:
+    """A path with coordinates to a hundredth of a point."""
+    return re.sub(r"\.\d{3,}", lambda digits: digits[0][:3], " ".join(path[0].split()))
+
+
+def _escaped(text: Cell) -> str:
+    return text.text if isinstance(text, Html) else escape(text)
+
+
+def _slug(heading: str) -> str:
+    return re.sub(r"\W+", "-", heading.lower()).strip("-")
