@@ -139,9 +139,9 @@ class Draws:
         """Draws of one variable, counted from the chains' start; raises what zarr raises."""
         cut, parts = self._burn_in, []
         if start < cut:
-            parts.append(self.read(WARMUP + group, name)[:, start : min(stop, cut)])
+            parts.append(self._cut(f"{WARMUP}{group}/{name}", start, min(stop, cut)))
         if stop > cut or not parts:
-            parts.append(self.read(group, name)[:, max(start - cut, 0) : max(stop - cut, 0)])
+            parts.append(self._cut(f"{group}/{name}", max(start - cut, 0), max(stop - cut, 0)))
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
     def resize(self, draws: int, burn_in: int) -> None:
@@ -209,6 +209,10 @@ class Draws:
 
     def _read(self, name: str) -> NDArray[Any]:
         return np.asarray(array_of(self._root, name)[:])
+
+    def _cut(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Some draws of all chains: only their chunks are read."""
+        return np.asarray(array_of(self._root, name)[:, start:stop])
 
     def _resize(self, prefix: str, size: int) -> None:
         for group in GROUPS:
