@@ -61,7 +61,8 @@ class Diagnosis:
         chains: that were diagnosed.
         draws: of each.
         rows: one a quantity.
-        stride: every so-manieth draw was diagnosed, so that they are at most a million.
+        stride: every so-manieth draw was diagnosed, so that they are at most a million (a quarter
+            of that where a quantity only advises).
         nbeta: inverse temperature times n, which makes losses LLCs; NaN: not known.
         settled: draws until the drift ends (``drift.settled``), where one was found; else 0.
         outliers: chains that lie apart in a gated quantity; of each the clearest case.

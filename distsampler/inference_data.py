@@ -164,7 +164,9 @@ class _Stored(BackendArray):
             return np.empty((len(self._chains), 0, *self.shape[2:]), self.dtype)
         group, name = self._variable.group, self._variable.name
         first, last = self._start + int(draws[0]), self._start + int(draws[-1])
-        values = self._trace.between(group, name, first, last + 1)[self._chains]
+        values = self._trace.between(group, name, first, last + 1)
+        if len(values) > len(self._chains):
+            values = values[self._chains]
         if values.shape[1] <= last - first or missing_in(values).any():
             raise StoreError(
                 f"{self._trace.path}: {group}/{name} lacks draws that were committed: a file "

@@ -61,9 +61,10 @@ def ours(workload: Workload, pack: int) -> Callable[[float], Answer]:
 
 
 def devinterp(workload: Workload) -> Callable[[float], Answer]:
-    """sample() of devinterp 1.3.2 on its pool of two processes; no callback reads the draws."""
+    """sample() of devinterp 1.3.2 on its pool of two processes, with its LLC estimator."""
     from devinterp.backends.default.slt.sampler import sample
     from devinterp.optim.sgmcmc import SGMCMC
+    from devinterp.slt.llc import LLCEstimator
     from torch.utils.data import DataLoader, TensorDataset
 
     loader = DataLoader(
@@ -73,8 +74,9 @@ def devinterp(workload: Workload) -> Callable[[float], Answer]:
     loss = workload.loss
 
     def run(steps: int) -> None:
+        estimator = LLCEstimator(CHAINS, steps // THIN, init_loss=None, nbeta=workload.nbeta)
         sample(
-            workload.model(), loader, [], lambda model, batch: loss(model, batch).mean(),
+            workload.model(), loader, [estimator], lambda model, batch: loss(model, batch).mean(),
             sampling_method=SGMCMC.sgld, optimizer_kwargs=dict(options),
             num_draws=steps // THIN, num_chains=CHAINS, num_steps_bw_draws=THIN, cores=CORES,
             verbose=False,
