@@ -46,6 +46,7 @@ from distsampler.transition import begin, transition
 from distsampler.worker import AnchorPass, Work
 
 WAIT_SECONDS = 0.2
+SHOW_SHARE = 20.0  # of the driver's time at most one part in so many goes into showing progress
 
 
 class Observer(Protocol):
@@ -86,6 +87,8 @@ class Driver:
         self._too_large: set[int] = set()
         self._restarts: list[tuple[float, int, int]] = []
         self._last_commit = time.monotonic()
+        self._shown: Phase | None = None
+        self._show_again = 0.0
         config = spec.config
         self._received = trace.restart_points()
         burn_in = looks(config)[0] // 2 if config.burn_in == "auto" else config.burn_in
@@ -120,7 +123,7 @@ class Driver:
                     state, actions = transition(state, event)
                     for action in actions:
                         self._perform(action)
-                self._observer.show(self._progress.snapshot(str(state.phase), state.retired))
+                self._show(state)
         except StoreError:
             raise  # nothing more can be written
         except BaseException:
@@ -128,6 +131,18 @@ class Driver:
             raise
         self._commit()
         return state
+
+    def _show(self, state: State) -> None:
+        """Tells the observer how the run goes: a new phase at once, the rest now and then."""
+        began = time.monotonic()
+        if state.phase is self._shown and began < self._show_again and not state.over:
+            return
+        made = {}
+        if state.phase is Phase.ANCHORING:
+            made = anchor.progress(state.plan.parts, state.parts)
+        self._observer.show(self._progress.snapshot(str(state.phase), state.retired, made))
+        ended = time.monotonic()
+        self._shown, self._show_again = state.phase, ended + SHOW_SHARE * (ended - began)
 
     def _next_events(self, state: State) -> list[Event]:
         """What the loop itself has to say, else what the pool reports."""

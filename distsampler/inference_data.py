@@ -97,7 +97,7 @@ def unread(trace: Trace, draws: int | None = None) -> dict[str, xr.Dataset]:
     """
     kept = trace.kept if draws is None else draws
     start, stop = trace.burn_in, trace.burn_in + kept
-    groups = {name: _opened(trace, name, start, stop) for name in GROUPS}
+    groups: dict[str, xr.Dataset] = {n: _opened(trace, n, start, stop) for n in GROUPS}
     return {**groups, "constant_data": _constants(trace)}
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,7 @@ class Snapshot:
         chains: each chain.
         llc: running mean over chains.
         r_hat: split R-hat of the probe's loss from a thinned series; a first look, no verdict.
+        anchor: while the anchor pass is made: what of it -> (done, of so many).
     """
 
     phase: str
@@ -57,6 +58,7 @@ class Snapshot:
     chains: tuple[ChainProgress, ...]
     llc: float
     r_hat: float
+    anchor: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 class _Running:
@@ -117,7 +119,12 @@ class Progress:
         """Its place is gone; it goes on elsewhere."""
         self._chains[chain].restarting = True
 
-    def snapshot(self, phase: str, retired: Container[int]) -> Snapshot:
+    def snapshot(
+        self,
+        phase: str,
+        retired: Container[int],
+        anchor: Mapping[str, tuple[int, int]] | None = None,
+    ) -> Snapshot:
         """The run now."""
         alive = [c for i, c in enumerate(self._chains) if i not in retired]
         llcs = [self._llc(chain) for chain in alive if chain.count]
@@ -139,6 +146,7 @@ class Progress:
             ),
             float(np.mean(llcs)) if llcs else math.nan,
             split_r_hat([chain.series for chain in alive]),
+            anchor or {},
         )
 
     def _llc(self, chain: _Running) -> float:

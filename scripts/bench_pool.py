@@ -163,8 +163,8 @@ def main() -> None:
         return
     about = found["machine"]
     print(f"{about['date']}  {about['cpu']}, {about['cores']} cores, load {about['load']:.1f}")
-    print(f"1 thread a process; {options.rounds} rounds: whole runs of {options.seconds:g} s, paces "
-          f"of {options.pace:g} s; medians (quartiles)")  # fmt: skip
+    print(f"1 thread a process; {options.rounds} rounds: whole runs of {options.seconds:g} s, "
+          f"paces of {options.pace:g} s; medians (quartiles)")  # fmt: skip
     for name, result in found["workloads"].items():
         print(table(result, missing, GOALS[name]))
     print(first_table(found["first_draw"]))

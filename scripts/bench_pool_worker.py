@@ -27,22 +27,22 @@ Answer = dict[str, float]
 
 
 def whole(run: Callable[[int], None]) -> Callable[[float], Answer]:
-    """Runs of about so many seconds; how long they take is learned from two short ones."""
+    """Runs of about so many seconds of work, and their start; two short ones tell a step's."""
     seconds = []
-    for steps in (100, 400):
+    for steps in (100, 700):
         began = time.perf_counter()
         run(steps)
         seconds.append(time.perf_counter() - began)
-    slope = max((seconds[1] - seconds[0]) / 300, 1e-6)
-    state = {"step": slope, "start": max(0.0, seconds[0] - 100 * slope)}
+    state = {"step": max((seconds[1] - seconds[0]) / 600, 1e-5)}
+    start = max(0.0, seconds[0] - 100 * state["step"])
 
     def go(wanted: float) -> Answer:
-        each = max(1, round((wanted - state["start"]) / state["step"] / THIN)) * THIN
+        each = max(1, round(wanted / state["step"] / THIN)) * THIN
         began = time.perf_counter()
         run(each)
         took = time.perf_counter() - began
-        state["step"] = max(took - state["start"], 0.5 * took) / each
-        return {"steps": CHAINS * each, "seconds": took, "start": state["start"]}
+        state["step"] = max(took - start, 0.5 * took) / each
+        return {"steps": CHAINS * each, "seconds": took, "start": start}
 
     return go
 

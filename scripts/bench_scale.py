@@ -146,7 +146,10 @@ def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
         whole = [row["microseconds_per_step"] * (row.get("steps") or 1e6) / 1e6 for row in rows]
         if axis == "parameters":
             whole = [row["microseconds_per_step"] / 1e3 for row in rows]
-        names = ("ms a chain-step" if axis == "parameters" else "seconds of the run", "MB above base")
+        names = (
+            "ms a chain-step" if axis == "parameters" else "seconds of the run",
+            "MB above base",
+        )
         for place, values, name in zip(axes[:, column], (whole, [r["above_mb"] for r in rows]),
                                        names, strict=True):  # fmt: skip
             place.loglog(sizes, values, "o-", label="measured")

@@ -155,3 +155,25 @@ def test_below_min_chains_the_run_fails_with_what_it_has(tmp_path: Path) -> None
             quiet=True,
         )  # fmt: skip
     assert ds.open(tmp_path / "run").lost_chains
+
+
+def test_progress_is_shown_now_and_then_and_every_phase_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "SHOW_SHARE", 1e9)
+    shown = list[Any]()
+    monkeypatch.setattr(driver.Progress, "snapshot", _counted(driver.Progress.snapshot, shown))
+    sample(tmp_path / "run", FlakyPool(2))
+    phases = [each.phase for each in shown]
+    assert phases == ["anchoring", "sampling", "draining", "finished"] or phases == [
+        "anchoring", "sampling", "finished"
+    ]  # fmt: skip
+    assert shown[0].anchor["rows"] == (0, 300)
+
+
+def _counted(snapshot: Any, shown: list[Any]) -> Any:
+    def counted(*arguments: Any) -> Any:
+        shown.append(snapshot(*arguments))
+        return shown[-1]
+
+    return counted
