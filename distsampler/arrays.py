@@ -225,15 +225,29 @@ class Draws:
     def _write(
         self, prefix: str, pieces: list[tuple[int, int, Mapping[str, NDArray[np.generic]]]]
     ) -> None:
+        """Only chunks of chains that bring draws are touched: of a thousand chains few may."""
+        rows: dict[int, list[tuple[int, int, Mapping[str, NDArray[np.generic]]]]] = {}
+        for piece in pieces:
+            rows.setdefault(piece[0] // CHUNK[0], []).append(piece)
+        for row, together in rows.items():
+            self._write_row(prefix, row * CHUNK[0], together)
+
+    def _write_row(
+        self,
+        prefix: str,
+        top: int,
+        pieces: list[tuple[int, int, Mapping[str, NDArray[np.generic]]]],
+    ) -> None:
+        chains = slice(top, top + CHUNK[0])
         low = min(start for _, start, _ in pieces)
         high = max(start + len(values["step"]) for _, start, values in pieces)
         for variable in self._variables:
             array = array_of(self._root, f"{prefix}{variable.group}/{variable.name}")
-            region = np.asarray(array[:, low:high])
+            region = np.asarray(array[chains, low:high])
             for chain, start, values in pieces:
                 new = values[variable.name]
-                region[chain, start - low : start - low + len(new)] = new
-            array[:, low:high] = region
+                region[chain - top, start - low : start - low + len(new)] = new
+            array[chains, low:high] = region
 
 
 def array_of(root: zarr.Group, name: str) -> zarr.Array[Any]:

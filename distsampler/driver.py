@@ -46,6 +46,7 @@ from distsampler.transition import begin, transition
 from distsampler.worker import AnchorPass, Work
 
 WAIT_SECONDS = 0.2
+COMMIT_SHARE = 10.0  # of its time at most one part in so many goes into commits on the clock
 SHOW_SHARE = 20.0  # of the driver's time at most one part in so many goes into showing progress
 
 
@@ -87,6 +88,7 @@ class Driver:
         self._too_large: set[int] = set()
         self._restarts: list[tuple[float, int, int]] = []
         self._last_commit = time.monotonic()
+        self._commit_took = 0.0
         self._shown: Phase | None = None
         self._show_again = 0.0
         config = spec.config
@@ -150,7 +152,8 @@ class Driver:
         reason = self._stopped()
         if reason is not None and state.phase is not Phase.DRAINING:
             self._events.append(Stop(reason))
-        if time.monotonic() - self._last_commit > self._spec.config.commit_seconds:
+        pause = max(self._spec.config.commit_seconds, COMMIT_SHARE * self._commit_took)
+        if time.monotonic() - self._last_commit > pause:
             self._commit()
         if not self._events:
             self._events.extend(self._pool.wait(WAIT_SECONDS))
@@ -230,6 +233,7 @@ class Driver:
         self._last_commit = time.monotonic()
         if self._pending:
             self._trace.commit(self._pending)
+            self._commit_took = time.monotonic() - self._last_commit
             self._pending.clear()
             self._events.append(Committed(self._trace.committed))
 

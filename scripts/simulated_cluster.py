@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 
 from distsampler import transition as decisions
+from distsampler.arrays import CHUNK
 from distsampler.draws import DrawBlock
+from distsampler.driver import COMMIT_SHARE, SHOW_SHARE, WAIT_SECONDS
 from distsampler.pack import Advanced
 from distsampler.pool import PlaceLost, PlaceReady, PoolEvent, WorkDone
 from distsampler.situation import (
@@ -35,7 +37,7 @@ from distsampler.situation import (
 )
 from distsampler.worker import Advance
 
-COMMIT_SECONDS, WAIT_SECONDS = 5.0, 0.2
+COMMIT_SECONDS = 5.0
 DRAWS = 10**9  # nobody comes to the end
 NO_STATE = b""
 
@@ -52,7 +54,7 @@ class Costs:
         wait: of a look for replies, for each call that is under way.
         commit: of a commit.
         commit_block: of it, for each block.
-        commit_chain: of it, for each chain of the run.
+        commit_chain: of it, for each chain whose chunk is touched: 64 chains share one.
         snapshot: of the progress shown, for each chain.
     """
 
@@ -133,7 +135,10 @@ class Tally:
         if sum(load.values()) > 0.5:
             return f"driver: {first}"
         worst = max(parts, key=lambda name: parts[name])
-        return worst if parts[worst] > 0.01 else f"none yet; of the driver: {first}"
+        if parts[worst] <= 0.01:
+            return f"none yet; of the driver: {first}"
+        by_driver = worst == "waiting for the driver" and sum(load.values()) > 0.01
+        return f"{worst}: {first}" if by_driver else worst
 
 
 class Simulation:
@@ -154,6 +159,7 @@ class Simulation:
             self._chance.lognormvariate(0.0, cluster.spread) for _ in range(cluster.actors)
         ]
         self._now, self._last_commit, self._next_snapshot = 0.0, 0.0, 0.0
+        self._commit_took = 0.0
         self._due: list[tuple[float, int, PoolEvent]] = []
         self._order = 0
         self._down: dict[int, float] = {}
@@ -180,7 +186,7 @@ class Simulation:
 
     def _next_events(self) -> list[Event]:
         """As the driver does: commit if it is time, then what has come in, or a pause."""
-        if self._now - self._last_commit > COMMIT_SECONDS:
+        if self._now - self._last_commit > max(COMMIT_SECONDS, COMMIT_SHARE * self._commit_took):
             self._commit()
         if self._said:
             said, self._said = self._said, []
@@ -265,18 +271,20 @@ class Simulation:
         if self._pending:
             costs = self._costs
             blocks = costs.commit_block * len(self._pending)
-            chains = costs.commit_chain * self._cluster.actors
-            self._charge("commits", costs.commit + blocks + chains)
+            rows = {block.chain // CHUNK[0] for block in self._pending}
+            chains = costs.commit_chain * min(CHUNK[0] * len(rows), self._cluster.actors)
+            self._commit_took = costs.commit + blocks + chains
+            self._charge("commits", self._commit_took)
             self._pending.clear()
             self.tally.commits += 1
             self._said.append(Committed(self.state.received))
 
     def _show(self) -> None:
-        """At most a twentieth of the driver's time, as it does."""
+        """Of the progress: as often as the driver does."""
         if self._now >= self._next_snapshot:
             took = self._costs.snapshot * self._cluster.actors
             self._charge("progress", took)
-            self._next_snapshot = self._now + 20 * took
+            self._next_snapshot = self._now + SHOW_SHARE * took
 
     def _plan(self, when: float, event: PoolEvent) -> None:
         self._order += 1

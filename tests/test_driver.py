@@ -1,8 +1,10 @@
 """The loop with real chains and a pool whose places die."""
 
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -177,3 +179,19 @@ def _counted(snapshot: Any, shown: list[Any]) -> Any:
         return shown[-1]
 
     return counted
+
+
+def test_commits_that_take_long_are_made_more_rarely(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits, commit = list[float](), driver.Trace.commit
+
+    def slow(trace: Any, blocks: Any) -> None:
+        commits.append(time.monotonic())
+        commit(trace, blocks)
+        time.sleep(0.05)
+
+    monkeypatch.setattr(driver.Trace, "commit", slow)
+    sample(tmp_path / "run", FlakyPool(2), commit_seconds=1e-6)
+    gaps = np.diff(commits)[:-2]  # at the end a commit is not waited for
+    assert all(gap >= 10 * 0.05 for gap in gaps)

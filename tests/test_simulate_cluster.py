@@ -63,7 +63,7 @@ def test_draws_are_received_once_whatever_dies(simulated: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("fields", "deaths", "bottleneck"),
     [
-        ({"commit_block": 0.05}, 0.0, "driver: commits"),
+        ({"commit_block": 0.05}, 0.0, "waiting for the driver: commits"),
         ({"collect": 0.05}, 0.0, "driver: replies"),
         ({"wait": 2e-2}, 0.0, "driver: looking for replies"),
         ({"start": 60.0}, 20.0, "actors that start"),

@@ -214,3 +214,18 @@ def test_a_missing_chunk_is_an_error_when_it_is_met(tmp_path: Path) -> None:
     assert late["projections"].isel(draw=0).values.shape == (3, 3)
     with pytest.raises(StoreError, match=r"posterior/probe_loss lacks draws"):
         late["probe_loss"].isel(draw=slice(None, None, 10)).values  # noqa: B018 (it is read)
+
+
+def test_a_commit_touches_the_chunks_of_its_chains_only(tmp_path: Path) -> None:
+    trace = make(tmp_path / "run", chains=150)
+    trace.commit([block(chain, 0, 12) for chain in range(150)])
+    folder = tmp_path / "run/trace.zarr/posterior/probe_loss/c"
+    before = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/0")}
+    assert before.keys() == {"0", "1", "2"}
+    trace.commit([block(70, 12, 5), block(127, 12, 3)])
+    after = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/0")}
+    assert [row for row in before if before[row] != after[row]] == ["1"]
+    found = trace.read("posterior", "probe_loss")
+    for chain, end in ((69, 12), (70, 17), (127, 15), (149, 12)):
+        assert np.array_equal(found[chain, : end - 10], 1000.0 * chain + np.arange(10, end))
+        assert np.isnan(found[chain, end - 10 :]).all()
