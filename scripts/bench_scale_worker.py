@@ -5,6 +5,7 @@ all was imported.
 """
 
 import json
+import logging
 import re
 import sys
 import time
@@ -48,6 +49,19 @@ def sampled(chains: int, draws: int, pack: int) -> dict[str, float]:
         "microseconds_per_step": 1e6 * seconds / steps,
         "writing": watch.seconds / seconds,
     }
+
+
+def driven(chains: int, draws: int, pack: int) -> dict[str, float]:
+    """The same on two actors of a local Ray: this process is the driver, and nothing else."""
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    config, pool = settings(chains, draws, thin=1, pack=pack), ds.RayPool(
+        gpus_per_chain=0, chains_per_actor=-(-chains // 2)
+    )  # fmt: skip
+    began = time.perf_counter()
+    ds.sample(LINEAR.model(), LINEAR.rows(), LINEAR.loss, config, pool=pool, quiet=True)
+    return {"steps": chains * draws, "seconds": time.perf_counter() - began}
 
 
 def parameters(width: int, steps: int) -> dict[str, float]:
@@ -142,6 +156,7 @@ def held(name: str) -> float:
 
 MEASURES: dict[str, Callable[..., dict[str, float]]] = {
     "sampled": sampled,
+    "driven": driven,
     "parameters": parameters,
     "committed": committed,
     "written": written,
