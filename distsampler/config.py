@@ -177,7 +177,7 @@ class RunConfig(_Frozen):
         max_seconds: stop cleanly after so much wall-clock time.
         gate: when the run counts as converged.
         placement: where the chains run.
-        commit_seconds: seconds between two commits; ten times what a commit takes, if that is more.
+        commit_seconds: seconds between two commits; more where a commit takes over half a second.
         fsync: make each commit survive a power loss, not only the death of any process.
         max_state_mb: larger states of chains (in MB) go from the actor to the store directly.
         divergence_factor: a chain is retired when nbeta times the excess loss on the probe exceeds

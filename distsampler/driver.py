@@ -46,7 +46,8 @@ from distsampler.transition import begin, transition
 from distsampler.worker import AnchorPass, Work
 
 WAIT_SECONDS = 0.2
-COMMIT_SHARE = 10.0  # of its time at most one part in so many goes into commits on the clock
+COMMIT_SHARE = 10.0  # of its time at most about one part in so many goes into long commits
+SHORT_COMMIT = 0.5  # seconds: those that take no longer are made as often as asked
 SHOW_SHARE = 20.0  # of the driver's time at most one part in so many goes into showing progress
 
 
@@ -152,7 +153,9 @@ class Driver:
         reason = self._stopped()
         if reason is not None and state.phase is not Phase.DRAINING:
             self._events.append(Stop(reason))
-        pause = max(self._spec.config.commit_seconds, COMMIT_SHARE * self._commit_took)
+        pause = max(
+            self._spec.config.commit_seconds, COMMIT_SHARE * (self._commit_took - SHORT_COMMIT)
+        )
         if time.monotonic() - self._last_commit > pause:
             self._commit()
         if not self._events:

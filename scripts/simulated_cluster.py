@@ -20,7 +20,7 @@ import numpy as np
 from distsampler import transition as decisions
 from distsampler.arrays import CHUNK
 from distsampler.draws import DrawBlock
-from distsampler.driver import COMMIT_SHARE, SHOW_SHARE, WAIT_SECONDS
+from distsampler.driver import COMMIT_SHARE, SHORT_COMMIT, SHOW_SHARE, WAIT_SECONDS
 from distsampler.pack import Advanced
 from distsampler.pool import PlaceLost, PlaceReady, PoolEvent, WorkDone
 from distsampler.situation import (
@@ -186,7 +186,9 @@ class Simulation:
 
     def _next_events(self) -> list[Event]:
         """As the driver does: commit if it is time, then what has come in, or a pause."""
-        if self._now - self._last_commit > max(COMMIT_SECONDS, COMMIT_SHARE * self._commit_took):
+        if self._now - self._last_commit > max(
+            COMMIT_SECONDS, COMMIT_SHARE * (self._commit_took - SHORT_COMMIT)
+        ):
             self._commit()
         if self._said:
             said, self._said = self._said, []

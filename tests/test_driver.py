@@ -192,6 +192,7 @@ def test_commits_that_take_long_are_made_more_rarely(
         time.sleep(0.05)
 
     monkeypatch.setattr(driver.Trace, "commit", slow)
+    monkeypatch.setattr(driver, "SHORT_COMMIT", 0.0)
     sample(tmp_path / "run", FlakyPool(2), commit_seconds=1e-6)
     gaps = np.diff(commits)[:-2]  # at the end a commit is not waited for
     assert all(gap >= 10 * 0.05 for gap in gaps)
