@@ -6,6 +6,7 @@ rows in float64, so that the result's bits do not depend on how many workers too
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, assert_never
@@ -63,6 +64,22 @@ def plan(spec: ChainSpec, places: int) -> tuple[Part, ...]:
         *(Part(*span, "shard gradient") for span in shards),
         *(Part(*span, "shard curvature") for span in curved),
     )
+
+
+def progress(parts: Iterable[Part], done: Iterable[AnchorPart]) -> dict[str, tuple[int, int]]:
+    """How far the pass is: of its rows, and of the batches of the gradient noise where asked.
+
+    Args:
+        parts: of the pass.
+        done: those that are in, however they were cut.
+    """
+    totals, made = Counter[str](), Counter[str]()
+    for part in parts:
+        totals[part.what] += part.stop - part.start
+    for each in done:
+        made[each.part.what] += each.part.stop - each.part.start
+    names = {"losses": "rows", "gradient noise": "batches for the gradient noise"}
+    return {name: (made[what], totals[what]) for what, name in names.items() if totals[what]}
 
 
 def measure(replica: Replica, spec: ChainSpec, part: Part) -> AnchorPart:

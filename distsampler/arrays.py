@@ -139,9 +139,9 @@ class Draws:
         """Draws of one variable, counted from the chains' start; raises what zarr raises."""
         cut, parts = self._burn_in, []
         if start < cut:
-            parts.append(self.read(WARMUP + group, name)[:, start : min(stop, cut)])
+            parts.append(self._cut(f"{WARMUP}{group}/{name}", start, min(stop, cut)))
         if stop > cut or not parts:
-            parts.append(self.read(group, name)[:, max(start - cut, 0) : max(stop - cut, 0)])
+            parts.append(self._cut(f"{group}/{name}", max(start - cut, 0), max(stop - cut, 0)))
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
     def resize(self, draws: int, burn_in: int) -> None:
@@ -210,6 +210,10 @@ class Draws:
     def _read(self, name: str) -> NDArray[Any]:
         return np.asarray(array_of(self._root, name)[:])
 
+    def _cut(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Some draws of all chains: only their chunks are read."""
+        return np.asarray(array_of(self._root, name)[:, start:stop])
+
     def _resize(self, prefix: str, size: int) -> None:
         for group in GROUPS:
             _number(self._root, prefix + group, size)
@@ -221,15 +225,29 @@ class Draws:
     def _write(
         self, prefix: str, pieces: list[tuple[int, int, Mapping[str, NDArray[np.generic]]]]
     ) -> None:
+        """Only chunks of chains that bring draws are touched: of a thousand chains few may."""
+        rows: dict[int, list[tuple[int, int, Mapping[str, NDArray[np.generic]]]]] = {}
+        for piece in pieces:
+            rows.setdefault(piece[0] // CHUNK[0], []).append(piece)
+        for row, together in rows.items():
+            self._write_row(prefix, row * CHUNK[0], together)
+
+    def _write_row(
+        self,
+        prefix: str,
+        top: int,
+        pieces: list[tuple[int, int, Mapping[str, NDArray[np.generic]]]],
+    ) -> None:
+        chains = slice(top, top + CHUNK[0])
         low = min(start for _, start, _ in pieces)
         high = max(start + len(values["step"]) for _, start, values in pieces)
         for variable in self._variables:
             array = array_of(self._root, f"{prefix}{variable.group}/{variable.name}")
-            region = np.asarray(array[:, low:high])
+            region = np.asarray(array[chains, low:high])
             for chain, start, values in pieces:
                 new = values[variable.name]
-                region[chain, start - low : start - low + len(new)] = new
-            array[:, low:high] = region
+                region[chain - top, start - low : start - low + len(new)] = new
+            array[chains, low:high] = region
 
 
 def array_of(root: zarr.Group, name: str) -> zarr.Array[Any]:

@@ -114,7 +114,8 @@ class PlacementConfig(Frozen):
         autoscale: the cluster starts nodes for what actors ask: an actor that no node can hold now
             is waited for up to ``start_timeout``, not refused. Needs ``gpus_per_chain``.
         start_timeout: seconds an actor may take to come up.
-        block: draws a chain makes between two reports; None: sized to take about two seconds.
+        block: draws a chain makes between two reports; None: sized to take about two seconds, more
+            where over 200 places report.
     """
 
     gpus_per_chain: Annotated[float, Field(ge=0)] | None = None
@@ -187,7 +188,7 @@ class RunConfig(Frozen):
         max_seconds: stop cleanly after so much wall-clock time.
         gate: when the run counts as converged.
         placement: where the chains run.
-        commit_seconds: seconds between two commits.
+        commit_seconds: seconds between two commits; more where a commit takes over half a second.
         fsync: make each commit survive a power loss, not only the death of any process.
         max_state_mb: larger states of chains (in MB) go from the actor to the store directly.
         divergence_factor: a chain is retired when nbeta times the excess loss on the probe exceeds

@@ -12,6 +12,7 @@ kinds must meet: the even ones come from below, the odd ones from above.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -25,6 +26,7 @@ from distsampler.drift import Drift, Outlier
 from distsampler.inference_data import arviz_module
 from distsampler.quantities import (
     ADVISORY,
+    ENTERS_ERROR,
     GATED,
     MIN_FOR_MOMENTS,
     MIN_FOR_R_HAT,
@@ -35,6 +37,7 @@ from distsampler.quantities import (
 MIN_CHAINS, MIN_DRAWS = 2, 100
 LIKELY = 10.0  # times the draws: beyond that nobody can tell
 POOLED = 1_000_000  # draws of a variable that are diagnosed, at most
+POOLED_ADVISORY = 250_000  # likewise, of what enters neither verdict nor error
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ class Diagnosis:
         chains: that were diagnosed.
         draws: of each.
         rows: one a quantity.
-        stride: every so-manieth draw was diagnosed, so that they are at most a million.
+        stride: every so-manieth draw was diagnosed, so that they are at most a million (a quarter
+            of that where a quantity only advises).
         nbeta: inverse temperature times n, which makes losses LLCs; NaN: not known.
         settled: draws until the drift ends (``drift.settled``), where one was found; else 0.
         outliers: chains that lie apart in a gated quantity; of each the clearest case.
@@ -182,13 +186,12 @@ def diagnose(
     Returns:
         R-hat, ESS and MCSE; NaN where there are under 2 chains or 4 draws, or a NaN.
     """
-    names = [name for name in (*GATED, *ADVISORY) if name in posterior]
     draws = posterior.sizes["draw"]
-    stride = max(1, math.ceil(posterior.sizes["chain"] * draws / POOLED))
-    data = posterior[names].isel(draw=slice(None, None, stride)).astype(np.float64)
-    chains = [int(chain) for chain in data["chain"].values]
+    stride, data = _thinned(posterior, (*GATED, *ENTERS_ERROR), POOLED)
+    chains = [int(chain) for chain in posterior["chain"].values]
     sides = quantities.sides(chains, dispersed)
     rows = quantities.rows(data, sides)
+    rows += quantities.rows(_thinned(posterior, ADVISORY, POOLED_ADVISORY)[1], sides)
     drifting = any(row.drifts for row in rows)
     return Diagnosis(
         len(chains),
@@ -202,6 +205,14 @@ def diagnose(
         signal_to_noise=_signal_to_noise(data),
         acceptance=_acceptance(stats),
     )
+
+
+def _thinned(posterior: xr.Dataset, names: Sequence[str], most: int) -> tuple[int, xr.Dataset]:
+    """Every so-manieth draw of some variables in float64: at most so many, chains pooled."""
+    found = [name for name in names if name in posterior]
+    stride = max(1, math.ceil(posterior.sizes["chain"] * posterior.sizes["draw"] / most))
+    kept = posterior[found].isel(draw=slice(None, None, stride), missing_dims="ignore")
+    return stride, kept.astype(np.float64)
 
 
 def burn_in(posterior: xr.Dataset, earliest: int = 0, *, dispersed: bool = False) -> int:

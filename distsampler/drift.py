@@ -119,15 +119,31 @@ def outliers(name: str, values: Floats, chains: Sequence[int], tests: int) -> li
     levels = means.mean(axis=1)
     residuals = means - levels[:, None]
     squares = np.square(residuals).sum(axis=1) / ((BLOCKS - 1) * BLOCKS) * _widened(residuals)
-    limit, found = critical(tests, BLOCKS - 1), []
+    limit, found = critical(tests, BLOCKS - 1), list[Outlier]()
+    if len(chains) < 2:
+        return found
+    usual, scatter = medians_of_others(levels), medians_of_others(squares)
     for row, chain in enumerate(chains):
-        others = np.arange(len(chains)) != row
-        if not others.any():
-            continue
-        away = float(levels[row] - np.median(levels[others]))
-        error = math.sqrt(squares[row] + np.median(squares[others]))
+        away = float(levels[row] - usual[row])
+        error = math.sqrt(squares[row] + scatter[row])
         if abs(away) > limit * error:
             found.append(Outlier(chain, name, away / error if error else math.copysign(1e9, away)))
+    return found
+
+
+def medians_of_others(values: Floats) -> Floats:
+    """For each of at least two values the median of all the others; they are sorted once."""
+    if np.isnan(values).any():
+        return np.full(len(values), np.nan)
+    order = np.argsort(values, kind="stable")
+    ranks = np.empty(len(values), np.int64)
+    ranks[order] = np.arange(len(values))
+    sizes, ordered = len(values) - 1, values[order]
+    middles = [
+        ordered[place + (place >= ranks)]  # behind its own place, the others are one further on
+        for place in ((sizes - 1) // 2, sizes // 2)
+    ]
+    found: Floats = np.mean(middles, axis=0)
     return found
 
 

@@ -47,6 +47,9 @@ from distsampler.transition import begin, transition
 from distsampler.worker import AnchorPass, Work
 
 WAIT_SECONDS = 0.2
+COMMIT_SHARE = 10.0  # of its time at most about one part in so many goes into long commits
+SHORT_COMMIT = 0.5  # seconds: those that take no longer are made as often as asked
+SHOW_SHARE = 20.0  # of the driver's time at most one part in so many goes into showing progress
 
 
 @runtime_checkable
@@ -104,6 +107,9 @@ class Driver:
         self._too_large: set[int] = set()
         self._restarts: list[tuple[float, int, int]] = []
         self._last_commit = time.monotonic()
+        self._commit_took = 0.0
+        self._shown: Phase | None = None
+        self._show_again = 0.0
         config = spec.config
         self._received = trace.restart_points()
         burn_in = looks(config)[0] // 2 if config.burn_in == "auto" else config.burn_in
@@ -150,8 +156,19 @@ class Driver:
         return state
 
     def _show(self, state: State) -> None:
+        """Tells the observer how the run goes: a new phase at once, the rest now and then."""
+        began = time.monotonic()
+        if state.phase is self._shown and began < self._show_again and not state.over:
+            return
+        made = {}
+        if state.phase is Phase.ANCHORING:
+            made = anchor.progress(state.plan.parts, state.parts)
         committed = self._trace.committed
-        self._observer.show(self._progress.snapshot(str(state.phase), state.retired, committed))
+        self._observer.show(
+            self._progress.snapshot(str(state.phase), state.retired, committed, made)
+        )
+        ended = time.monotonic()
+        self._shown, self._show_again = state.phase, ended + SHOW_SHARE * (ended - began)
 
     def _next_events(self, state: State) -> list[Event]:
         """What the loop itself has to say, else what the pool reports."""
@@ -159,7 +176,10 @@ class Driver:
         reason = self._stopped()
         if reason is not None and state.phase is not Phase.DRAINING:
             self._events.append(Stop(reason))
-        if time.monotonic() - self._last_commit > self._spec.config.commit_seconds:
+        pause = max(
+            self._spec.config.commit_seconds, COMMIT_SHARE * (self._commit_took - SHORT_COMMIT)
+        )
+        if time.monotonic() - self._last_commit > pause:
             self._commit()
         if not self._events:
             self._events.extend(self._pool.wait(WAIT_SECONDS))
@@ -249,6 +269,7 @@ class Driver:
         self._last_commit = time.monotonic()
         if self._pending:
             self._trace.commit(self._pending)
+            self._commit_took = time.monotonic() - self._last_commit
             self._pending.clear()
             self._events.append(Committed(self._trace.committed))
 

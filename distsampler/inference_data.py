@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
+from xarray.backends import BackendArray
+from xarray.core import indexing
 
-from distsampler.arrays import GROUPS, WARMUP, missing_in
+from distsampler.arrays import CHUNK, GROUPS, WARMUP, missing_in
+from distsampler.draws import Variable
 from distsampler.errors import StoreError
 from distsampler.trace import AGAIN, CONSTANTS, Trace
 
@@ -81,29 +85,94 @@ def group(data: InferenceData, name: str) -> xr.Dataset:
     return dataset
 
 
+def unread(trace: Trace, draws: int | None = None) -> dict[str, xr.Dataset]:
+    """The groups behind burn-in, and the constants; a variable is read when it is asked for.
+
+    What is cut out of one, every tenth draw say, is read chunk by chunk: memory holds what was
+    asked for, and not the trace. A missing or damaged draw is a StoreError when it is met.
+
+    Args:
+        trace: of the run.
+        draws: only so many after burn-in; None: all that every chain has.
+    """
+    kept = trace.kept if draws is None else draws
+    start, stop = trace.burn_in, trace.burn_in + kept
+    groups: dict[str, xr.Dataset] = {n: _opened(trace, n, start, stop) for n in GROUPS}
+    return {**groups, "constant_data": _constants(trace)}
+
+
 def between(trace: Trace, group: str, start: int, stop: int) -> xr.Dataset:
     """The draws of a group from start to stop, counted from the chains' start.
 
     Raises:
         StoreError: if one is missing or damaged.
     """
-    chains, draws = list(trace.chains), stop - start
-    variables, coords = {}, {"chain": chains, "draw": np.arange(draws)}
+    return _opened(trace, group, start, stop).load()
+
+
+def _opened(trace: Trace, group: str, start: int, stop: int) -> xr.Dataset:
+    """Draws of a group, of which nothing is read yet."""
+    variables: dict[str, xr.Variable] = {}
+    coords: dict[str, Any] = {"chain": list(trace.chains), "draw": np.arange(stop - start)}
     for variable in trace.manifest.variables:
-        if variable.group != group:
-            continue
-        values = trace.between(group, variable.name, start, stop)[chains]
-        if values.shape[1] < draws or missing_in(values).any():
+        if variable.group == group:
+            values = indexing.LazilyIndexedArray(_Stored(trace, variable, start, stop))
+            dims = ("chain", "draw", *variable.dims)
+            variables[variable.name] = xr.Variable(dims, values, {"long_name": variable.meaning})
+            coords |= {d: np.arange(s) for d, s in zip(variable.dims, variable.shape, strict=True)}
+    return xr.Dataset(variables, coords=coords)
+
+
+class _Stored(BackendArray):
+    """Committed draws of one variable, as xarray reads them.
+
+    Args:
+        trace: of the run.
+        variable: to read.
+        start: the first draw, counted from the chains' start.
+        stop: behind the last.
+    """
+
+    def __init__(self, trace: Trace, variable: Variable, start: int, stop: int) -> None:
+        self._trace, self._variable, self._start = trace, variable, start
+        self._chains = list(trace.chains)
+        self.shape = (len(self._chains), stop - start, *variable.shape)
+        self.dtype = np.dtype(variable.dtype)
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:  # noqa: ANN401 (as xarray has it)
+        """Reads a selection."""
+        support = indexing.IndexingSupport.BASIC
+        return indexing.explicit_indexing_adapter(key, self.shape, support, self._read)
+
+    def _read(self, key: tuple[Any, ...]) -> NDArray[Any]:
+        """Values by integers and slices, the draws a chunk's length at a time."""
+        draws = np.atleast_1d(np.arange(self.shape[1])[key[1]])
+        pieces = [self._values(np.empty(0, np.int64))]
+        for low in range(0, self.shape[1], CHUNK[1]):
+            pieces.append(self._values(draws[(draws >= low) & (draws < low + CHUNK[1])]))
+        found = np.concatenate(pieces, axis=1)
+        within = 0 if isinstance(key[1], int | np.integer) else slice(None)
+        return np.asarray(found[(key[0], within, *key[2:])])
+
+    def _values(self, draws: NDArray[np.int64]) -> NDArray[Any]:
+        """Of all chains at some draws that lie close together.
+
+        Raises:
+            StoreError: if one is missing or damaged.
+        """
+        if not draws.size:
+            return np.empty((len(self._chains), 0, *self.shape[2:]), self.dtype)
+        group, name = self._variable.group, self._variable.name
+        first, last = self._start + int(draws[0]), self._start + int(draws[-1])
+        values = self._trace.between(group, name, first, last + 1)
+        if len(values) > len(self._chains):
+            values = values[self._chains]
+        if values.shape[1] <= last - first or missing_in(values).any():
             raise StoreError(
-                f"{trace.path}: {group}/{variable.name} lacks draws that were committed: a file "
+                f"{self._trace.path}: {group}/{name} lacks draws that were committed: a file "
                 f"of the run directory is missing or old; {AGAIN}"
             )
-        dims = ("chain", "draw", *variable.dims)
-        variables[variable.name] = xr.DataArray(
-            values, dims=dims, attrs={"long_name": variable.meaning}
-        )
-        coords |= {d: np.arange(s) for d, s in zip(variable.dims, variable.shape, strict=True)}
-    return xr.Dataset(variables, coords=coords)
+        return values[:, draws - draws[0]]
 
 
 def _constants(trace: Trace) -> xr.Dataset:

@@ -65,6 +65,9 @@ def line(snapshot: Snapshot) -> str:
     done, total = min(c.draws for c in chains), chains[0].total
     rate = sum(c.rate for c in chains if not math.isnan(c.rate))
     lost = sum(c.retired for c in chains)
+    if snapshot.anchor:
+        made = [f"{done:,} of {of:,} {name}" for name, (done, of) in snapshot.anchor.items()]
+        return f"{snapshot.seconds:.0f} s {snapshot.phase}: the loss at w*, {', '.join(made)}"
     return (
         f"{snapshot.seconds:.0f} s {snapshot.phase}: {len(chains)} chains ({lost} lost), "
         f"draw {done} of {total}, {rate:.0f} draws/s, "

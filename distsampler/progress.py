@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -68,6 +68,7 @@ class Snapshot:
         committed: durable draws of each chain.
         series: that thinned series, of each chain that is not lost.
         verdict: of the gate's last look; None: it has not looked.
+        anchor: while the anchor pass is made: what of it -> (done, of so many).
     """
 
     phase: str
@@ -78,6 +79,7 @@ class Snapshot:
     committed: tuple[int, ...] = ()
     series: list[list[float]] = field(default_factory=list, repr=False, compare=False)
     verdict: Verdict | None = None
+    anchor: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @cached_property
     def ess(self) -> float:
@@ -156,7 +158,11 @@ class Progress:
         self._verdict = verdict
 
     def snapshot(
-        self, phase: str, retired: Container[int], committed: tuple[int, ...] = ()
+        self,
+        phase: str,
+        retired: Container[int],
+        committed: tuple[int, ...] = (),
+        anchor: Mapping[str, tuple[int, int]] | None = None,
     ) -> Snapshot:
         """The run now."""
         alive = [c for i, c in enumerate(self._chains) if i not in retired]
@@ -183,6 +189,7 @@ class Progress:
             committed,
             [chain.series for chain in alive],
             self._verdict,
+            anchor or {},
         )
 
     def _llc(self, chain: _Running) -> float:

@@ -15,7 +15,8 @@ from distsampler.drift import Drift
 from distsampler.inference_data import arviz_module
 
 GATED = ("probe_loss", "projections")
-ADVISORY = ("excess_loss", "distance", "weight_projections")
+ENTERS_ERROR = ("excess_loss",)  # it decides nothing, and carries the LLC
+ADVISORY = ("distance", "weight_projections")
 MIN_FOR_R_HAT, MIN_FOR_MOMENTS = 4, 2
 TAIL = (0.05, 0.95)
 
@@ -91,6 +92,8 @@ def rows(data: xr.Dataset, sides: list[list[int]]) -> tuple[Row, ...]:
         data: variables of dims (chain, draw, ...), float64.
         sides: as ``sides`` gives them.
     """
+    if not data.data_vars:
+        return ()
     statistics = None
     if data.sizes["chain"] and data.sizes["draw"] >= MIN_FOR_R_HAT:
         statistics = _statistics(data)

@@ -140,13 +140,12 @@ class Run:
 
     @cached_property
     def _judged(self) -> tuple[Diagnosis, Verdict]:
-        names = ("posterior", "sample_stats", "constant_data")
-        groups = {
-            name: inference_data.group(self.inference_data, name)
-            for name in names
-            if name in self.inference_data
-        }
-        return estimators.judged(groups, self.manifest.config)
+        return estimators.judged(self._unread, self.manifest.config)
+
+    @cached_property
+    def _unread(self) -> dict[str, xr.Dataset]:
+        """The groups, of which only what an estimate needs is read: a trace may be large."""
+        return inference_data.unread(self._trace)
 
     @property
     def facts(self) -> dict[str, float]:
@@ -172,7 +171,12 @@ class Run:
         self._speak(on_unconverged)
         lost = tuple(sorted(self.lost_chains))
         return estimators.llc(
-            self.posterior, self.facts, self.diagnosis, self.verdict, lost, self._budget()
+            self._unread["posterior"],
+            self.facts,
+            self.diagnosis,
+            self.verdict,
+            lost,
+            self._budget(),
         )
 
     def wbic(self, on_unconverged: Literal["warn", "raise", "ignore"] = "warn") -> WBICEstimate:
@@ -186,25 +190,23 @@ class Run:
             ConfigError: if the run's nbeta is another.
         """
         self._speak(on_unconverged)
-        return estimators.wbic(self.posterior, self.facts, self.diagnosis, self.verdict)
+        return estimators.wbic(self._unread["posterior"], self.facts, self.diagnosis, self.verdict)
 
     @property
     def advisories(self) -> tuple[str, ...]:
         """What does not enter the verdict and should be known: a step that is too large."""
-        if "curvature" not in self._stats:
+        stats = self._unread["sample_stats"]
+        if "curvature" not in stats:
             return ()
-        curvature = np.asarray(self._stats["curvature"].values)
+        curvature = np.asarray(stats["curvature"].values)
         found = bias.too_large(curvature, self.manifest.config, self.facts)
         return () if found is None else (found,)
-
-    @cached_property
-    def _stats(self) -> xr.Dataset:
-        return inference_data.group(self.inference_data, "sample_stats")
 
     def _budget(self) -> ErrorBudget:
         why = bias.unpredicted(self.manifest.config)
         nbeta, hop = self.facts["nbeta"], self.facts.get("hop_bias")
-        return budget(self.posterior, nbeta, self.diagnosis, self._stats, why, hop)
+        posterior, stats = self._unread["posterior"], self._unread["sample_stats"]
+        return budget(posterior, nbeta, self.diagnosis, stats, why, hop)
 
     def _speak(self, on_unconverged: Literal["warn", "raise", "ignore"]) -> None:
         if on_unconverged not in ("warn", "raise", "ignore"):

@@ -432,7 +432,7 @@ def _judge(found: Trace) -> Callable[[int], Verdict]:
         if config.burn_in == "auto":
             whole = inference_data.between(found, "posterior", 0, end)
             found.choose_burn_in(_burn_in(whole, config))
-        groups = inference_data.datasets(found, end - found.burn_in)
+        groups = inference_data.unread(found, end - found.burn_in)
         return estimators.judged(groups, config)[1]
 
     return judge

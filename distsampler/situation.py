@@ -5,7 +5,7 @@ Frozen values, of which ``transition`` makes decisions and ``driver`` deeds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -178,6 +178,7 @@ class State:
     phase: Phase = Phase.STARTING
     todo: tuple[Part, ...] = ()
     parts: tuple[AnchorPart, ...] = ()
+    pace: float | None = None  # rows a second that a place last made in the anchor pass
     retired: frozenset[int] = frozenset()
     look: int = 0
     judging: bool = False
@@ -187,9 +188,10 @@ class State:
     interrupted: bool = False
 
     @property
-    def alive(self) -> tuple[int, ...]:
+    def alive(self) -> Sequence[int]:
         """Chains that were not retired."""
-        return tuple(c for c in range(len(self.received)) if c not in self.retired)
+        chains = range(len(self.received))
+        return tuple(c for c in chains if c not in self.retired) if self.retired else chains
 
     @property
     def busy(self) -> dict[int, Work]:

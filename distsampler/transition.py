@@ -11,11 +11,13 @@ have committed them: a fault can delay a look but not move it.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from heapq import heapify, heappop
 from operator import ge
 from typing import assert_never
 
-from distsampler.anchor import AnchorPart
+from distsampler.anchor import AnchorPart, Part
 from distsampler.draws import DrawBlock
 from distsampler.errors import StoreError
 from distsampler.pack import Advanced
@@ -28,6 +30,7 @@ from distsampler.pool import (
     WorkDone,
     WorkFailed,
 )
+from distsampler.shards import BLOCK
 from distsampler.situation import (
     FIRST_BLOCK,
     Action,
@@ -59,6 +62,7 @@ BUDGETS: dict[Loss, float] = {  # losses of one place until it is given up
     "fatal": 0,
 }
 BLOCK_SECONDS = 2.0
+REPLIES = 100.0  # a second, at most: what a driver takes in without being late
 STATE_SHARE = 40.0  # a block takes so many times as long as its state to write
 Step = tuple[State, list[Action]]
 
@@ -145,8 +149,11 @@ def _done(state: State, event: WorkDone) -> Step:
         return state, []  # a reply that came twice
     state, actions = _freed(state, event.place, progress=True)
     match event.result:
-        case AnchorPart():
-            return replace(state, parts=(*state.parts, event.result)), actions
+        case AnchorPart(part):
+            pace = state.pace
+            if part.what == "losses":
+                pace = (part.stop - part.start) / max(event.seconds, 1e-3)
+            return replace(state, parts=(*state.parts, event.result), pace=pace), actions
         case Advanced() as done:
             state, more = _advanced(replace(state, block=_block_size(state, event, done)), done)
             return state, actions + more
@@ -282,16 +289,28 @@ def _proceed(state: State, actions: list[Action]) -> Step:
 
 def _anchor(state: State) -> Step:
     """Parts of the anchor pass to the free places; sampling once all are in."""
-    actions: list[Action] = []
-    for place in _free(state)[: len(state.todo)]:
-        work = AnchorPass(state.todo[0])
-        state = _at_work(replace(state, todo=state.todo[1:]), place, work)
-        actions.append(Submit(place, work))
+    given = dict[int, Work]()
+    for place in _free(state):
+        if state.todo:
+            part, *rest = _cut(state.todo[0], state.pace)
+            given[place] = AnchorPass(part)
+            state = replace(state, todo=(*rest, *state.todo[1:]))
+    state = _all_at_work(state, given)
+    actions: list[Action] = [Submit(place, work) for place, work in given.items()]
     if state.todo or state.busy:
         return state, actions
     if state.parts:
         actions.append(RecordAnchor(state.parts))
     return replace(state, phase=Phase.SAMPLING), actions
+
+
+def _cut(part: Part, pace: float | None) -> tuple[Part, ...]:
+    """A part, and its rest where it would take longer than a block; one of rows not timed yet."""
+    whole = round(BLOCK_SECONDS * (pace or 0.0)) // BLOCK * BLOCK
+    stop = part.start + max(whole, BLOCK)
+    if part.what != "losses" or stop >= part.stop:
+        return (part,)
+    return part._replace(stop=stop), part._replace(start=stop)
 
 
 def _sample(state: State) -> Step:
@@ -303,37 +322,41 @@ def _sample(state: State) -> Step:
             state = replace(state, judging=True)
     elif all(state.received[c] >= state.boundary for c in state.alive):
         actions.append(CommitNow())
-    for place in _free(state):
-        work = _next_block(state)
-        if work is not None:
-            state = _at_work(state, place, work)
-            actions.append(Submit(place, work))
-    return state, actions
+    given = dict(zip(_free(state), _next_blocks(state), strict=False))
+    return _all_at_work(state, given), actions + [Submit(p, work) for p, work in given.items()]
 
 
-def _next_block(state: State) -> Advance | None:
-    """The next block of the idle pack that is furthest behind; none crosses a look."""
-    works = [work for work in state.busy.values() if isinstance(work, Advance)]
-    taken = {chain for work in works for chain in work.chains}
-    idle = [c for c in state.alive if c not in taken and state.received[c] < state.plan.total]
-    if not idle:
-        return None
-    chain = min(idle, key=lambda c: (state.received[c], c))
-    first = state.received[chain]
-    ends = (state.plan.burn_in + look for look in state.plan.looks)
-    end = min(first + state.block, next(end for end in ends if end > first))
-    size = state.plan.together
-    pack = tuple(c for c in state.alive if c // size == chain // size)
-    return Advance(pack, first, end - first)
+def _next_blocks(state: State) -> Iterator[Advance]:
+    """The next blocks of the idle packs, those furthest behind first; none crosses a look."""
+    works = [place.work for place in state.places.values()]
+    taken = {chain for work in works if isinstance(work, Advance) for chain in work.chains}
+    received, size = state.received, state.plan.together
+    left = set(state.alive).difference(taken)
+    waiting = [(received[c], c) for c in left if received[c] < state.plan.total]
+    heapify(waiting)
+    while waiting:
+        first, chain = heappop(waiting)
+        if chain in taken:
+            continue  # with another of its pack
+        mates = range(chain // size * size, min((chain // size + 1) * size, len(received)))
+        pack = tuple(c for c in mates if c not in state.retired)
+        taken.update(pack)
+        ends = (state.plan.burn_in + look for look in state.plan.looks)
+        end = min(first + state.block, next(end for end in ends if end > first))
+        yield Advance(pack, first, end - first)
 
 
 def _block_size(state: State, event: WorkDone, done: Advanced) -> int:
-    """Draws that take about two seconds, longer for large states; at most twice as before."""
+    """Draws that take about two seconds, longer for many places and for large states.
+
+    At most twice as before.
+    """
     if state.plan.block is not None or not done.blocks:
         return state.block
     writing = sum(block.state_seconds for block in done.blocks)
     seconds = max(event.seconds - writing, 1e-3)
-    wanted = max(BLOCK_SECONDS, STATE_SHARE * writing) * done.blocks[0].draws / seconds
+    longest = max(BLOCK_SECONDS, len(state.places) / REPLIES, STATE_SHARE * writing)
+    wanted = longest * done.blocks[0].draws / seconds
     return max(1, min(int(wanted), 2 * state.block))
 
 
@@ -344,15 +367,19 @@ def _received(state: State, block: DrawBlock) -> State:
 
 
 def _free(state: State) -> list[int]:
-    return [
+    return sorted(
         number
-        for number, place in sorted(state.places.items())
-        if place.up and place.work is None and not place.draining
-    ]
+        for number, place in state.places.items()
+        if place.work is None and place.up and not place.draining
+    )
 
 
-def _at_work(state: State, place: int, work: Work) -> State:
-    return _with_place(state, place, replace(state.places[place], work=work))
+def _all_at_work(state: State, given: Mapping[int, Work]) -> State:
+    """Gives places their works, in one go: there may be thousands of them."""
+    if not given:
+        return state
+    changed = {number: replace(state.places[number], work=work) for number, work in given.items()}
+    return replace(state, places={**state.places, **changed})
 
 
 def _with_place(state: State, number: int, place: Place) -> State:

@@ -46,9 +46,11 @@ GOALS = {
 class Worker:
     """A contestant's process: it runs when told to, and else waits."""
 
-    def __init__(self, python: str, workload: str, contestant: str) -> None:
+    def __init__(
+        self, python: str, workload: str, contestant: str, script: str = "bench_worker.py"
+    ) -> None:
         self._process = subprocess.Popen(
-            [python, str(ROOT / "scripts/bench_worker.py"), workload, contestant],
+            [python, str(ROOT / "scripts" / script), workload, contestant],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -20,8 +20,9 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Workload:
-    """A model, its data, and a loss of every example."""
+    """A model, its data, and a loss of every example; its name is that of its place below."""
 
+    name: str
     title: str
     layers: Callable[[], nn.Module]
     data: Callable[[torch.Generator], Batch]
@@ -73,12 +74,14 @@ def _squared_error(model: nn.Module, batch: Batch) -> Tensor:
 
 WORKLOADS = {
     "mlp": Workload(
+        "mlp",
         "MLP 784-128-10",
         lambda: nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10)),
         _classes,
         _cross_entropy,
     ),
     "linear": Workload(
+        "linear",
         "deep linear net, 4 layers 16x16",
         lambda: nn.Sequential(*(nn.Linear(16, 16, bias=False) for _ in range(4))),
         _linear_map,

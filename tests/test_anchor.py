@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from distsampler import anchor
+from distsampler.anchor import AnchorPart, Part
 from distsampler.replica import Replica
 from distsampler.run import prepare
 from tests.problems import anchored, config, mean_squared_error, regression, squared_error
@@ -40,3 +41,14 @@ def test_the_probes_anchor_is_that_of_its_own_examples() -> None:
     assert np.allclose(found.probe_losses, found.losses[rows], rtol=1e-5)
     assert found.probe_init_loss == pytest.approx(found.probe_losses.mean())
     assert found.probe_init_loss != pytest.approx(found.init_loss, rel=1e-3)
+
+
+def test_its_progress_counts_rows_however_they_were_cut() -> None:
+    parts = (Part(0, 0, "probe"), Part(0, 4096), Part(4096, 5000), Part(0, 12, "gradient noise"))
+    zero = np.zeros(1)
+    done = [AnchorPart(Part(0, 0, "probe"), zero), AnchorPart(Part(1024, 2048), zero)]
+    assert anchor.progress(parts, done) == {
+        "rows": (1024, 5000),
+        "batches for the gradient noise": (0, 12),
+    }
+    assert anchor.progress(parts[:2], []) == {"rows": (0, 4096)}

@@ -105,3 +105,12 @@ def test_without_a_transient_little_is_dropped_and_never_more_than_half() -> Non
 def test_what_is_read_of_a_constant_is_nothing() -> None:
     assert not drift.drift(np.ones((4, 100)), 9).found
     assert drift.outliers("a", np.ones((4, 100)), range(4), 9) == []
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 7, 64])
+def test_medians_of_the_others_are_numpys_to_the_bit(count: int) -> None:
+    rng = np.random.default_rng(count)
+    for values in (rng.standard_normal(count), np.repeat(rng.standard_normal(1), count)):
+        found = drift.medians_of_others(values)
+        wanted = [np.median(np.delete(values, row)) for row in range(count)]
+        assert found.tolist() == wanted

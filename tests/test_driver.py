@@ -1,8 +1,10 @@
 """The loop with real chains and a pool whose places die."""
 
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -155,3 +157,42 @@ def test_below_min_chains_the_run_fails_with_what_it_has(tmp_path: Path) -> None
             quiet=True,
         )  # fmt: skip
     assert ds.open(tmp_path / "run").lost_chains
+
+
+def test_progress_is_shown_now_and_then_and_every_phase_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "SHOW_SHARE", 1e9)
+    shown = list[Any]()
+    monkeypatch.setattr(driver.Progress, "snapshot", _counted(driver.Progress.snapshot, shown))
+    sample(tmp_path / "run", FlakyPool(2))
+    phases = [each.phase for each in shown]
+    assert phases == ["anchoring", "sampling", "draining", "finished"] or phases == [
+        "anchoring", "sampling", "finished"
+    ]  # fmt: skip
+    assert shown[0].anchor["rows"] == (0, 300)
+
+
+def _counted(snapshot: Any, shown: list[Any]) -> Any:
+    def counted(*arguments: Any) -> Any:
+        shown.append(snapshot(*arguments))
+        return shown[-1]
+
+    return counted
+
+
+def test_commits_that_take_long_are_made_more_rarely(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits, commit = list[float](), driver.Trace.commit
+
+    def slow(trace: Any, blocks: Any) -> None:
+        commits.append(time.monotonic())
+        commit(trace, blocks)
+        time.sleep(0.05)
+
+    monkeypatch.setattr(driver.Trace, "commit", slow)
+    monkeypatch.setattr(driver, "SHORT_COMMIT", 0.0)
+    sample(tmp_path / "run", FlakyPool(2), commit_seconds=1e-6)
+    gaps = np.diff(commits)[:-2]  # at the end a commit is not waited for
+    assert all(gap >= 10 * 0.05 for gap in gaps)

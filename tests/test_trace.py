@@ -163,3 +163,69 @@ def test_a_torn_last_event_is_left_out(tmp_path: Path) -> None:
     with (tmp_path / "run/events.jsonl").open("a") as file:
         file.write('{"event": "lo')
     assert [event["event"] for event in trace.events()] == ["started"]
+
+
+@pytest.mark.parametrize("retired", [None, 1])
+@pytest.mark.parametrize("every", [1, 3, 17])
+def test_what_is_read_late_and_thinned_is_what_is_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, retired: int | None
+) -> None:
+    monkeypatch.setattr(inference_data, "CHUNK", (64, 16))
+    trace = make(tmp_path / "run")
+    fill(trace)
+    if retired is not None:
+        trace.retire(retired, "diverged")
+    for group in ("posterior", "sample_stats"):
+        late, whole = inference_data.unread(trace)[group], inference_data.datasets(trace)[group]
+        cut = {"draw": slice(None, None, every)}
+        xr.testing.assert_identical(late.isel(cut).load(), whole.isel(cut))
+        xr.testing.assert_identical(late.isel(draw=4).load(), whole.isel(draw=4))
+        xr.testing.assert_identical(late.isel(chain=[1, 0]).load(), whole.isel(chain=[1, 0]))
+    first = inference_data.unread(trace, 20)["posterior"]
+    assert first.sizes["draw"] == 20
+    assert first["probe_loss"][0, -1] == 29
+
+
+def test_what_is_read_late_reads_no_more_than_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace, sizes = make(tmp_path / "run", draws=3000), list[int]()
+    for first in range(0, 3010, 301):
+        trace.commit([block(chain, first, 301) for chain in range(3)])
+    between = Trace.between
+
+    def watched(trace: Trace, group: str, name: str, start: int, stop: int) -> Any:
+        sizes.append(stop - start)
+        return between(trace, group, name, start, stop)
+
+    monkeypatch.setattr(Trace, "between", watched)
+    late = inference_data.unread(trace)["posterior"]
+    assert sizes == []
+    thin = late["probe_loss"].isel(draw=slice(None, None, 1000)).values
+    assert thin[0].tolist() == [10.0, 1010.0, 2010.0]
+    assert max(sizes) <= 1024
+
+
+def test_a_missing_chunk_is_an_error_when_it_is_met(tmp_path: Path) -> None:
+    trace = make(tmp_path / "run")
+    fill(trace)
+    (tmp_path / "run/trace.zarr/posterior/probe_loss/c/0/0").unlink()
+    late = inference_data.unread(trace)["posterior"]
+    assert late["projections"].isel(draw=0).values.shape == (3, 3)
+    with pytest.raises(StoreError, match=r"posterior/probe_loss lacks draws"):
+        late["probe_loss"].isel(draw=slice(None, None, 10)).values  # noqa: B018 (it is read)
+
+
+def test_a_commit_touches_the_chunks_of_its_chains_only(tmp_path: Path) -> None:
+    trace = make(tmp_path / "run", chains=150)
+    trace.commit([block(chain, 0, 12) for chain in range(150)])
+    folder = tmp_path / "run/trace.zarr/posterior/probe_loss/c"
+    before = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/0")}
+    assert before.keys() == {"0", "1", "2"}
+    trace.commit([block(70, 12, 5), block(127, 12, 3)])
+    after = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/0")}
+    assert [row for row in before if before[row] != after[row]] == ["1"]
+    found = trace.read("posterior", "probe_loss")
+    for chain, end in ((69, 12), (70, 17), (127, 15), (149, 12)):
+        assert np.array_equal(found[chain, : end - 10], 1000.0 * chain + np.arange(10, end))
+        assert np.isnan(found[chain, end - 10 :]).all()

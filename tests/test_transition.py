@@ -15,7 +15,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from distsampler.anchor import AnchorPart
+from distsampler.anchor import AnchorPart, Part
 from distsampler.diagnostics import Status, Verdict
 from distsampler.divergence import ChainDiverged
 from distsampler.draws import DrawBlock
@@ -42,7 +42,9 @@ from distsampler.situation import (
 from distsampler.transition import BUDGETS, begin, transition
 from distsampler.worker import Advance, AnchorPass, Result, Work
 
-PLAN = Plan(burn_in=10, looks=(30, 45), min_chains=2, block=8, parts=((0, 0), (0, 1024)))
+PLAN = Plan(
+    burn_in=10, looks=(30, 45), min_chains=2, block=8, parts=(Part(0, 0, "probe"), Part(0, 1024))
+)
 
 
 def verdict(status: Status) -> Verdict:
@@ -149,7 +151,7 @@ def test_a_run_starts_anchors_samples_looks_and_finishes() -> None:
     assert play.state.phase is Phase.ANCHORING, "one place is enough to begin"
     play.start()
     assert play.state.phase is Phase.SAMPLING
-    assert [w.part for w in play.submitted(AnchorPass)] == [(0, 0), (0, 1024)]  # type: ignore[union-attr]
+    assert [w.part for w in play.submitted(AnchorPass)] == list(PLAN.parts)  # type: ignore[union-attr]
     assert sum(isinstance(a, RecordAnchor) for a in play.actions) == 1
     play.run()
     assert play.state.phase is Phase.FINISHED
@@ -218,7 +220,7 @@ def test_an_anchor_part_of_a_lost_place_is_measured_elsewhere() -> None:
         play.ready(place)
     play.lose(0)
     play.done(1)
-    assert play.state.busy[1] == AnchorPass((0, 0))
+    assert play.state.busy[1] == AnchorPass(PLAN.parts[0])
 
 
 def test_a_place_that_is_lost_again_and_again_is_given_up_and_the_others_go_on() -> None:
@@ -416,6 +418,53 @@ def test_a_late_reply_changes_nothing() -> None:
     play.send(WorkFailed(1, late, WorkFailedError("late"), play.life(1)))
     assert play.state == before
     assert play.state.busy[1] == work
+
+
+def test_parts_of_the_anchor_pass_are_cut_by_time_into_whole_blocks() -> None:
+    rows, plan = 100_000, replace(PLAN, parts=(Part(0, 0, "probe"), Part(0, 100_000)))
+    play = Play(plan, places=2)
+    for place in range(2):
+        play.ready(place)
+    cut = list[Part]()
+    while play.state.phase is Phase.ANCHORING:
+        place, work = next(iter(play.state.busy.items()))
+        assert isinstance(work, AnchorPass)
+        seconds = max(1e-3, (work.part.stop - work.part.start) / 5_000)
+        cut.append(work.part)
+        play.send(WorkDone(place, work, result(work), seconds))
+    losses = sorted(part for part in cut if part.what == "losses")
+    assert (losses[0].start, losses[-1].stop) == (0, rows)
+    assert all(a.stop == b.start for a, b in pairwise(losses))
+    assert all(part.start % 1024 == 0 for part in losses)
+    sizes = [part.stop - part.start for part in losses]
+    assert sizes[0] == 1024  # nobody knows yet how long it takes
+    assert set(sizes[2:-1]) == {9 * 1024}  # 10,000 rows are two seconds
+    assert len(play.state.parts) == len(cut)
+
+
+def test_the_more_places_the_longer_their_blocks() -> None:
+    sizes = []
+    for places in (1, 200, 1_000):
+        play = Play(replace(PLAN, block=None, parts=()), places, chains=4)
+        play.state = replace(play.state, block=500)
+        play.ready(0)
+        work = play.state.busy[0]
+        assert isinstance(work, Advance)
+        play.send(WorkDone(0, work, result(work), work.draws / 50))  # 50 draws a second
+        sizes.append(play.state.block)
+    assert sizes == [100, 100, 500]  # two seconds, and ten: a hundred replies a second in all
+
+
+def test_thousands_of_places_that_wait_get_their_blocks_in_one_go() -> None:
+    places = 3_000
+    play = Play(replace(PLAN, parts=(Part(0, 0, "probe"),)), places, chains=places)
+    for place in range(places):
+        play.ready(place)
+    play.actions.clear()
+    play.done(0)
+    works = [action.work for action in play.actions if isinstance(action, Submit)]
+    chains = [chain for work in works if isinstance(work, Advance) for chain in work.chains]
+    assert chains == list(range(places))
 
 
 def test_blocks_are_sized_by_time() -> None:

@@ -1,0 +1,118 @@
+"""What a driver does with 10 to 10,000 actors: its load, efficiency, lost work, first bottleneck.
+
+A discrete-event simulation. Every decision is the library's own ``transition``, whose time counts
+as it is; what the driver does about it costs what was measured on one machine (``--measure``).
+Actors die as often as asked; a driver that is busy lets them wait. Not in it: the network, the
+object store, and Ray's own head node.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from bench_chain import machine
+from simulated_cluster import Cluster, Costs, simulate
+
+COSTS = Costs(
+    start=2.0,
+    latency=0.002,
+    submit=0.00037,
+    collect=0.00061,
+    wait=4.6e-7,
+    commit=0.015,
+    commit_block=0.00046,
+    commit_chain=0.00058,
+    snapshot=2.3e-5,
+)
+"""As --measure finds them on a core of an Intel Xeon, Ray 2.60, a local disk, states of 24 KB; but
+start and latency, which a busy machine stretches: those of a quiet one."""
+REAL_SECONDS = 20.0
+SECONDS = {10: 3_600.0, 100: 1_800.0, 1_000: 600.0, 10_000: 200.0}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The simulated clusters as text."""
+    lines = [
+        f"{'actors':>7}{'deaths':>14}{'draws/s':>10}{'replies/s':>11}{'efficiency':>12}"
+        f"{'driver load':>13}{'lost work':>11}{'starts':>8}{'waiting':>9}  first bottleneck"
+    ]
+    for row in rows:
+        missing = row["missing"]
+        rate = f"{row['deaths_per_hour']:g} an hour"
+        lines.append(
+            f"{row['actors']:7,}{rate:>14}{row['draws_per_second']:10,.0f}"
+            f"{row['replies_per_second']:11.1f}{row['efficiency']:12.1%}{row['driver_load']:13.1%}"
+            f"{missing['lost work']:11.2%}{missing['actors that start']:8.2%}"
+            f"{missing['waiting for the driver']:9.2%}  {row['bottleneck']}"
+        )
+        parts = sorted(row["driver"].items(), key=lambda item: -item[1])
+        told = ", ".join(f"{name} {share:.1%}" for name, share in parts)
+        lines.append(f"{'':23}driver: {told}")
+    return "\n".join(lines)
+
+
+def checked(rows: list[dict[str, Any]]) -> str:
+    """Simulated and real runs side by side."""
+    lines = [
+        f"{'actors':>7}{'draws/s, real':>15}{'simulated':>11}{'ratio':>8}"
+        f"{'commits, real':>15}{'simulated':>11}"
+    ]
+    for row in rows:
+        ratio = row["simulated"]["draws_per_second"] / row["real"]["draws_per_second"]
+        lines.append(
+            f"{row['actors']:7}{row['real']['draws_per_second']:15.1f}"
+            f"{row['simulated']['draws_per_second']:11.1f}{ratio:8.3f}"
+            f"{row['real']['commits']:15}{row['simulated']['commits']:11}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="scripts/simulate-cluster", description=__doc__)
+    parser.add_argument("--actors", type=int, nargs="+", default=[*SECONDS])
+    parser.add_argument("--deaths", type=float, nargs="+", default=[0.01, 1.0],
+                        help="of an actor, an hour")  # fmt: skip
+    parser.add_argument("--seconds", type=float, help="that are simulated; of a real run (20)")
+    parser.add_argument("--draw", type=float, default=0.05, help="seconds of a draw")
+    parser.add_argument("--measure", action="store_true", help="costs on this machine, as JSON")
+    parser.add_argument("--costs", type=argparse.FileType(), help="use those that were measured")
+    parser.add_argument("--check", type=int, nargs="*", metavar="ACTORS",
+                        help="compare with real runs of so many actors (1 2 4 8)")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    options = parser.parse_args()
+    if options.measure:
+        import cluster_costs
+
+        print(json.dumps({"machine": machine(), "costs": asdict(cluster_costs.measure())}))
+        return
+    costs = Costs(**json.load(options.costs)["costs"]) if options.costs else COSTS
+    found: dict[str, Any] = {"machine": machine(), "costs": asdict(costs)}
+    if options.check is not None:
+        import cluster_costs
+
+        found["check"] = cluster_costs.check(
+            options.check or [1, 2, 4, 8], costs, options.seconds or REAL_SECONDS
+        )
+    else:
+        found["clusters"] = clusters(options, costs)
+    if options.json:
+        print(json.dumps(found))
+    else:
+        print(checked(found["check"]) if "check" in found else table(found["clusters"]))
+
+
+def clusters(options: argparse.Namespace, costs: Costs) -> list[dict[str, Any]]:
+    """Every size at every rate."""
+    rows = list[dict[str, Any]]()
+    for actors in options.actors:
+        seconds = options.seconds or SECONDS.get(actors, 600.0)
+        for deaths in options.deaths:
+            rows.append(simulate(Cluster(actors, seconds, deaths, options.draw), costs))
+            print(f"simulated {actors:,} actors, {deaths:g} deaths an hour", file=sys.stderr)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
