@@ -145,7 +145,8 @@ class Driver:
                     state, actions = transition(state, event)
                     for action in actions:
                         self._perform(action)
-                self._show(state)
+                if not state.over:  # its end is shown when all is committed
+                    self._show(state)
         except StoreError:
             raise  # nothing more can be written
         except BaseException:
@@ -158,7 +159,7 @@ class Driver:
     def _show(self, state: State) -> None:
         """Tells the observer how the run goes: a new phase at once, the rest now and then."""
         began = time.monotonic()
-        if state.phase is self._shown and began < self._show_again and not state.over:
+        if state.phase is self._shown and began < self._show_again:
             return
         made = {}
         if state.phase is Phase.ANCHORING:

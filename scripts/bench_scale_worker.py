@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from bench_workloads import EXAMPLES, SEED, WORKLOADS
 from torch import nn
 
 import distsampler as ds
-from distsampler.draws import DrawBlock, Variable
+from distsampler.draws import Anchor, DrawBlock, Variable
 from distsampler.files import Files
 from distsampler.inference_data import arviz_module
 from distsampler.manifest import Manifest
@@ -110,8 +109,7 @@ def written(chains: int, draws: int) -> dict[str, float]:
     """A finished run of made-up draws, written as a driver writes them."""
     numbers = committed(chains, draws)
     trace = Trace(sys.argv[-1])
-    anchor = mock.Mock(init_loss=1.0, probe_init_loss=1.0, losses=None, gradient_variance=None)
-    anchor.probe_losses = np.ones(8)
+    anchor = Anchor(None, init_loss=1.0, probe_init_loss=1.0, probe_losses=np.ones(8))
     trace.record_facts(anchor, {"nbeta": LINEAR.nbeta, "n": float(EXAMPLES)})
     trace.seal("finished", "", draws, 0.0)
     return numbers

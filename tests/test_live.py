@@ -110,7 +110,7 @@ def test_while_the_anchor_pass_is_made_the_line_says_how_far_it_is() -> None:
     from rich.console import Console
 
     progress = Progress((0, 0), 10, 90, 1.0)
-    found = progress.snapshot("anchoring", (), {"rows": (2048, 10_000)})
+    found = progress.snapshot("anchoring", (), anchor={"rows": (2048, 10_000)})
     assert "anchoring: the loss at w*, 2,048 of 10,000 rows" in line(found)
     console = Console(file=io.StringIO(), width=100)
     console.print(table(found))
