@@ -1,4 +1,4 @@
-"""What the README says is run here."""
+"""What the README and the guide say is run here."""
 
 import re
 from collections import OrderedDict
@@ -26,7 +26,8 @@ def cross_entropy(model: nn.Module, batch: Any) -> torch.Tensor:
 
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+PAGES = (ROOT / "README.md", ROOT / "scripts/guide.md")
+README = "".join(page.read_text() for page in PAGES)
 
 
 @pytest.mark.ray
@@ -128,8 +129,8 @@ def test_the_loggers_of_the_readme_get_each_number() -> None:
 
 
 def test_the_command_lines_of_the_readme_are_understood() -> None:
-    lines = list(commands(ROOT / "README.md", ("distsampler",)))
-    assert len(lines) >= 4
+    lines = [line for page in PAGES for line in commands(page, ("distsampler",))]
+    assert len(lines) >= 12
     group = typer.main.get_command(app)
     for _, *words in lines:
         understand(group, words)
