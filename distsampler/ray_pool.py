@@ -217,13 +217,18 @@ class RayPool:
             include={"label_selector", "runtime_env"}, exclude_none=True
         )
         task = ray.remote(see).options(**options)
-        try:
-            pairs = zip(sources, rows, strict=True)
-            found: list[Seen] = ray.get([task.remote(*pair) for pair in pairs])
-        except RayError as error:
-            cause = getattr(error, "cause", None)
-            told = f"{type(cause).__name__}: {cause}" if cause else start_failure(str(error))
-            raise ConfigError(f"a shard cannot be made or read: {told}") from None
+        calls = [task.remote(*pair) for pair in zip(sources, rows, strict=True)]
+        ray.wait(calls, num_returns=len(calls))
+        found, errors = list[Seen](), list[RayError]()
+        for call in calls:
+            try:
+                found.append(ray.get(call))
+            except RayError as error:  # each is taken in: Ray shouts of one that nobody saw
+                errors.append(error)
+        if errors:
+            cause = getattr(errors[0], "cause", None)
+            told = f"{type(cause).__name__}: {cause}" if cause else start_failure(str(errors[0]))
+            raise ConfigError(f"a shard cannot be made or read: {told}")
         return found
 
     def _actor(self, place: int, run: str) -> tuple[Any, Any]:

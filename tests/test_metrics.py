@@ -4,7 +4,6 @@ import math
 import os
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from distsampler.diagnostics import Status, Verdict
 from distsampler.metrics import METRICS, Logger, Metrics, logged, measured
 from distsampler.progress import Progress, Snapshot
 from tests.conftest import RAY_ENVIRONMENT
+from tests.faults import job
+from tests.faults.job import Held, committed, until
 from tests.problems import config, regression, squared_error
 from tests.test_live import block
 
@@ -226,30 +227,22 @@ def test_actors_have_names_that_read_well_and_survive_restarts(
 
     from distsampler.ray_pool import ChainActor
 
-    named: list[tuple[str, str]] = []
+    def alive() -> set[str]:
+        return {a["Name"] for a in actors().values() if a["State"] == "ALIVE"}
 
-    class Killing:
-        """Kills the first place once draws are committed, and notes who is there."""
-
-        done = False
-
-        def __call__(self, step: int, values: dict[str, float]) -> None:
-            alive = [a for a in actors().values() if a["State"] == "ALIVE"]
-            named.extend((a["Name"], a["ActorClassName"]) for a in alive)
-            if not self.done and step > 0:
-                self.done = True
-                ray.kill(ray.get_actor("distsampler:digits:place-0"))
-            if not any(name.endswith(":2") for name, _ in named):
-                time.sleep(0.6)  # or the other place has done all before this one is up again
-
-    placement = ds.PlacementConfig(cpus_per_chain=0.5, gpus_per_chain=0, block=20)
-    settings = config(draws=600, commit_seconds=0.1, placement=placement)
-    data = (*regression(), squared_error, settings)
-    run = ds.sample(*data, store=tmp_path / "digits", quiet=True, log=Killing())
+    placement = ds.PlacementConfig(cpus_per_chain=0.5, gpus_per_chain=0, block=5)
+    settings = config(commit_seconds=0.1, placement=placement)
+    held, store = tmp_path / "held", tmp_path / "digits"
+    held.touch()  # nothing ends before the place that dies is up again
+    data = (*regression(), Held(held, 0.02), settings)
+    running = ds.start(*data, store=store)
+    until(lambda: committed(store) and len(job.actors(store)) == 2)
+    assert {"distsampler:digits:place-0", "distsampler:digits:place-1"} <= alive()
+    ray.kill(ray.get_actor("distsampler:digits:place-0"))
+    until(lambda: "distsampler:digits:place-0:2" in alive())
+    held.unlink()
+    run = running.wait()
     assert [event["event"] for event in run.events].count("lost") == 1
-    names = {name for name, _ in named if name.startswith("distsampler:digits")}
-    assert {"distsampler:digits:place-0", "distsampler:digits:place-1"} <= names
-    assert "distsampler:digits:place-0:2" in names
     serial = ds.SerialPool()
     again = ds.sample(*data, store=tmp_path / "other/digits", pool=serial, quiet=True)
     assert again.posterior.equals(run.posterior), "a name or a restart has changed the bits"
