@@ -26,6 +26,7 @@ from torch.utils.data import Dataset
 import distsampler as ds
 
 ACTORS, WIDTH, GOAL = 4, 256, 30.0  # MB above base, at most
+SHARDS = 10
 
 
 class Copied(Dataset[Tensor]):
@@ -46,6 +47,11 @@ class Copied(Dataset[Tensor]):
 
 KINDS: dict[str, tuple[str, Callable[[Tensor], Any], dict[str, Any]]] = {
     "replicate": ("tensors, replicated: one copy a node", lambda rows: rows, {}),
+    "hop": (
+        f"tensors in {SHARDS} shards, chains that hop",
+        lambda rows: rows,
+        {"data_mode": "hop", "shards": SHARDS, "hop_every": 50},
+    ),
     "copied": ("a Dataset of torch tensors: a copy an actor", Copied, {}),
 }
 """Title, what sample() is given, and fields of the config; a row of the table each."""
@@ -119,6 +125,10 @@ def table(found: dict[str, Any]) -> str:
     if "replicate" in found["kinds"]:
         met = "met" if found["kinds"]["replicate"]["most_mb"] <= GOAL else "MISSED"
         lines.append(f"goal: replicated, at most {GOAL:g} MB above base each: {met}")
+    if "hop" in found["kinds"]:
+        shard = found["megabytes"] / SHARDS
+        met = "met" if found["kinds"]["hop"]["most_mb"] <= shard else "MISSED"
+        lines.append(f"goal: hopping, at most a shard of {shard:g} MB each: {met}")
     return "\n".join(lines)
 
 
