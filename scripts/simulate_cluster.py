@@ -16,18 +16,17 @@ from bench_chain import machine
 from simulated_cluster import Cluster, Costs, simulate
 
 COSTS = Costs(
-    start=2.0,
-    latency=0.002,
-    submit=0.00037,
-    collect=0.00061,
-    wait=4.6e-7,
-    commit=0.015,
-    commit_block=0.00046,
-    commit_chain=0.00058,
+    start=1.75,
+    latency=0.0045,
+    submit=0.00040,
+    collect=0.00073,
+    wait=4.5e-7,
+    commit=0.0028,
+    commit_block=0.00032,
+    commit_chain=0.00064,
     snapshot=2.3e-5,
 )
-"""As --measure finds them on a core of an Intel Xeon, Ray 2.60, a local disk, states of 24 KB; but
-start and latency, which a busy machine stretches: those of a quiet one."""
+"""What --measure gave on two cores of an Intel Xeon, quiet; Ray 2.60, a local disk, states of 24 KB."""
 REAL_SECONDS = 20.0
 SECONDS = {10: 3_600.0, 100: 1_800.0, 1_000: 600.0, 10_000: 200.0}
 
