@@ -1,5 +1,6 @@
 """The examples run from end to end, in a reduced size, and show what they are there to show."""
 
+import importlib
 import math
 import os
 import re
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 import distsampler as ds
@@ -17,7 +19,6 @@ from tests.conftest import RAY_ENVIRONMENT
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "scripts/examples"
 ENDED = (0, 3)  # done, or finished but not converged: of a reduced size all that is asked
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def python(*words: object, cwd: Path) -> str:
@@ -27,7 +28,12 @@ def python(*words: object, cwd: Path) -> str:
         capture_output=True,
         text=True,
         cwd=cwd,
-        env={**os.environ, **RAY_ENVIRONMENT, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local"},
+        env={
+            **os.environ,
+            **RAY_ENVIRONMENT,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "RAY_ADDRESS": "local",
+        },
         timeout=840,
     )
     assert done.returncode in ENDED, done.stderr
@@ -53,6 +59,8 @@ def assert_drawn(figure: Path) -> None:
     assert pixels.std() > 0.05
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.ray
 def test_the_llc_of_an_image_classifier_rises_while_it_learns(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
@@ -83,13 +91,19 @@ def test_the_llc_of_an_image_classifier_rises_while_it_learns(tmp_path: Path) ->
     assert_drawn(tmp_path / "v.png")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.ray
 def test_every_head_of_a_small_gpt_has_an_llc_below_that_of_all_weights(tmp_path: Path) -> None:
     python(
         EXAMPLES / "language.py", "--store", tmp_path / "s", "--figure", tmp_path / "l.png",
         "--checkpoints", 2, "--steps", 200, "--draws", 110, cwd=tmp_path,
     )  # fmt: skip
-    table = collected(tmp_path / "s")
+    parts = [collected(tmp_path / "s" / name) for name in ("all", "heads")]
+    table = xr.concat(
+        [part if "restriction" in part.dims else part.expand_dims("restriction") for part in parts],
+        "restriction",
+    )
     assert table.step.values.tolist() == [20, 200]
     assert (np.diff(table.init_loss.sel(restriction="all")) < 0).all()
     trained = table.isel(checkpoint=-1).llc
@@ -100,6 +114,8 @@ def test_every_head_of_a_small_gpt_has_an_llc_below_that_of_all_weights(tmp_path
     assert_drawn(tmp_path / "l.png")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.ray
 def test_the_llc_falls_as_the_rule_replaces_what_was_known_by_heart(tmp_path: Path) -> None:
     python(
@@ -115,6 +131,8 @@ def test_the_llc_falls_as_the_rule_replaces_what_was_known_by_heart(tmp_path: Pa
     assert_drawn(tmp_path / "g.png")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_plain_arviz_reads_what_a_run_from_python_has_left(tmp_path: Path) -> None:
     out = python(EXAMPLES / "from_python.py", "run", cwd=tmp_path)
     estimate = ds.open(tmp_path / "run").llc("ignore")
@@ -124,3 +142,53 @@ def test_plain_arviz_reads_what_a_run_from_python_has_left(tmp_path: Path) -> No
     assert re.search(r"^probe_loss .*\d", out, re.MULTILINE)  # a row of az.summary
     (r_hat,) = re.findall(r"^R-hat (\S+)$", out, re.MULTILINE)
     assert 0.99 < float(r_hat) < 1.1
+
+
+@pytest.mark.slow
+def test_a_heads_mask_holds_all_that_reaches_its_output_and_nothing_of_other_heads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    language = importlib.import_module("language")
+    masks = language.heads(language.gpt())
+    assert list(masks) == ["head0.0", "head0.1", "head1.0", "head1.1"]
+    sequences = language.text("test")[:4]
+
+    def losses(silenced: str, moved: str | None = None) -> torch.Tensor:
+        """With what leaves one head cut off, and what enters a head moved."""
+        model = language.gpt()
+        with torch.no_grad():
+            (_, _), (name, rows) = masks[silenced].items()
+            model.get_parameter(name)[rows] = 0.0
+            if moved is not None:
+                (name, columns), (_, _) = masks[moved].items()
+                model.get_parameter(name)[columns] += 0.3 * torch.randn(
+                    int(columns.sum()), generator=torch.Generator().manual_seed(0)
+                )
+            return language.loss(model, sequences)
+
+    for name in masks:
+        for moved in masks:
+            same = torch.allclose(losses(name, moved), losses(name), atol=1e-6)
+            assert same == (moved == name)
+
+
+def test_what_has_not_converged_is_drawn_hollow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    curves = importlib.import_module("curves")
+    llc = np.array([3.0, 2.0, 1.0])
+    columns = {"llc": llc, "interval_low": llc - 0.1, "interval_high": llc + 0.1}
+    verdicts = ["CONVERGED", "NOT_CONVERGED", "UNDETERMINED"]
+    table = xr.Dataset(
+        {**{name: ("checkpoint", values) for name, values in columns.items()},
+         "verdict": ("checkpoint", verdicts)},
+        {"step": ("checkpoint", [1, 2, 4])},
+    )  # fmt: skip
+    _, ax = curves.sheet()
+    curves.llc(table, ax)
+    hollow = [line for line in ax.lines if line.get_markerfacecolor() == "white"]
+    assert hollow[0].get_xdata().tolist() == [2, 4]
+    assert "not converged" in [text.get_text() for text in ax.get_legend().get_texts()]
+    _, other = curves.sheet()
+    curves.llc(table.isel(checkpoint=[0]), other)
+    assert "not converged" not in [text.get_text() for text in other.get_legend().get_texts()]

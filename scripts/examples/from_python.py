@@ -36,6 +36,7 @@ if __name__ == "__main__":
     print(run.llc("ignore"))
 
     idata = run.inference_data  # ArviZ's own object: every function of ArviZ takes it
-    print(az.summary(idata, var_names=["excess_loss", "probe_loss", "distance"], round_to=5))
+    names = ["excess_loss", "probe_loss", "distance"]
+    print(az.summary(idata, var_names=names, round_to=5).to_string())
     print("R-hat", az.rhat(idata, var_names=["probe_loss"])["probe_loss"].item())
     print("LLC", float(run.facts["nbeta"] * idata["posterior"]["excess_loss"].mean()))

@@ -52,7 +52,8 @@ def main() -> None:
     parser.add_argument("--figure", default="vision.png", help="where to draw its curve")
     given = parser.parse_args()
     table = ds.open_sweep(given.store).collect().squeeze()
-    print(table[["llc", "se", "init_loss", "r_hat", "ess", "verdict"]].to_dataframe())
+    columns = ["llc", "se", "init_loss", "r_hat", "ess", "verdict", "seconds"]
+    print(table[columns].to_dataframe()[columns].round(4).to_string())
     sheet, ax = curves.sheet()
     curves.llc(table, ax)
     curves.losses({"training loss": table.init_loss}, ax)
