@@ -104,11 +104,11 @@ def mean_loss(model: nn.Module, sequences: Tensor) -> float:
 
 
 def estimates(weights: dict[str, dict[str, Tensor]], store: str, draws: int) -> xr.Dataset:
-    """LLCs (checkpoint, restriction). Their nbeta is 50, a tenth of n / log n: chains that are so
-    hot take longer steps, and comparing checkpoints and heads does not need the other.
+    """LLCs (checkpoint, restriction), from two sweeps.
 
-    Two sweeps: along one head the loss curves a fifteenth as much as along all weights, so that its
-    chains may take larger steps, and fewer between two draws.
+    Along one head the loss curves a fifteenth as much as along all weights (at step 1,000), so that
+    its chains may take larger steps, and fewer between two draws. nbeta is 50, a tenth of n / log n:
+    hot chains take longer steps, and checkpoints and heads compare at any temperature.
     """
     model, data = gpt(), text("train")
     wanted = {"all": ({"all": None}, 2e-4, 10), "heads": (heads(model), 1e-3, 4)}

@@ -4,7 +4,8 @@
     python scripts/examples/vision.py runs/vision --figure vision.png
 
 The first command trains the network, keeps ten checkpoints, each after twice the steps of the one
-before, and estimates the LLC at each; the second draws what the first has found.
+before, and estimates the LLC at each; the second draws what the first has found. Early in training
+an LLC may be negative: the weights are no minimum then, and chains find lower loss around them.
 """
 
 import argparse
