@@ -107,7 +107,7 @@ def estimates(weights: dict[str, dict[str, Tensor]], store: str, draws: int) -> 
     """LLCs (checkpoint, restriction), from two sweeps.
 
     Along one head the loss curves a fifteenth as much as along all weights (at step 1,000), so that
-    its chains may take larger steps, and fewer between two draws. nbeta is 50, a tenth of n / log n:
+    its chains may take larger steps, and fewer between two draws. nbeta is 50, not n / log n = 492:
     hot chains take longer steps, and checkpoints and heads compare at any temperature.
     """
     model, data = gpt(), text("train")
