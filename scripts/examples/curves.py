@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,7 +18,10 @@ def sheet(columns: int = 1) -> tuple[Figure, Any]:
 
 
 def llc(table: xr.Dataset, ax: Axes, label: str = "LLC", color: str = "C0") -> None:
-    """The LLC (checkpoint,) with its 95 % interval; hollow where the chains have not converged."""
+    """The LLC (checkpoint,) with its 95 % interval; hollow where the chains have not converged, a
+    cross at the bottom where a cell has failed or has yet to run."""
+    there = np.isfinite(table.llc.values)
+    missing, table = table.step.values[~there], table.isel(checkpoint=there)
     steps, values = table.step.values, table.llc.values
     low, high = values - table.interval_low.values, table.interval_high.values - values
     ax.errorbar(steps, values, (low, high), fmt="none", ecolor=color, elinewidth=1, capsize=2)
@@ -26,6 +30,9 @@ def llc(table: xr.Dataset, ax: Axes, label: str = "LLC", color: str = "C0") -> N
     ax.plot(steps[good], values[good], "o", color=color, ms=5)
     hollow = dict(color=color, mfc="white", ms=5, ls="none")
     ax.plot(steps[~good], values[~good], "o", **hollow)
+    if len(missing):
+        low_down = [0.03] * len(missing)
+        ax.plot(missing, low_down, "x", color="0.3", transform=ax.get_xaxis_transform())
     ax.set_ylabel("LLC")
     if not good.all() and "not converged" not in ax.get_legend_handles_labels()[1]:
         ax.plot([], [], "o", **{**hollow, "color": "0.3"}, label="not converged")
