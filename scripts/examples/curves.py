@@ -32,23 +32,24 @@ def llc(table: xr.Dataset, ax: Axes, label: str = "LLC", color: str = "C0") -> N
     ax.plot(steps[~good], values[~good], "o", **hollow)
     if len(missing):
         low_down = [0.03] * len(missing)
-        ax.plot(missing, low_down, "x", color="0.3", transform=ax.get_xaxis_transform())
+        ax.plot(missing, low_down, "x", color=color, transform=ax.get_xaxis_transform())
     ax.set_ylabel("LLC")
     if not good.all() and "not converged" not in ax.get_legend_handles_labels()[1]:
         ax.plot([], [], "o", **{**hollow, "color": "0.3"}, label="not converged")
     _legend(ax)
 
 
-def losses(named: Mapping[str, xr.DataArray], ax: Axes) -> None:
+def losses(named: Mapping[str, xr.DataArray], ax: Axes, scale: str = "log") -> None:
     """Losses (step,) on a second axis, at the right."""
     right = ax.twinx()
     for style, (name, values) in zip(("--", ":"), named.items(), strict=False):
         right.plot(values.step, values, style, color="0.5", lw=1, label=name)
-    right.set(ylabel="loss", yscale="log")
+    right.set(ylabel="loss", yscale=scale)
     _legend(ax, right)
 
 
 def _legend(*axes: Axes) -> None:
-    """One legend for what all of them hold."""
+    """One legend for what all of them hold, below the first."""
     found = [pair for each in axes for pair in zip(*each.get_legend_handles_labels(), strict=True)]
-    axes[0].legend(*zip(*found, strict=True), frameon=False, fontsize=8)
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "ncols": 5}
+    axes[0].legend(*zip(*found, strict=True), frameon=False, fontsize=8, **below)

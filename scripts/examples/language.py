@@ -132,11 +132,14 @@ def figure(table: xr.Dataset, curve: xr.Dataset, path: str | Path) -> None:
     """At the left all weights and the losses, at the right each head alone."""
     sheet, (left, right) = curves.sheet(columns=2)
     curves.llc(table.sel(restriction="all"), left)
-    curves.losses({name: curve[name] for name in ("training loss", "held-out loss")}, left)
+    named = {name: curve[name] for name in ("training loss", "held-out loss")}
+    curves.losses(named, left, scale="linear")
     for number, name in enumerate(table.restriction.values[1:]):
         curves.llc(table.sel(restriction=name), right, label=name, color=f"C{number + 1}")
-    left.set(title="GPT-2 in small, all weights", xlabel="training step", xscale="log")
-    right.set(title="one attention head, the rest fixed", xlabel="training step", xscale="log")
+    titles = {left: "GPT-2 in small, all weights", right: "one attention head, the rest fixed"}
+    for ax, title in titles.items():
+        ax.set(title=title, xlabel="training step", xscale="log")
+    right.set_xlim(left.get_xlim())
     sheet.savefig(path, dpi=80)
 
 
