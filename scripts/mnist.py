@@ -5,6 +5,7 @@ The callables are what a `distsampler run` file names (`scripts/mnist.py:data` a
 """
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -51,7 +52,13 @@ def loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Te
 
 
 def train(seed: int = 0, steps: int = 6_000, batch_size: int = 128) -> nn.Sequential:
-    """Adam with one cosine of the learning rate, down to zero, so that it ends at a minimum.
+    """The network at the end of its training."""
+    *_, model = training(seed, steps, batch_size)
+    return model
+
+
+def training(seed: int = 0, steps: int = 6_000, batch_size: int = 128) -> Iterator[nn.Sequential]:
+    """The network after each step of Adam, whose rate follows one cosine to zero: to a minimum.
 
     On one thread: so small a network gains nothing from two, and the same weights come out
     whatever the number of cores.
@@ -59,12 +66,14 @@ def train(seed: int = 0, steps: int = 6_000, batch_size: int = 128) -> nn.Sequen
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _train(network(seed), seed, steps, batch_size)
+        yield from _training(network(seed), seed, steps, batch_size)
     finally:
         torch.set_num_threads(threads)
 
 
-def _train(model: nn.Sequential, seed: int, steps: int, batch_size: int) -> nn.Sequential:
+def _training(
+    model: nn.Sequential, seed: int, steps: int, batch_size: int
+) -> Iterator[nn.Sequential]:
     images, targets = data("train")
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
@@ -75,7 +84,7 @@ def _train(model: nn.Sequential, seed: int, steps: int, batch_size: int) -> nn.S
         loss(model, (images[picked], targets[picked])).mean().backward()
         optimizer.step()
         schedule.step()
-    return model
+        yield model
 
 
 def trained_network(weights: str | Path = WEIGHTS) -> nn.Sequential:
