@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,9 @@ from distsampler.wide import LOSSES
 
 class NotConverged(DistsamplerError):
     """An estimate was asked for that the verdict does not support."""
+
+
+BIASED = 0.1  # of the LLC: more predicted bias is worth a note
 
 
 class NotConvergedWarning(UserWarning):
@@ -194,7 +198,22 @@ class Run:
 
     @property
     def advisories(self) -> tuple[str, ...]:
-        """What does not enter the verdict and should be known: a step that is too large."""
+        """What does not enter the verdict and should be known: a step that is too large or hot."""
+        return (*self._too_large(), *self._biased())
+
+    def _biased(self) -> tuple[str, ...]:
+        """Whether the sampler's own bias is predicted to be more than a tenth of the LLC."""
+        estimate = self.llc("ignore")
+        share = estimate.budget.bias / estimate.mean if estimate.mean > 0 else math.nan
+        if not abs(share) > BIASED:
+            return ()
+        return (
+            f"step and minibatches are predicted to make the LLC {abs(estimate.budget.bias):.3g} "
+            f"too {'large' if share > 0 else 'small'}, {abs(share):.0%} of it: lower sampler.lr, "
+            "raise batch_size, or let ds.calibrate choose; the interval holds it",
+        )
+
+    def _too_large(self) -> tuple[str, ...]:
         stats = self._unread["sample_stats"]
         if "curvature" not in stats:
             return ()

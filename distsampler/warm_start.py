@@ -1,15 +1,16 @@
 """Warm start: what one checkpoint's calibration chose, handed to the other checkpoints of its row.
 
 The first checkpoint of a row (one restriction, setting and data set) is calibrated by pilots. The
-others keep its sampler, friction, localization and length, so that all estimates of the row are of
-the same posterior, and run one short pilot of their own, at the first one's lr (a quarter of it,
-and so on, where a chain diverges). With the largest curvature h that it met,
+others keep its sampler, localization and length, so that all estimates of the row are of the same
+posterior, and run one short pilot of their own, at the first one's lr (a quarter of it, and so on,
+where a chain diverges). With the largest curvature h that it met,
 
     lr = lr_1 min(1, kappa_1 / kappa),  kappa = nbeta h + gamma + weight_decay
 
-(_1: of the first checkpoint). The step is never raised: the first one may be held down by the heat
-of minibatches, which a curvature does not tell. All of it is a function of the two checkpoints,
-data, loss, config and seed, and not of which cell ran when.
+(_1: of the first checkpoint). Where the pilot's minibatches heat more than wanted, as they come to
+do in the course of training, friction is raised until they do not, as far as it can be, and the
+step is lowered for the rest. The step is never raised. All of it is a function of the two
+checkpoints, data, loss, config and seed, and not of which cell ran when.
 """
 
 from __future__ import annotations
@@ -23,11 +24,22 @@ from distsampler.calibration import calibrate
 from distsampler.config import RunConfig, SamplerConfig
 from distsampler.errors import RunFailed
 from distsampler.optim.by_name import signature_options
-from distsampler.pilots import PILOT_CHAINS, THIN, Pilots, changed, read_pilot, short, with_options
+from distsampler.pilots import (
+    MOMENTUM,
+    PILOT_CHAINS,
+    THIN,
+    Pilot,
+    Pilots,
+    changed,
+    reach,
+    read_pilot,
+    short,
+    with_options,
+)
 from distsampler.pool import ChainPool
 from distsampler.replica import ChainSpec, Loss
 from distsampler.run import look_of, prepare
-from distsampler.tuning import ATTEMPTS, PILOT
+from distsampler.tuning import ATTEMPTS, FRICTION, PILOT
 
 LOWER = 4.0  # the lr, after a pilot that diverged
 
@@ -41,6 +53,7 @@ class Chosen(BaseModel):
         burn_in: see RunConfig.
         thin: see RunConfig.
         curvature: largest of the mean loss that the pilots met.
+        bias: of the LLC, relative, that step and minibatches may bring.
         reasons: by field, a sentence each.
     """
 
@@ -51,6 +64,7 @@ class Chosen(BaseModel):
     burn_in: int | Literal["auto"]
     thin: int
     curvature: float
+    bias: float
     reasons: dict[str, str]
 
     def applied(self, config: RunConfig) -> RunConfig:
@@ -71,6 +85,7 @@ def lead(
         burn_in=found.config.burn_in,
         thin=found.config.thin,
         curvature=found.curvature,
+        bias=bias,
         reasons=found.reasons,
     )
 
@@ -95,35 +110,51 @@ def follow(
     lr = float(sampler.options["lr"])
     for attempt in range(ATTEMPTS):
         tried = with_options(sampler, lr=lr / LOWER**attempt)
-        h = _curvature(spec, tried, runs)
-        if h is not None:
-            ratio = _kappa(spec, first.curvature) / _kappa(spec, h)
-            return _scaled(first, float(f"{min(tried.options['lr'], lr * ratio):.3g}"), h)
+        pilot = _pilot(spec, tried, runs)
+        if pilot is not None:
+            ratio = _kappa(spec, first.curvature) / _kappa(spec, pilot.h)
+            limit = float(f"{min(tried.options['lr'], lr * ratio):.3g}")
+            return _scaled(first, cooled(with_options(tried, lr=limit), pilot, first.bias), pilot.h)
     raise RunFailed(
         f"the pilots diverged down to sampler.lr={tried.options['lr']:.3g}, from the first "
         f"checkpoint's {lr:.3g}: raise sampler.localization, or give sampler.lr"
     )
 
 
-def _scaled(first: Chosen, lr: float, h: float) -> Chosen:
-    told = f"the first checkpoint's {first.sampler['lr']:.3g}, for a curvature of {h:.3g} here"
-    return first.model_copy(
-        update={
-            "sampler": {**first.sampler, "lr": lr},
-            "curvature": h,
-            "reasons": {**first.reasons, "sampler.lr": f"{told} and {first.curvature:.3g} there"},
-        }
+def cooled(sampler: SamplerConfig, pilot: Pilot, bias: float) -> SamplerConfig:
+    """A sampler whose minibatches heat by ``bias`` at most, from the heat of a pilot like it.
+
+    The heat goes as lr, or, of a sampler with momentum and friction A, as 2 lr / A.
+    """
+    lr, heat = float(sampler.options["lr"]), abs(pilot.heat)
+    most = bias * reach(pilot.sampler) / max(heat, 1e-300)  # the longest reach within it
+    name = MOMENTUM.get(sampler.name)
+    if name is None:
+        return with_options(sampler, lr=float(f"{min(lr, most):.3g}"))
+    least = float(signature_options(sampler)[name])
+    friction = max(least, float(f"{min(2 * lr / most, FRICTION[1]):.2g}"))
+    return with_options(
+        sampler, lr=float(f"{min(lr, most * friction / 2):.3g}"), **{name: friction}
     )
 
 
-def _curvature(spec: ChainSpec, sampler: SamplerConfig, runs: Pilots) -> float | None:
-    """The largest that a short run meets; None if it diverged."""
+def _scaled(first: Chosen, sampler: SamplerConfig, h: float) -> Chosen:
+    told = f"the first checkpoint's {first.sampler['lr']:.3g}, for a curvature of {h:.3g} here"
+    reasons = {**first.reasons, "sampler.lr": f"{told} and {first.curvature:.3g} there"}
+    name = MOMENTUM.get(sampler.name)
+    if name is not None and sampler.options.get(name) != first.sampler.get(name):
+        reasons[f"sampler.{name}"] = f"minibatches would heat by more than {first.bias:.1%}"
+    chosen = sampler.model_dump(exclude_unset=True)
+    return first.model_copy(update={"sampler": chosen, "curvature": h, "reasons": reasons})
+
+
+def _pilot(spec: ChainSpec, sampler: SamplerConfig, runs: Pilots) -> Pilot | None:
+    """A short run; None if it diverged."""
     burn_in = PILOT // 2
     draws = PILOT - burn_in
     config = short(spec.config, sampler=sampler, burn_in=burn_in, draws=draws, thin=THIN)
     steps = PILOT_CHAINS * PILOT * THIN
-    found = runs.run(config, lambda run: read_pilot(run, sampler, steps))
-    return None if found is None else found.h
+    return runs.run(config, lambda run: read_pilot(run, sampler, steps))
 
 
 def _kappa(spec: ChainSpec, h: float) -> float:

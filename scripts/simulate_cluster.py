@@ -26,7 +26,7 @@ COSTS = Costs(
     commit_chain=0.00064,
     snapshot=2.3e-5,
 )
-"""What --measure gave on two cores of an Intel Xeon, quiet; Ray 2.60, a local disk, states of 24 KB."""
+"""Of --measure on two quiet cores of an Intel Xeon, Ray 2.60, a local disk, states of 24 KB."""
 REAL_SECONDS = 20.0
 SECONDS = {10: 3_600.0, 100: 1_800.0, 1_000: 600.0, 10_000: 200.0}
 

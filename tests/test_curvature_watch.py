@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+import re
 from pathlib import Path
 from typing import Any
 
@@ -185,8 +186,9 @@ def test_a_step_that_is_too_large_is_an_event_and_an_advisory(tmp_path: Path, ba
     found = run(tmp_path / "run", ds.SerialPool(), sampler=sampler, batches=batches)
     events = [event for event in found.events if event["event"] == "step_too_large"]
     assert sorted(event["chain"] for event in events) == [0, 1]
-    (advisory,) = found.advisories
+    advisory, biased = found.advisories
     assert "lower sampler.lr to about" in advisory
+    assert re.search(r"predicted to make the LLC \S+ too large, \d+% of it", biased)
     told = CliRunner().invoke(app, ["diagnose", str(tmp_path / "run")])
     assert f"note: {advisory}" in told.output
     printed = CliRunner().invoke(app, ["llc", str(tmp_path / "run"), "--budget"]).output

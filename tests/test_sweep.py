@@ -21,6 +21,7 @@ from distsampler import checkpoints, grid, plan, sweep_recipe, warm_start
 from distsampler.errors import ConfigError, DistsamplerError, PlacementError, RunFailed, StoreError
 from distsampler.fleet import OneByOne, RayFleet
 from distsampler.grid import Cell
+from distsampler.pilots import Pilot, reach
 from distsampler.scheduler import Scheduler
 from tests.assertions import assert_same
 from tests.problems import config, regression, squared_error
@@ -454,6 +455,30 @@ def test_a_steeper_checkpoint_gets_a_step_smaller_by_the_ratio_of_kappa(tmp_path
     assert flat.sampler["lr"] == first.sampler["lr"]
     given = CALIBRATE.model_copy(update={"sampler": ds.SamplerConfig(lr=1e-3)})
     assert warm_start.follow(first, MODEL, steep, squared_error, given, ds.SerialPool()) == first
+
+
+@pytest.mark.parametrize(
+    ("sampler", "heat", "expected"),
+    [
+        ({"name": "lmsgld", "lr": 1e-4}, 0.02, {"lr": 2.5e-5}),
+        ({"name": "lmsgld", "lr": 1e-4}, 0.001, {"lr": 1e-4}),
+        ({"name": "sgnht", "lr": 1e-4, "diffusion_factor": 0.03}, 0.02, {"diffusion_factor": 0.12}),
+        (
+            {"name": "sgnht", "lr": 1e-4, "diffusion_factor": 0.03}, 1.12,
+            {"diffusion_factor": 0.5, "lr": 7.44e-6},
+        ),
+        ({"name": "sgnht", "lr": 1e-4, "diffusion_factor": 0.3}, 0.002, {"diffusion_factor": 0.3}),
+    ],
+)  # fmt: skip
+def test_where_minibatches_heat_friction_is_raised_and_then_the_step_lowered(
+    sampler: dict[str, Any], heat: float, expected: dict[str, float]
+) -> None:
+    given = ds.SamplerConfig(**sampler)
+    pilot = Pilot(given, h=1.0, discretisation=0.0, heat=heat, ess=0.1, steps=100)
+    found = warm_start.cooled(given, pilot, bias=0.005)
+    assert {k: found.options[k] for k in expected} == pytest.approx(expected, rel=1e-2)
+    left = heat * reach(found) / reach(given)
+    assert left <= max(0.005 * 1.02, min(heat, 0.005))
 
 
 def test_pilots_that_diverge_at_the_first_checkpoints_step_are_repeated_with_a_smaller() -> None:
