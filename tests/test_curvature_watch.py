@@ -197,7 +197,7 @@ def test_a_step_that_is_too_large_is_an_event_and_an_advisory(tmp_path: Path, ba
     assert ("not predicted" in printed) == (batches == "epoch")
     read = CliRunner().invoke(app, ["llc", str(tmp_path / "run"), "--json"]).output
     assert json.loads(read)["budget"]["discretisation"] > 0
-    gentle = ds.SamplerConfig(lr=0.1 / (50 * h + 10), localization=10.0, nbeta=50.0)
+    gentle = ds.SamplerConfig(lr=0.02 / (50 * h + 10), localization=10.0, nbeta=50.0)
     calm = run(tmp_path / "calm", ds.SerialPool(), sampler=gentle)
     assert calm.advisories == ()
     assert "step_too_large" not in [event["event"] for event in calm.events]
