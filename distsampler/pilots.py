@@ -96,12 +96,15 @@ def read_pilot(run: Run, sampler: SamplerConfig, steps: int) -> Pilot:
 
     ess = [min(row.ess_bulk, row.ess_tail) for row in run.diagnosis.gated]
     size = run.posterior.sizes["chain"] * run.posterior.sizes["draw"]
-    relative = 1 / llc if llc > 0 else 0.0
+    discretisation, heat = last("discretisation_bias"), last("heat_bias")
+    # At weights that are no minimum the LLC may be below zero: then relative to all there is of it.
+    scale = llc if llc > 0 else abs(llc) + abs(discretisation) + abs(heat)
+    relative = 1 / scale if scale > 0 else 0.0
     return Pilot(
         sampler,
         float(stats["curvature"].values[:, -1].max()),
-        last("discretisation_bias") * relative,
-        last("heat_bias") * relative,
+        discretisation * relative,
+        heat * relative,
         float(np.nanmin(ess)) / size if np.isfinite(ess).any() else math.nan,
         steps,
     )

@@ -17,6 +17,7 @@ from distsampler import recipe
 from distsampler.calibration import SHARE, Calibration, continued
 from distsampler.errors import ConfigError, RunFailed
 from distsampler.heatmap import Heatmap
+from distsampler.pilots import read_pilot
 from distsampler.plots import plot_heatmap
 from distsampler.truth import laws
 from distsampler.tuning import REHEARSAL
@@ -270,3 +271,18 @@ def test_shards_are_calibrated_on_as_they_are() -> None:
     assert (found.config.data_mode, found.config.shards) == ("hop", 4)
     assert not found.config.sampler.correct_heat
     assert "heat corrected" not in str(found)
+
+
+def test_heat_is_seen_where_the_llc_is_below_zero() -> None:
+    """At weights that are no minimum: what a pilot predicts must not vanish there."""
+    sampler = ds.SamplerConfig(lr=1e-4, nbeta=50.0, localization=100.0)
+    model, data = regression()
+    with torch.no_grad():
+        model.weight += 2.0  # type: ignore[operator]  # far up the bowl: chains find lower loss
+    given = ds.RunConfig(
+        sampler=sampler, chains=2, burn_in=20, draws=100, thin=2, batch_size=8, device="cpu"
+    )
+    run = ds.sample(model, data, squared_error, given, pool=ds.SerialPool(), quiet=True)
+    assert run.llc("ignore").mean < 0
+    pilot = read_pilot(run, sampler, 1)
+    assert 0 < pilot.heat < 1
