@@ -64,10 +64,11 @@ def test_a_run_prints_llc_verdict_and_store(
 ) -> None:
     store, out = finished
     assert out.returncode == 0, out.stderr
-    llc, verdict, where = out.stdout.splitlines()
+    llc, verdict, note, where = out.stdout.splitlines()
     assert llc.startswith("LLC ")
     assert "2 of 2 chains" in llc
     assert verdict.startswith("CONVERGED")
+    assert note.startswith("note: step and minibatches are predicted to make the LLC")
     assert where == f"run {store}"
     assert "Traceback" not in out.stderr
 
