@@ -151,13 +151,14 @@ def bias(parts: Sequence[Array], spec: ChainSpec) -> tuple[float, float] | None:
         if mean <= 0:
             continue
         llc = share * spec.nbeta * mean / (spec.nbeta * mean + gamma) / 2
-        each = in_direction(h, sizes / sizes.sum(), (spec.nbeta, gamma), lr, visits)
+        posterior = (spec.nbeta, gamma)
+        each = in_direction(h, sizes / sizes.sum(), posterior, lr, visits, config.thin)
         own, everywhere, whole = own + llc * each[0], everywhere + llc * each[1], whole + llc
     return (own / whole, everywhere / whole) if whole > 0 else (0.0, 0.0)
 
 
 def in_direction(
-    h: Array, q: Array, posterior: tuple[float, float], lr: float, visit: int
+    h: Array, q: Array, posterior: tuple[float, float], lr: float, visit: int, thin: int = 1
 ) -> tuple[float, float]:
     """Relative bias in one direction of a quadratic; exact for SGLD.
 
@@ -167,6 +168,8 @@ def in_direction(
         posterior: nbeta and gamma.
         lr: step size.
         visit: k, steps on a shard.
+        thin: steps a draw: where it shares a factor with k, draws fall on some steps of a visit
+            only, and in one that is all of k on its last.
 
     Returns:
         Of the LLC read on the shard where the chain is, and read on all data; infinite where the
@@ -179,7 +182,9 @@ def in_direction(
         return np.inf, np.inf
     still = lr / (1 - r)  # where V would come to on that shard
     before = q @ (still * (1 - kept)) / (1 - q @ kept)
-    variance = still + (before - still) * (1 - kept) / (1 - r) / visit  # mean over a visit
+    apart = math.gcd(thin, visit)  # steps of a visit that are measured: apart - 1, and so on
+    fading = r ** (apart - 1) * (1 - kept) / (1 - r**apart) * apart / visit
+    variance = still + (before - still) * fading  # mean over the steps that are measured
     plain = lr / (1 - (1 - lr * (nbeta * mean + gamma) / 2) ** 2)
     return float(q @ (h * variance) / (mean * plain) - 1), float(q @ variance / plain - 1)
 

@@ -18,11 +18,14 @@ from tests.assertions import assert_mean
 CURVATURES = np.linspace(0.2, 1.8, 8)
 
 
-@pytest.mark.parametrize(("eps_kappa", "visit"), [(0.1, 1), (0.1, 10), (0.4, 3), (0.4, 100)])
+@pytest.mark.parametrize(
+    ("eps_kappa", "visit", "thin"),
+    [(0.1, 1, 1), (0.1, 10, 3), (0.4, 3, 10), (0.4, 100, 1), (0.1, 10, 20), (0.1, 12, 8)],
+)
 def test_the_bias_of_one_direction_is_that_of_a_simulated_chain(
-    eps_kappa: float, visit: int
+    eps_kappa: float, visit: int, thin: int
 ) -> None:
-    """20,000 copies with schedules of their own, sampled at a random step of a visit."""
+    """20,000 copies with schedules of their own, each at a step of a visit where draws fall."""
     nbeta, gamma, copies = 3.0, 0.7, 20_000
     q = np.arange(1.0, 9.0) / 36
     mean = float(q @ CURVATURES)
@@ -30,7 +33,7 @@ def test_the_bias_of_one_direction_is_that_of_a_simulated_chain(
     rng = np.random.default_rng(0)
     w = rng.standard_normal(copies) / np.sqrt(nbeta * mean + gamma)
     visits = int(np.ceil(12 / eps_kappa / visit)) + 2
-    stop = rng.integers(visit, size=copies)  # of the last visit, where each is measured
+    stop = (thin * (rng.integers(visit, size=copies) + 1) - 1) % visit  # of the last visit
     for number in range(visits):
         h = CURVATURES[rng.choice(8, size=copies, p=q)]
         last = number == visits - 1
@@ -38,7 +41,7 @@ def test_the_bias_of_one_direction_is_that_of_a_simulated_chain(
             moved = w - lr / 2 * (nbeta * h + gamma) * w + lr**0.5 * rng.standard_normal(copies)
             w = np.where(last & (step >= stop), w, moved)
     plain = lr / (1 - (1 - lr * (nbeta * mean + gamma) / 2) ** 2)
-    own, everywhere = hop.in_direction(CURVATURES, q, (nbeta, gamma), lr, visit)
+    own, everywhere = hop.in_direction(CURVATURES, q, (nbeta, gamma), lr, visit, thin)
     for readout, predicted in (
         (h * w**2 / (mean * plain), own),
         (w**2 / plain, everywhere),
@@ -121,7 +124,7 @@ def test_the_prediction_is_that_of_the_curvatures() -> None:
     spec = spec_of(bowls(curvatures))
     anchor = problems.anchored(spec)
     q = np.full(3, 1 / 3)
-    expected = hop.in_direction(np.array(curvatures), q, (50.0, 1.0), 1e-3, 5)
+    expected = hop.in_direction(np.array(curvatures), q, (50.0, 1.0), 1e-3, 5, 3)
     assert anchor.hop_bias == pytest.approx(expected, rel=1e-3)
 
 
