@@ -73,7 +73,7 @@ def refuse(config: RunConfig, n: int, rows: object) -> None:
 
     Raises:
         ConfigError: of pinned chains, with their bias; of a sampler whose bias on shards that were
-            not dealt at random is not known; of a watch that is off there.
+            not dealt at random is not known.
     """
     if config.data_mode == "pinned":
         shards = config.shards or 2

@@ -66,7 +66,7 @@ class Seen:
 
     Args:
         size: examples.
-        digest: tells it from others.
+        digest: tells it from others; empty where examples were asked for, all bytes not read again.
         examples: the batch of the rows that were asked for; None if none were.
     """
 
@@ -76,10 +76,11 @@ class Seen:
 
 
 def see(source: Source, rows: NDArray[np.int64] | None) -> Seen:
-    """Looks at a shard: its size, its digest, some of its examples."""
+    """Looks at a shard: its size, and its digest (rows None) or some of its examples."""
     shard = source()
-    wanted = None if rows is None or not len(rows) else _of_tensors(shard.take(rows))
-    return Seen(len(shard), shard.digest(), wanted)
+    if rows is None:
+        return Seen(len(shard), shard.digest(), None)
+    return Seen(len(shard), "", _of_tensors(shard.take(rows)) if len(rows) else None)
 
 
 def see_here(sources: Sequence[Source], rows: Sequence[NDArray[np.int64] | None]) -> Sequence[Seen]:
@@ -128,13 +129,10 @@ class ShardedRows:
         self.sizes = tuple(each.size for each in seen)
         self._digests = [each.digest for each in seen]
         self._ends = np.cumsum(self.sizes)
-        self._current: tuple[int, Rows] | None = None
-
-    @property
-    def spans(self) -> tuple[tuple[int, int], ...]:
-        """First row of each shard, and the row behind its last."""
         ends = self._ends.tolist()
-        return tuple(zip([0, *ends[:-1]], ends, strict=True))
+        self.spans: tuple[tuple[int, int], ...] = tuple(zip([0, *ends[:-1]], ends, strict=True))
+        """First row of each shard, and the row behind its last."""
+        self._current: tuple[int, Rows] | None = None
 
     def __len__(self) -> int:
         return int(self._ends[-1])
