@@ -31,7 +31,8 @@ MARKS = {
     "NOT_CONVERGED": ("X", "C3", "not converged"),
     "UNDETERMINED": ("D", "C1", "undetermined"),
 }
-MEANINGS = {meaning for _, _, meaning in MARKS.values()}
+NO_NUMBER = "no number"
+MEANINGS = {NO_NUMBER, *(meaning for _, _, meaning in MARKS.values())}
 
 
 def plot_trace(run: Run, ax: Axes | None = None) -> Axes:
@@ -232,7 +233,8 @@ def plot_heatmap(heatmap: Heatmap, ax: Axes | None = None) -> Axes:
 def plot_llc_curve(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
     """LLC over the checkpoints of a sweep, with 95 % intervals; what has not converged is marked.
 
-    One curve for each combination of the other dimensions that have more than one entry.
+    A cell without a number, which has failed or has yet to run, is a cross on the lower edge. One
+    curve for each combination of the other dimensions that have more than one entry.
 
     Args:
         dataset: what ``Sweep.collect`` gives; checkpoints are drawn at their ``step``, where it is
@@ -268,8 +270,13 @@ def _draw_curve(
     ax.errorbar(
         at, llc, np.nan_to_num(reach), color=color, lw=1.2, elinewidth=1, capsize=2, label=label
     )
+    missing = ~np.isfinite(llc)
+    if missing.any():
+        low, edge = np.zeros(missing.sum()), ax.get_xaxis_transform()
+        told = _once(ax, NO_NUMBER)
+        ax.plot(at[missing], low, "x", color=color, transform=edge, clip_on=False, label=told)
     verdicts = curve["verdict"].values.astype(str)
-    for name, (marker, warning, _) in MARKS.items():
+    for name, (marker, warning, meaning) in MARKS.items():
         found = np.isfinite(llc) & (verdicts == name)
         if not found.any():
             continue
@@ -281,14 +288,13 @@ def _draw_curve(
             s=52 if open_ else 22,
             facecolors="none" if open_ else color,
             edgecolors=warning if open_ else color,
-            label=_mark(ax, name) if open_ else None,
+            label=_once(ax, meaning) if open_ else None,
             zorder=3,
         )
 
 
-def _mark(ax: Axes, name: str) -> str | None:
-    """What a mark means, said once."""
-    text = MARKS[name][2]
+def _once(ax: Axes, text: str) -> str | None:
+    """What a mark means, unless it is said already."""
     return None if text in ax.get_legend_handles_labels()[1] else text
 
 

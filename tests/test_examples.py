@@ -170,28 +170,3 @@ def test_a_heads_mask_holds_all_that_reaches_its_output_and_nothing_of_other_hea
         for moved in masks:
             same = torch.allclose(losses(name, moved), losses(name), atol=1e-6)
             assert same == (moved == name)
-
-
-def test_what_has_not_converged_is_drawn_hollow_and_what_has_no_number_as_a_cross(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    curves = importlib.import_module("curves")
-    llc = np.array([3.0, 2.0, 1.0, np.nan])
-    columns = {"llc": llc, "interval_low": llc - 0.1, "interval_high": llc + 0.1}
-    verdicts = ["CONVERGED", "NOT_CONVERGED", "UNDETERMINED", ""]
-    table = xr.Dataset(
-        {**{name: ("checkpoint", values) for name, values in columns.items()},
-         "verdict": ("checkpoint", verdicts)},
-        {"step": ("checkpoint", [1, 2, 4, 8])},
-    )  # fmt: skip
-    _, ax = curves.sheet()
-    curves.llc(table, ax)
-    hollow = [line for line in ax.lines if line.get_markerfacecolor() == "white"]
-    assert hollow[0].get_xdata().tolist() == [2, 4]
-    crosses = [line.get_xdata() for line in ax.lines if line.get_marker() == "x"]
-    assert np.array_equal(crosses, [[8]])
-    assert "not converged" in [text.get_text() for text in ax.get_legend().get_texts()]
-    _, other = curves.sheet()
-    curves.llc(table.isel(checkpoint=[0]), other)
-    assert "not converged" not in [text.get_text() for text in other.get_legend().get_texts()]

@@ -92,7 +92,7 @@ def measured(model: nn.Module, train: Batch, test: Batch) -> tuple[float, float,
 def figure(table: xr.Dataset, curve: xr.Dataset, path: str | Path) -> None:
     """LLC and both losses over training."""
     sheet, ax = curves.sheet()
-    curves.llc(table, ax)
+    ds.plot_llc_curve(table, ax)
     curves.losses({name: curve[name] for name in ("training loss", "held-out loss")}, ax)
     ax.set(title=f"Addition modulo {P}", xlabel="training step", xscale="log")
     sheet.savefig(path, dpi=80)

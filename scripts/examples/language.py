@@ -131,11 +131,11 @@ def estimates(weights: dict[str, dict[str, Tensor]], store: str, draws: int) -> 
 def figure(table: xr.Dataset, curve: xr.Dataset, path: str | Path) -> None:
     """At the left all weights and the losses, at the right each head alone."""
     sheet, (left, right) = curves.sheet(columns=2)
-    curves.llc(table.sel(restriction="all"), left)
+    ds.plot_llc_curve(table.sel(restriction="all"), left)
     named = {name: curve[name] for name in ("training loss", "held-out loss")}
     curves.losses(named, left, scale="linear")
-    for number, name in enumerate(table.restriction.values[1:]):
-        curves.llc(table.sel(restriction=name), right, label=name, color=f"C{number + 1}")
+    ds.plot_llc_curve(table.isel(restriction=slice(1, None)), right)
+    curves.legend(right)
     titles = {left: "GPT-2 in small, all weights", right: "one attention head, the rest fixed"}
     for ax, title in titles.items():
         ax.set(title=title, xlabel="training step", xscale="log")

@@ -56,7 +56,7 @@ def main() -> None:
     columns = ["llc", "se", "init_loss", "r_hat", "ess", "verdict", "seconds"]
     print(table[columns].to_dataframe()[columns].round(4).to_string())
     sheet, ax = curves.sheet()
-    curves.llc(table, ax)
+    ds.plot_llc_curve(table, ax)
     curves.losses({"training loss": table.init_loss}, ax)
     ax.set(title="MNIST, convolutional network", xlabel="training step", xscale="log")
     sheet.savefig(given.figure, dpi=80)
