@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -20,6 +20,7 @@ from distsampler.pilots import changed
 from distsampler.replica import Loss
 from distsampler.run import prepare
 from distsampler.sharded import is_made
+from distsampler.shards import as_rows
 from distsampler.sweep_files import SweepManifest
 
 MAX_CELLS = 1000
@@ -91,6 +92,7 @@ def made(wanted: Wanted) -> Plan:
         ConfigError: says what must hold, what was got and what to do.
     """
     _check_arguments(wanted)
+    wanted = replace(wanted, data={label: _held(wanted, label) for label in wanted.data})
     restrictions = _restrictions(wanted)
     settings: Mapping[str, Mapping[str, Any]] = wanted.settings or {"config": {}}
     configs = {
@@ -139,6 +141,19 @@ def _check_arguments(wanted: Wanted) -> None:
     grid.check_number(labels, wanted.max_cells)
     for dim, names in labels.items():
         grid.check_labels(dim, names)
+
+
+def _held(wanted: Wanted, label: str) -> object:
+    """A data set as rows: all cells have the same ones, which are sent and digested once."""
+    data = wanted.data[label]
+    try:
+        if is_made(data):
+            return data  # by the actors, and not here
+        if isinstance(data, list):  # of shards
+            return [as_rows(each) for each in data] if wanted.config.data_mode == "hop" else data
+        return as_rows(data)
+    except ConfigError as error:
+        raise ConfigError(f"data {label!r}: {error}") from None
 
 
 def _restrictions(wanted: Wanted) -> Mapping[str, Any]:

@@ -17,6 +17,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import ray
@@ -172,6 +173,7 @@ class RayPool:
         self._drained: dict[str, int] = {}
         self._drain_seen = 0.0
         self._spec: Any = None
+        self._shelf: WeakKeyDictionary[Rows, Any] = WeakKeyDictionary()  # rows in the object store
         self._anchors: tuple[Any, Any] = (None, None)
         self._metrics: Metrics | None = None
         self._owns_ray = False
@@ -192,7 +194,7 @@ class RayPool:
             wanted = math.ceil(len(places) / self._capacity)
             places = places[: min(wanted, slots, self._most)]
             self._metrics = Metrics(Gauge, spec.run)
-            self._spec = ray.put(_located(spec))
+            self._spec = ray.put(self._located(spec))
             self._device = choose_device(spec.config, self._options["num_gpus"])
         for place in places:
             if place in self._slots:
@@ -300,11 +302,12 @@ class RayPool:
         self._starts.clear()
         self._spec, self._anchors = None, (None, None)
         if self._owns_ray:
+            self._shelf.clear()
             ray.shutdown()
             self._owns_ray = False
 
     def sharing(self, stock: deque[Any], places: int) -> RayPool:
-        """A pool for one of several runs on the Ray that this one has joined.
+        """A pool for one of several runs on the Ray that this one has joined; data are sent once.
 
         Args:
             stock: its actors come from there, as far as there are any, and go back when it stops.
@@ -312,6 +315,7 @@ class RayPool:
         """
         other = RayPool(self._placement)
         other._sent, other._stock, other._most = self._sent, stock, places
+        other._shelf = self._shelf
         return other
 
     def room(self, config: RunConfig) -> int:
@@ -483,6 +487,19 @@ class RayPool:
             ) from None
         self._owns_ray = True
 
+    def _located(self, spec: ChainSpec) -> ChainSpec:
+        """The recipe, with its rows, or its shards one by one, in the object store."""
+        if isinstance(spec.rows, ShardedRows):
+            return replace(spec, rows=spec.rows.located(self._stored))
+        rows: Any = _Sent(self._stored(spec.rows))
+        return replace(spec, rows=rows)
+
+    def _stored(self, rows: Rows) -> _Stored:
+        """Rows in the object store, where runs that share them find them."""
+        if rows not in self._shelf:
+            self._shelf[rows] = ray.put(rows)
+        return _Stored(self._shelf[rows])
+
     def _of_actors(self) -> PlacementConfig:
         """What is left for actors to ask: Ray takes local folders only from the whole job."""
         environment = self._placement.runtime_env or {}
@@ -497,25 +514,32 @@ class RayPool:
 
 @dataclass(frozen=True)
 class _Stored:
-    """A shard in the object store: on its node it is shared memory, elsewhere it is fetched.
+    """Rows in the object store: on their node they are shared memory, elsewhere they are fetched.
 
     Args:
-        reference: to it.
+        reference: to them.
     """
 
     reference: Any
 
     def __call__(self) -> Rows:
-        """The shard."""
+        """The rows."""
         rows: Rows = ray.get(self.reference)
         return rows
 
 
-def _located(spec: ChainSpec) -> ChainSpec:
-    """The recipe, its shards in the object store one by one."""
-    if not isinstance(spec.rows, ShardedRows):
-        return spec
-    return replace(spec, rows=spec.rows.located(lambda rows: _Stored(ray.put(rows))))
+class _Sent:
+    """Stands for rows in the object store, and is unpickled as these.
+
+    Args:
+        stored: where they are.
+    """
+
+    def __init__(self, stored: _Stored) -> None:
+        self._stored = stored
+
+    def __reduce__(self) -> tuple[_Stored, tuple[()]]:
+        return self._stored, ()
 
 
 @contextlib.contextmanager

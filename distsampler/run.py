@@ -50,7 +50,7 @@ from distsampler.replica import ChainSpec, Loss, inspect_loss
 from distsampler.restriction import selected
 from distsampler.results import Run
 from distsampler.running import Running
-from distsampler.shards import as_rows
+from distsampler.shards import DatasetRows, TensorRows, as_rows
 from distsampler.situation import Phase, State
 from distsampler.trace import Trace, as_files, check_new, refuse_existing
 
@@ -309,8 +309,9 @@ def _prepared(
         raise ConfigError(f"the loss must be callable as loss(model, batch), got {loss!r}")
     rows = sharded.cut(data, config, look) if config.data_mode == "hop" else as_rows(data)
     hop.refuse(config, len(rows), rows)
-    if isinstance(data, DataLoader) and "batch_size" not in config.model_fields_set:
-        config = config.model_copy(update={"batch_size": data.batch_size or config.batch_size})
+    loaders = data.batch_size if isinstance(data, DataLoader | TensorRows | DatasetRows) else None
+    if loaders is not None and "batch_size" not in config.model_fields_set:
+        config = config.model_copy(update={"batch_size": loaders})
     if config.batch_size > len(rows):
         raise ConfigError(
             f"batch_size must be at most the number of examples, {len(rows)}: got "

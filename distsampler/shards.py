@@ -82,6 +82,8 @@ class TensorRows:
         ConfigError: if there is no tensor, or their first dimensions differ.
     """
 
+    batch_size: int | None = None  # of the DataLoader that they come from
+
     def __init__(self, tree: object) -> None:
         sizes: list[int] = []
         map_tensors(lambda tensor: sizes.append(len(tensor) if tensor.ndim else -1), tree)
@@ -102,7 +104,11 @@ class TensorRows:
         return map_tensors(lambda tensor: tensor.index_select(0, index), self._tensors)
 
     def digest(self) -> str:
-        """A digest of every byte."""
+        """A digest of every byte, taken once."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         state = hashlib.blake2b(digest_size=16)
         map_tensors(lambda tensor: _feed(state, tensor), self._tensors)
         return state.hexdigest()
@@ -180,6 +186,8 @@ class DatasetRows:
         collate: examples -> batch.
     """
 
+    batch_size: int | None = None  # of the DataLoader that they come from
+
     def __init__(self, dataset: Dataset[Any], collate: Callable[[list[Any]], Any]) -> None:
         self._dataset, self._collate = dataset, collate
 
@@ -207,12 +215,13 @@ def _feed(state: hashlib.blake2b, tensor: torch.Tensor) -> None:
     state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
-def as_rows(data: object) -> Rows:
+def as_rows(data: object) -> TensorRows | DatasetRows:
     """Numbered examples from whatever a user calls data.
 
     Args:
         data: a map-style Dataset, a tensor or numpy array, a tuple, list or dict of these, or a
-            DataLoader (its dataset and collate_fn are taken, its sampler is not).
+            DataLoader (its dataset and collate_fn are taken, its sampler is not). What this has
+            made before is returned as it is.
 
     Raises:
         ConfigError: if it is empty, an IterableDataset, or nothing of the kind.
@@ -223,8 +232,10 @@ def as_rows(data: object) -> Rows:
     return rows
 
 
-def _as_rows(data: object) -> Rows:
+def _as_rows(data: object) -> TensorRows | DatasetRows:
     match data:
+        case TensorRows() | DatasetRows():
+            return data
         case DataLoader():
             return _of_loader(data)
         case IterableDataset():
@@ -248,7 +259,7 @@ def _as_rows(data: object) -> Rows:
             )
 
 
-def _of_loader(loader: DataLoader[Any]) -> Rows:
+def _of_loader(loader: DataLoader[Any]) -> TensorRows | DatasetRows:
     dataset: object = loader.dataset
     if isinstance(dataset, IterableDataset):
         return _as_rows(dataset)
@@ -260,11 +271,12 @@ def _of_loader(loader: DataLoader[Any]) -> Rows:
             stacklevel=4,
         )
     log.info("taking dataset, collate_fn and batch_size of the DataLoader, not its sampler")
-    if loader.collate_fn is default_collate:
-        return _as_rows(dataset)
     if not hasattr(dataset, "__len__"):
         raise ConfigError(f"the DataLoader's dataset must have __len__: {type(dataset).__name__}")
-    return DatasetRows(loader.dataset, loader.collate_fn)
+    whole = loader.collate_fn is default_collate
+    rows = _as_rows(dataset) if whole else DatasetRows(loader.dataset, loader.collate_fn)
+    rows.batch_size = loader.batch_size
+    return rows
 
 
 def _as_tensors(tree: object) -> object:

@@ -15,6 +15,7 @@ checkpoints, data, loss, config and seed, and not of which cell ran when.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -114,25 +115,30 @@ def follow(
         if pilot is not None:
             ratio = _kappa(spec, first.curvature) / _kappa(spec, pilot.h)
             limit = float(f"{min(tried.options['lr'], lr * ratio):.3g}")
-            return _scaled(first, cooled(with_options(tried, lr=limit), pilot, first.bias), pilot.h)
+            found = cooled(with_options(tried, lr=limit), pilot, first.bias, config.sampler.options)
+            return _scaled(first, found, pilot.h)
     raise RunFailed(
         f"the pilots diverged down to sampler.lr={tried.options['lr']:.3g}, from the first "
         f"checkpoint's {lr:.3g}: raise sampler.localization, or give sampler.lr"
     )
 
 
-def cooled(sampler: SamplerConfig, pilot: Pilot, bias: float) -> SamplerConfig:
+def cooled(
+    sampler: SamplerConfig, pilot: Pilot, bias: float, given: Container[str] = ()
+) -> SamplerConfig:
     """A sampler whose minibatches heat by ``bias`` at most, from the heat of a pilot like it.
 
-    The heat goes as lr, or, of a sampler with momentum and friction A, as 2 lr / A.
+    The heat goes as lr, or, of a sampler with momentum and friction A, as 2 lr / A. A friction that
+    is among the ``given`` options stays.
     """
     lr, heat = float(sampler.options["lr"]), abs(pilot.heat)
     most = bias * reach(pilot.sampler) / max(heat, 1e-300)  # the longest reach within it
     name = MOMENTUM.get(sampler.name)
     if name is None:
         return with_options(sampler, lr=float(f"{min(lr, most):.3g}"))
-    least = float(signature_options(sampler)[name])
-    friction = max(least, float(f"{min(2 * lr / most, FRICTION[1]):.2g}"))
+    friction = float(signature_options(sampler)[name])
+    if name not in given:
+        friction = max(friction, float(f"{min(2 * lr / most, FRICTION[1]):.2g}"))
     return with_options(
         sampler, lr=float(f"{min(lr, most * friction / 2):.3g}"), **{name: friction}
     )

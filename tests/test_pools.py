@@ -4,6 +4,8 @@ import os
 import platform
 import threading
 import time
+from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ from torch import nn
 
 import distsampler as ds
 from distsampler.errors import ConfigError, PlacementError
+from distsampler.replica import ChainSpec
+from distsampler.run import prepare
+from distsampler.shards import as_rows
 from tests.assertions import assert_same
 from tests.faults.job import Held, events, until
 from tests.problems import config, regression, squared_error
@@ -260,13 +265,20 @@ def test_what_was_not_started_is_not_stopped(ray_cluster: None, tmp_path: Path) 
     assert ray.is_initialized()
 
 
-def test_shared_data_are_not_copied(ray_cluster: None) -> None:
+def test_shared_data_are_not_copied_and_runs_of_the_same_send_them_once(ray_cluster: None) -> None:
     import ray
 
-    from distsampler.shards import TensorRows, as_rows
+    def owns_its_memory(spec: ChainSpec) -> bool:
+        return bool(spec.rows._tree.array.flags.writeable)  # type: ignore[attr-defined]
 
-    def owns_its_memory(rows: TensorRows) -> bool:
-        return bool(rows._tree.array.flags.writeable)  # type: ignore[attr-defined]
-
-    there = ray.get(ray.remote(owns_its_memory).remote(ray.put(as_rows(torch.zeros(10**6)))))
-    assert not there
+    model, data = regression()
+    rows = as_rows(torch.zeros(10**6))
+    spec = replace(prepare(model, data, squared_error, config()), rows=rows)
+    assert owns_its_memory(spec)
+    with ds.RayPool().joined() as joined:
+        first, second = (joined.sharing(deque(), 1) for _ in range(2))
+        assert first._stored(rows) == second._stored(rows)
+        assert first._stored(rows) != first._stored(as_rows(torch.zeros(10**6)))
+        for pool in (first, second):
+            there = ray.remote(owns_its_memory).remote(ray.put(pool._located(spec)))
+            assert not ray.get(there)

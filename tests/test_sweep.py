@@ -15,6 +15,7 @@ import torch
 import xarray as xr
 import yaml
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import distsampler as ds
 from distsampler import checkpoints, grid, plan, sweep_recipe, warm_start
@@ -22,6 +23,7 @@ from distsampler.errors import ConfigError, DistsamplerError, PlacementError, Ru
 from distsampler.fleet import OneByOne, RayFleet
 from distsampler.grid import Cell
 from distsampler.pilots import Pilot, reach
+from distsampler.run import prepare
 from distsampler.scheduler import Scheduler
 from tests.assertions import assert_same
 from tests.problems import config, regression, squared_error
@@ -231,6 +233,35 @@ def test_only_the_same_sweep_is_continued(tmp_path: Path) -> None:
         sweep(tmp_path / "s")
     with pytest.raises(StoreError, match="resume='must' needs a sweep"):
         sweep(tmp_path / "other", resume="must")
+
+
+@pytest.mark.parametrize(
+    ("data", "fields", "batch_size"),
+    [
+        (DATA, {}, 64),
+        (DataLoader(TensorDataset(*DATA), batch_size=5), {}, 5),
+        ([(X[:30], Y[:30]), (X[30:], Y[30:])], {"data_mode": "hop"}, 64),
+    ],
+)
+def test_the_cells_of_a_data_set_have_the_same_rows_in_memory(
+    data: object, fields: dict[str, Any], batch_size: int
+) -> None:
+    asked = plan.Wanted(
+        MODEL, {"data": data}, squared_error, ds.RunConfig(device="cpu", **fields),
+        checkpoints.find(STEPS, None),
+    )  # fmt: skip
+    found = plan.made(asked)
+    specs = [
+        prepare(MODEL, found.wanted.data[cell.data], squared_error, found.config(cell))
+        for cell in found.cells
+    ]
+    assert len(specs) == 3
+    assert {spec.config.batch_size for spec in specs} == {batch_size}
+    held = [
+        [id(source.rows) for source in getattr(spec.rows, "_sources", [])] or id(spec.rows)
+        for spec in specs
+    ]
+    assert held[0] == held[1] == held[2]
 
 
 # What is wrong is told before anything starts
@@ -481,6 +512,24 @@ def test_where_minibatches_heat_friction_is_raised_and_then_the_step_lowered(
     assert left <= max(0.005 * 1.02, min(heat, 0.005))
 
 
+def test_a_friction_that_was_given_stays_and_the_step_is_lowered_alone() -> None:
+    hot = ds.SamplerConfig(name="sgnht", lr=1e-4, diffusion_factor=0.03)
+    pilot = Pilot(hot, h=1.0, discretisation=0.0, heat=0.02, ess=0.1, steps=100)
+    found = warm_start.cooled(hot, pilot, 0.005, given={"diffusion_factor"})
+    assert found.options["diffusion_factor"] == 0.03
+    assert found.options["lr"] == pytest.approx(2.5e-5, rel=1e-2)
+
+
+def test_a_follower_keeps_the_friction_of_the_config() -> None:
+    friction = ds.SamplerConfig(name="sgnht", diffusion_factor=0.03)
+    given = CALIBRATE.model_copy(update={"sampler": friction})
+    first = warm_start.lead(MODEL, DATA, squared_error, given, ds.SerialPool(), 0.005)
+    strict = first.model_copy(update={"bias": 1e-9})
+    found = warm_start.follow(strict, MODEL, DATA, squared_error, given, ds.SerialPool())
+    assert found.sampler["diffusion_factor"] == 0.03
+    assert found.sampler["lr"] < first.sampler["lr"] / 10
+
+
 def test_pilots_that_diverge_at_the_first_checkpoints_step_are_repeated_with_a_smaller() -> None:
     first = warm_start.lead(MODEL, DATA, squared_error, CALIBRATE, ds.SerialPool(), 0.005)
     fast = {**first.sampler, "lr": 100 * first.sampler["lr"]}
@@ -654,7 +703,7 @@ def test_a_file_says_what_is_varied(tmp_path: Path) -> None:
     found = plan.made(sweep_recipe.load(written(tmp_path, sweep=block), ["sweep.bias=0.02"]))
     assert len(found.cells) == 8
     assert found.cells[0].name == "step5--all--hot--few"
-    assert {name: len(data[0]) for name, data in found.wanted.data.items()} == {  # type: ignore[index]
+    assert {name: len(data) for name, data in found.wanted.data.items()} == {  # type: ignore[arg-type]
         "few": 150,
         "more": 200,
     }
