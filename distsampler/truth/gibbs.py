@@ -28,6 +28,8 @@ from torch import Tensor
 from distsampler.errors import ConfigError
 
 STRIDES = (1e-2, 1.0)  # log-uniform standard deviations of log G
+ROUNDING = 1e-3  # of gamma, at most, in a precision
+Eigen = tuple[Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -196,8 +198,7 @@ class BlockGibbs:
         if b is not None:
             pull = pull @ b.mT
         mean = (2 * t * pull + gamma * self.net.anchors[s]).expand_as(w)
-        heights, u = (None, None) if a is None else torch.linalg.eigh(a.mT @ a)
-        widths, v = (None, None) if b is None else torch.linalg.eigh(b @ b.mT)
+        (heights, u), (widths, v) = self._eigen(None if a is None else a.mT, b)
         precision = torch.full_like(w, 2 * t)
         if heights is not None and u is not None:
             precision *= heights.unsqueeze(-1)
@@ -209,6 +210,20 @@ class BlockGibbs:
         drawn = mean / precision + self._normal(w) / precision.sqrt()
         drawn = drawn if u is None else u @ drawn
         return drawn if v is None else drawn @ v.mT
+
+    def _eigen(self, *products: Tensor | None) -> list[Eigen]:
+        """Eigenvalues and eigenvectors of ``m m^T`` of each product m.
+
+        Squares double the digits that are lost, and rounding may reach the precision of flat
+        directions, gamma, in a deep net. Then the singular vectors of m itself are taken.
+        """
+        found: list[Eigen] = [
+            (None, None) if m is None else torch.linalg.eigh(m @ m.mT) for m in products
+        ]
+        size = math.prod(float(values[..., -1].max()) for values, _ in found if values is not None)
+        if 2 * self.net.t * size * torch.finfo(torch.float64).eps < ROUNDING * self.net.gamma:
+            return found
+        return [(None, None) if m is None else _singular(m) for m in products]
 
     def _trade(self, s: int) -> None:
         """(W_(s+1), W_s) <- (W_(s+1) G, G^-1 W_s), accepted for each replica by itself."""
@@ -234,6 +249,13 @@ class BlockGibbs:
 
     def _normal(self, like: Tensor) -> Tensor:
         return torch.empty_like(like).normal_(generator=self._generator)
+
+
+def _singular(m: Tensor) -> tuple[Tensor, Tensor]:
+    """As eigh of ``m m^T``, by the singular values of m."""
+    vectors, values, _ = torch.linalg.svd(m, full_matrices=True)
+    missing = vectors.shape[-1] - values.shape[-1]
+    return torch.nn.functional.pad(values.square(), (0, missing)), vectors
 
 
 def block_gibbs(

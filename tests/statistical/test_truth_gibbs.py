@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from distsampler import truth
-from distsampler.truth import BlockGibbs, DeepLinear, ReplicaMean
+from distsampler.truth import BlockGibbs, DeepLinear, ReplicaMean, gibbs
 from tests.assertions import assert_mean
 
 pytestmark = pytest.mark.statistical
@@ -184,3 +184,17 @@ def test_one_layer_is_a_linear_regression() -> None:
     exact = truth.linear_regression(torch.full((6,), 2.0), nbeta=7.0, gamma=3.0)
     assert_mean(float(found.mean), exact.mean, float(found.se))
     assert float(found.se) == pytest.approx(math.sqrt(exact.variance / 200_000), rel=0.25)
+
+
+def test_in_a_deep_net_rounding_stays_below_gamma(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine layers whose free directions multiply: the eigenvectors of squares are not enough."""
+    net = truth.deep_linear_10k(5).posterior
+
+    def largest() -> float:
+        chains = BlockGibbs(net, 16, torch.Generator().manual_seed(0))
+        chains.run(2)
+        return max(float(w.abs().max()) for w in chains.weights)
+
+    assert largest() < 10
+    monkeypatch.setattr(gibbs, "ROUNDING", math.inf)
+    assert largest() > 100, "squares were enough"
