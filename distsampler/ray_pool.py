@@ -16,7 +16,7 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -37,7 +37,6 @@ from ray.util.metrics import Gauge
 from distsampler.config import PlacementConfig, RunConfig
 from distsampler.draws import Anchor
 from distsampler.errors import ConfigError, PlacementError
-from distsampler.metrics import Metrics
 from distsampler.placement import (
     check_versions,
     choose_device,
@@ -57,12 +56,15 @@ from distsampler.pool import (
     perform,
     place_info,
 )
-from distsampler.progress import Snapshot
 from distsampler.replica import ChainSpec
 from distsampler.sharded import Seen, ShardedRows, Source, see
 from distsampler.shards import Rows
 from distsampler.travel import check_picklable, send_by_value, send_values
 from distsampler.worker import Advance, Work, Worker
+
+if TYPE_CHECKING:  # they bring in xarray, which takes a second and no actor needs
+    from distsampler.metrics import Metrics
+    from distsampler.progress import Snapshot
 
 log = logging.getLogger(__name__)
 SAY_EVERY = 20.0
@@ -193,6 +195,8 @@ class RayPool:
             self._capacity = max(1, self._placement.chains_per_actor // self._together)
             wanted = math.ceil(len(places) / self._capacity)
             places = places[: min(wanted, slots, self._most)]
+            from distsampler.metrics import Metrics
+
             self._metrics = Metrics(Gauge, spec.run)
             self._spec = ray.put(self._located(spec))
             self._device = choose_device(spec.config, self._options["num_gpus"])

@@ -16,7 +16,7 @@ minibatch's gradient would need a walk of its own, and has no such cancellation.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -69,9 +69,8 @@ class Curvature:
         self._share = torch.full_like(self._losses, 1 / len(self._losses), requires_grad=True)
         # Weighted with variables, the losses give the Jacobian's products from the same graph.
         self._gradients = torch.autograd.grad(
-            self._losses,
+            _dot([self._losses], [self._share]),
             self._parameters,
-            self._share,
             create_graph=True,
             allow_unused=True,
             materialize_grads=True,
@@ -106,9 +105,8 @@ class Curvature:
         count = len(along)
         scale = self._size / max(count - 1, 1) * (self._n - 1) / self._n
         found = torch.autograd.grad(
-            self._losses,
+            _dot([self._losses], [(along - along.mean()) * scale]),
             self._parameters,
-            (along - along.mean()) * scale,
             retain_graph=True,
             allow_unused=True,
             materialize_grads=True,
@@ -126,7 +124,7 @@ class Curvature:
         """
         found = [g for g in self._gradients if g.requires_grad]
         if found:
-            torch.autograd.backward(found, list(map(torch.ones_like, found)), retain_graph=True)
+            torch.autograd.backward(_dot(found, map(torch.ones_like, found)), retain_graph=True)
 
     def signs(self, generator: torch.Generator) -> Tensor:
         """A vector of random signs on what moves."""
@@ -143,9 +141,8 @@ class Curvature:
             return tuple(map(torch.zeros_like, inputs))
         outputs, weights = zip(*pairs, strict=True)
         return torch.autograd.grad(
-            outputs,
+            _dot(outputs, weights),
             inputs,
-            weights,
             retain_graph=True,
             allow_unused=True,
             materialize_grads=True,
@@ -281,6 +278,16 @@ def _parts(rows: NDArray[np.int64], spec: ChainSpec) -> list[NDArray[np.int64]]:
     size = max(1, min(size, len(rows) // 2))
     count = len(rows) // size
     return list(rows[: count * size].reshape(count, size))
+
+
+def _dot(outputs: Iterable[Tensor], weights: Iterable[Tensor]) -> Tensor:
+    """Their inner product, to go back from.
+
+    Weights given to autograd as grad_outputs lead to the same gradients, to the bit, but bring in
+    sympy, which takes half a second.
+    """
+    pairs = zip(outputs, weights, strict=True)
+    return torch.as_tensor(sum((output * weight).sum() for output, weight in pairs))
 
 
 @contextlib.contextmanager
