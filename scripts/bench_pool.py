@@ -157,7 +157,10 @@ def main() -> None:
     found = {"machine": machine(), "seconds": options.seconds, "rounds": options.rounds}
     found["missing"] = None if peer else missing
     found["first_draw"] = first_draw(max(3, options.rounds))
-    found["workloads"] = {name: raced(name, peer, options) for name in options.workloads}
+    found["workloads"] = {}
+    for name in options.workloads:
+        found["workloads"][name] = raced(name, peer, options)
+        log(table(found["workloads"][name], missing, GOALS[name]))  # as soon as it is known
     if options.json:
         print(json.dumps(found))
         return

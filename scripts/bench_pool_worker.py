@@ -20,6 +20,7 @@ from bench_workloads import SEED, WORKLOADS, Workload
 
 THIN, CHAINS, CORES = 10, 4, 2
 POLL = 0.005
+ENOUGH = 4.0  # seconds of steps that tell what one takes
 Answer = dict[str, float]
 
 
@@ -27,22 +28,22 @@ Answer = dict[str, float]
 
 
 def whole(run: Callable[[int], None]) -> Callable[[float], Answer]:
-    """Runs of about so many seconds of work, and their start; two short ones tell a step's."""
-    seconds = []
-    for steps in (100, 700):
+    """Runs of about so many seconds: what a step takes is known from one that is long enough."""
+
+    def timed(steps: int) -> float:
         began = time.perf_counter()
         run(steps)
-        seconds.append(time.perf_counter() - began)
-    state = {"step": max((seconds[1] - seconds[0]) / 600, 1e-5)}
-    start = max(0.0, seconds[0] - 100 * state["step"])
+        return time.perf_counter() - began
+
+    timed(THIN)  # what is done once a process
+    start, steps = timed(THIN), 1_000
+    while (took := timed(steps)) < start + ENOUGH:
+        steps *= 4
+    step = (took - start) / steps
 
     def go(wanted: float) -> Answer:
-        each = max(1, round(wanted / state["step"] / THIN)) * THIN
-        began = time.perf_counter()
-        run(each)
-        took = time.perf_counter() - began
-        state["step"] = max(took - start, 0.5 * took) / each
-        return {"steps": CHAINS * each, "seconds": took, "start": start}
+        each = max(1, round(wanted / step / THIN)) * THIN
+        return {"steps": CHAINS * each, "seconds": timed(each), "start": start}
 
     return go
 
