@@ -309,9 +309,9 @@ def _prepared(
         raise ConfigError(f"the loss must be callable as loss(model, batch), got {loss!r}")
     rows = sharded.cut(data, config, look) if config.data_mode == "hop" else as_rows(data)
     hop.refuse(config, len(rows), rows)
-    loaders = data.batch_size if isinstance(data, DataLoader | TensorRows | DatasetRows) else None
-    if loaders is not None and "batch_size" not in config.model_fields_set:
-        config = config.model_copy(update={"batch_size": loaders})
+    proposed = data.batch_size if isinstance(data, DataLoader | TensorRows | DatasetRows) else None
+    if proposed is not None and "batch_size" not in config.model_fields_set:
+        config = config.model_copy(update={"batch_size": proposed})
     if config.batch_size > len(rows):
         raise ConfigError(
             f"batch_size must be at most the number of examples, {len(rows)}: got "
