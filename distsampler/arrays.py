@@ -29,6 +29,7 @@ from distsampler.errors import StoreError
 from distsampler.files import Files
 
 CHUNK = (64, 1024)  # chains and draws of a chunk, at most
+ALL = slice(None)
 WARMUP = "warmup_"
 GROUPS: tuple[Group, ...] = ("posterior", "sample_stats")
 
@@ -135,13 +136,17 @@ class Draws:
         """All values of one variable, beyond what is committed too; raises what zarr raises."""
         return self._read(f"{group}/{name}")
 
-    def between(self, group: str, name: str, start: int, stop: int) -> NDArray[Any]:
+    def between(
+        self, group: str, name: str, start: int, stop: int, chains: slice = ALL
+    ) -> NDArray[Any]:
         """Draws of one variable, counted from the chains' start; raises what zarr raises."""
         cut, parts = self._burn_in, []
         if start < cut:
-            parts.append(self._cut(f"{WARMUP}{group}/{name}", start, min(stop, cut)))
+            early = slice(start, min(stop, cut))
+            parts.append(self._cut(f"{WARMUP}{group}/{name}", chains, early))
         if stop > cut or not parts:
-            parts.append(self._cut(f"{group}/{name}", max(start - cut, 0), max(stop - cut, 0)))
+            late = slice(max(start - cut, 0), max(stop - cut, 0))
+            parts.append(self._cut(f"{group}/{name}", chains, late))
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
     def resize(self, draws: int, burn_in: int) -> None:
@@ -210,9 +215,9 @@ class Draws:
     def _read(self, name: str) -> NDArray[Any]:
         return np.asarray(array_of(self._root, name)[:])
 
-    def _cut(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Some draws of all chains: only their chunks are read."""
-        return np.asarray(array_of(self._root, name)[:, start:stop])
+    def _cut(self, name: str, chains: slice, draws: slice) -> NDArray[Any]:
+        """Some draws of some chains: only their chunks are read."""
+        return np.asarray(array_of(self._root, name)[chains, draws])
 
     def _resize(self, prefix: str, size: int) -> None:
         for group in GROUPS:

@@ -212,7 +212,7 @@ def _thinned(posterior: xr.Dataset, names: Sequence[str], most: int) -> tuple[in
     found = [name for name in names if name in posterior]
     stride = max(1, math.ceil(posterior.sizes["chain"] * posterior.sizes["draw"] / most))
     kept = posterior[found].isel(draw=slice(None, None, stride), missing_dims="ignore")
-    return stride, kept.astype(np.float64)
+    return stride, kept.astype(np.float64, copy=False)
 
 
 def burn_in(posterior: xr.Dataset, earliest: int = 0, *, dispersed: bool = False) -> int:

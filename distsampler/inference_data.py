@@ -24,6 +24,8 @@ from distsampler.trace import AGAIN, CONSTANTS, Trace
 if TYPE_CHECKING:
     import arviz
 
+ROWS = 4 * CHUNK[0]  # chains that are read at a time
+
 InferenceData: TypeAlias = Union["arviz.InferenceData", xr.DataTree]
 
 
@@ -135,7 +137,7 @@ class _Stored(BackendArray):
 
     def __init__(self, trace: Trace, variable: Variable, start: int, stop: int) -> None:
         self._trace, self._variable, self._start = trace, variable, start
-        self._chains = list(trace.chains)
+        self._chains = np.array(trace.chains, np.int64)
         self.shape = (len(self._chains), stop - start, *variable.shape)
         self.dtype = np.dtype(variable.dtype)
 
@@ -145,34 +147,43 @@ class _Stored(BackendArray):
         return indexing.explicit_indexing_adapter(key, self.shape, support, self._read)
 
     def _read(self, key: tuple[Any, ...]) -> NDArray[Any]:
-        """Values by integers and slices, the draws a chunk's length at a time."""
+        """Values by integers and slices, a few chunks at a time put where they belong."""
         draws = np.atleast_1d(np.arange(self.shape[1])[key[1]])
-        pieces = [self._values(np.empty(0, np.int64))]
+        found = np.empty((self.shape[0], len(draws), *self.shape[2:]), self.dtype)
         for low in range(0, self.shape[1], CHUNK[1]):
-            pieces.append(self._values(draws[(draws >= low) & (draws < low + CHUNK[1])]))
-        found = np.concatenate(pieces, axis=1)
+            columns = _span((draws >= low) & (draws < low + CHUNK[1]))
+            for top in range(0, int(self._chains.max(initial=-1)) + 1, ROWS):
+                rows = _span((self._chains >= top) & (self._chains < top + ROWS))
+                if draws[columns].size and self._chains[rows].size:
+                    found[rows, columns] = self._values(self._chains[rows], draws[columns])
         within = 0 if isinstance(key[1], int | np.integer) else slice(None)
         return np.asarray(found[(key[0], within, *key[2:])])
 
-    def _values(self, draws: NDArray[np.int64]) -> NDArray[Any]:
-        """Of all chains at some draws that lie close together.
+    def _values(self, chains: NDArray[np.int64], draws: NDArray[np.int64]) -> NDArray[Any]:
+        """Of some chains at some draws, both rising and close together.
 
         Raises:
             StoreError: if one is missing or damaged.
         """
-        if not draws.size:
-            return np.empty((len(self._chains), 0, *self.shape[2:]), self.dtype)
         group, name = self._variable.group, self._variable.name
-        first, last = self._start + int(draws[0]), self._start + int(draws[-1])
-        values = self._trace.between(group, name, first, last + 1)
-        if len(values) > len(self._chains):
-            values = values[self._chains]
+        top, first, last = chains[0], int(draws[0]), int(draws[-1])
+        values = self._trace.between(
+            group, name, self._start + first, self._start + last + 1, slice(top, chains[-1] + 1)
+        )
+        if len(values) > len(chains):
+            values = values[chains - top]
         if values.shape[1] <= last - first or missing_in(values).any():
             raise StoreError(
                 f"{self._trace.path}: {group}/{name} lacks draws that were committed: a file "
                 f"of the run directory is missing or old; {AGAIN}"
             )
-        return values[:, draws - draws[0]]
+        return values[:, draws - first]
+
+
+def _span(wanted: NDArray[np.bool_]) -> slice:
+    """Where the wanted ones lie, which are neighbours."""
+    places = np.flatnonzero(wanted)
+    return slice(places[0], places[-1] + 1) if places.size else slice(0, 0)
 
 
 def _constants(trace: Trace) -> xr.Dataset:

@@ -20,7 +20,7 @@ from zarr.errors import ZarrUserWarning
 
 from distsampler import manifest as manifests
 from distsampler import states
-from distsampler.arrays import Draws, ZarrFiles, array_of, codecs
+from distsampler.arrays import ALL, Draws, ZarrFiles, array_of, codecs
 from distsampler.config import RunConfig, looks
 from distsampler.draws import Anchor, DrawBlock, StateFile
 from distsampler.errors import StoreError
@@ -248,14 +248,23 @@ class Trace:
         """
         return self._reading(f"{group}/{name}", lambda: self._draws.read(group, name))
 
-    def between(self, group: str, name: str, start: int, stop: int) -> NDArray[Any]:
+    def between(
+        self, group: str, name: str, start: int, stop: int, chains: slice = ALL
+    ) -> NDArray[Any]:
         """Draws of one variable, counted from the chains' start, wherever they lie.
+
+        Args:
+            group: of the variable.
+            name: of the variable.
+            start: the first draw.
+            stop: behind the last.
+            chains: of which chains, retired ones counted.
 
         Raises:
             StoreError: if a chunk is damaged.
         """
         return self._reading(
-            f"{group}/{name}", lambda: self._draws.between(group, name, start, stop)
+            f"{group}/{name}", lambda: self._draws.between(group, name, start, stop, chains)
         )
 
     def choose_burn_in(self, draws: int) -> None:

@@ -34,14 +34,15 @@ LINEAR, WIDTH = WORKLOADS["linear"], 1_000
 STATE_BYTES, BLOCK = 24_000, 1_024
 
 
-def sampled(chains: int, draws: int, pack: int) -> dict[str, float]:
-    """A run of the deep linear net in this process: driver, worker and store in one."""
+def sampled(chains: int, draws: int, pack: int, runs: int = 1) -> dict[str, float]:
+    """Runs of the deep linear net in this process: driver, worker and store in one."""
     watch = Watch()
-    config = settings(chains, draws, thin=1, pack=pack)
+    config, pool = settings(chains, draws, thin=1, pack=pack), ds.SerialPool()
     began = time.perf_counter()
-    ds.sample(LINEAR.model(), LINEAR.rows(), LINEAR.loss, config, pool=ds.SerialPool(), quiet=True)
+    for _ in range(runs):
+        ds.sample(LINEAR.model(), LINEAR.rows(), LINEAR.loss, config, pool=pool, quiet=True)
     seconds = time.perf_counter() - began
-    steps = chains * draws
+    steps = runs * chains * draws
     return {
         "steps": steps,
         "seconds": seconds,

@@ -194,9 +194,9 @@ def test_what_is_read_late_reads_no_more_than_it_is_asked_for(
         trace.commit([block(chain, first, 301) for chain in range(3)])
     between = Trace.between
 
-    def watched(trace: Trace, group: str, name: str, start: int, stop: int) -> Any:
+    def watched(trace: Trace, group: str, name: str, start: int, stop: int, chains: slice) -> Any:
         sizes.append(stop - start)
-        return between(trace, group, name, start, stop)
+        return between(trace, group, name, start, stop, chains)
 
     monkeypatch.setattr(Trace, "between", watched)
     late = inference_data.unread(trace)["posterior"]
@@ -204,6 +204,22 @@ def test_what_is_read_late_reads_no_more_than_it_is_asked_for(
     thin = late["probe_loss"].isel(draw=slice(None, None, 1000)).values
     assert thin[0].tolist() == [10.0, 1010.0, 2010.0]
     assert max(sizes) <= 1024
+
+
+def test_what_is_read_by_rows_of_chains_is_what_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = make(tmp_path / "run")
+    fill(trace)
+    whole = inference_data.unread(trace)["posterior"].load()
+    trace.retire(1, "lost")
+    for rows in (1, 2, 3):
+        monkeypatch.setattr(inference_data, "ROWS", rows)
+        found = inference_data.unread(trace)["posterior"].load()
+        xr.testing.assert_identical(found, whole.sel(chain=[0, 2]))
+    trace.retire(0, "lost")
+    trace.retire(2, "lost")
+    assert inference_data.unread(trace)["posterior"].load().sizes["chain"] == 0
 
 
 def test_a_missing_chunk_is_an_error_when_it_is_met(tmp_path: Path) -> None:

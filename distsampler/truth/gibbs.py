@@ -121,6 +121,35 @@ class DeepLinear:
             error = w.mT @ error
         return loss, [error, *reversed(slopes)]
 
+    def curvature(self, weights: Sequence[Tensor], iterations: int = 100) -> Tensor:
+        """Largest curvature of ``t K`` at some weights, by power iteration (so from below).
+
+        That of Gauss and Newton, 2 t times the largest eigenvalue of ``J J^T``, J the derivative
+        of the product: exact where K = 0. It tells the step that a sampler would need there.
+
+        Args:
+            weights: W_1 .. W_L, each (..., H_s, H_(s-1)), of one dtype.
+            iterations: of the power iteration.
+
+        Returns:
+            Of the weights' leading dimensions.
+        """
+        below = [None, *accumulate(weights[:-1], lambda b, w: w @ b)]
+        above = [None, *accumulate(reversed(weights[1:]), lambda a, w: a @ w)]
+        pairs = list(zip(reversed(above), below, strict=True))
+        found = torch.empty_like(product(weights))
+        found.normal_(generator=torch.Generator().manual_seed(0))
+        least = torch.finfo(found.dtype).tiny
+        for _ in range(iterations):
+            size = found.norm(dim=(-2, -1), keepdim=True)
+            unit, found = found / size.clamp(min=least), torch.zeros_like(found)
+            for a, b in pairs:
+                part = unit if a is None else a @ (a.mT @ unit)
+                found += part if b is None else (part @ b.mT) @ b
+        size = found.norm(dim=(-2, -1), keepdim=True)
+        largest: Tensor = 2 * self.t * size[..., 0, 0]
+        return largest
+
 
 def product(weights: Sequence[Tensor]) -> Tensor:
     """The product W_L ... W_1, (..., H_L, H_0)."""

@@ -198,3 +198,26 @@ def test_in_a_deep_net_rounding_stays_below_gamma(monkeypatch: pytest.MonkeyPatc
     assert largest() < 10
     monkeypatch.setattr(gibbs, "ROUNDING", math.inf)
     assert largest() > 100, "squares were enough"
+
+
+def test_the_curvature_is_the_hessians_where_the_loss_is_zero() -> None:
+    generator = torch.Generator().manual_seed(3)
+    shapes = [(3, 4), (5, 3), (2, 5)]
+    net = DeepLinear(
+        tuple(torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes), t=7.0
+    )
+
+    def loss(flat: Tensor) -> Tensor:
+        parts = flat.split([w.numel() for w in net.anchors])
+        return net.tk([p.view(s) for p, s in zip(parts, shapes, strict=True)])
+
+    flat = torch.cat([w.flatten() for w in net.anchors])
+    hessian = torch.autograd.functional.hessian(loss, flat)
+    largest = float(torch.linalg.eigvalsh(hessian)[-1])
+    assert float(net.curvature(net.anchors)) == pytest.approx(largest, rel=1e-6)
+    moved = [w.expand(2, *w.shape) for w in net.anchors]
+    moved[0] = torch.stack([moved[0][0], 2 * moved[0][1]])
+    at_both = net.curvature(moved)  # leading dimensions are kept, and other weights tell
+    assert float(at_both[0]) == pytest.approx(largest, rel=1e-6)
+    assert float(at_both[1]) > 1.5 * largest
+    assert float(net.curvature([torch.zeros_like(w) for w in net.anchors])) == 0.0
