@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 import distsampler as ds
+from distsampler.calibration import BIAS
 from distsampler.truth import Known, Target, certify, networks, targets
 from distsampler.truth.cases import Case, Course
 from tests.faults import job as faults
@@ -24,6 +25,7 @@ SHORT_RUNS, COVERAGE_SEEDS = 200, 84  # coverage: five targets, so that 400 of 4
 RESCALED = (0.1, 0.3, 1.0, 3.0, 10.0)
 FAR = (30.0, 100.0, 1e3, 1e4)
 BATCH, STEPS, MOST_STEPS, CHAINS, THIN = 500, 10_000, 100_000, 4, 10  # of benchmark nets
+COOLER: dict[str, Any] = {"batch_size": 4 * BATCH, "bias": BIAS / 2}
 PUBLISHED = Course(lr=5e-7, burn_in=900, draws=100, thin=10, batch_size=BATCH, chains=CHAINS)
 PUBLISHED_10K = replace(PUBLISHED, lr=1e-7)
 
@@ -241,10 +243,12 @@ def long_runs() -> Iterator[Job]:
 def nets(
     kind: str, make: Callable[[int], networks.Network], count: int, published: Course
 ) -> Iterator[Job]:
-    """Benchmark nets: calibrated, until converged, and as published."""
+    """Benchmark nets: calibrated, likewise with less heat, as published, and until converged."""
     cost = {"1K": 5e-4, "10K": 1.5e-3}[kind] * CHAINS * STEPS
     for seed in range(count):
-        for how, length in (("calibrated", 1.3), ("published", 1.0), ("auto", 6.0)):
+        for how, length in (
+            ("calibrated", 1.3), ("cooler", 2.0), ("published", 1.0), ("auto", 6.0)
+        ):  # fmt: skip
             work = functools.partial(_net, kind, make, seed, how, published)
             yield Job(f"nets {kind}", f"{how}-{seed}", cost * length, work)
 
@@ -266,7 +270,8 @@ def _net(
     if how == "published":
         config = published.config(target, "sgld", seed=seed)
     else:
-        config, tags["pilot_steps"], tags["chosen"] = calibrated(target, seed)
+        less = COOLER if how == "cooler" else {}
+        config, tags["pilot_steps"], tags["chosen"] = calibrated(target, seed, **less)
         config = until_converged(config) if how == "auto" else config
     return rows_of([Case(target, config)], truths, **tags)
 
@@ -283,14 +288,18 @@ def averaged(net: networks.Network) -> networks.Network:
     )
 
 
-def calibrated(target: Target, seed: int) -> tuple[ds.RunConfig, int, str]:
+def calibrated(
+    target: Target, seed: int, batch_size: int = BATCH, bias: float = BIAS
+) -> tuple[ds.RunConfig, int, str]:
     """What calibration proposes at the target's nbeta and gamma; its pilots' steps; its sampler."""
     sampler = ds.SamplerConfig(nbeta=target.nbeta, localization=target.gamma)
     given = ds.RunConfig(
-        sampler=sampler, chains=CHAINS, pack=CHAINS, batch_size=BATCH, seed=seed, device="cpu",
+        sampler=sampler, chains=CHAINS, pack=CHAINS, batch_size=batch_size, seed=seed, device="cpu",
         thin=THIN, burn_in=STEPS * 8 // 10 // THIN, draws=STEPS * 2 // 10 // THIN,
     )  # fmt: skip
-    found = ds.calibrate(target.model, target.data, target.loss, given, pool=ds.SerialPool())
+    found = ds.calibrate(
+        target.model, target.data, target.loss, given, pool=ds.SerialPool(), bias=bias
+    )
     return found.config, found.pilot_steps, str(found.config.sampler)
 
 

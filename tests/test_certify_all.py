@@ -51,9 +51,9 @@ BETTER = {
     "quadratic": lambda: spread(160, estimate=10.0, discretisation=0.06, heat=0.04),
     "crossing": lambda: made(10),
     "reduced rank": lambda: made(10),
-    "nets 1K": lambda: [row for how in ("calibrated", "published", "auto")
+    "nets 1K": lambda: [row for how in ("calibrated", "cooler", "published", "auto")
                         for row in made(30, how=how)],
-    "nets 10K": lambda: [row for how in ("calibrated", "published", "auto")
+    "nets 10K": lambda: [row for how in ("calibrated", "cooler", "published", "auto")
                          for row in made(10, how=how)],
     "rescaling": lambda: made(10) + made(1, factor=1e4, estimate=7.0, verdict="NOT_CONVERGED"),
     "dead weights": lambda: made(10, case="a, 1000 dead weights"),
