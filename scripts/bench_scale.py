@@ -21,7 +21,7 @@ from bench_chain import log, machine
 ROOT = Path(__file__).parents[1]
 FIGURE = ROOT / "scripts/figures/growth.png"
 PACK, FEW, MANY = 16, 16, 1_000
-FEW_RUNS = 8  # one after another, so that 16 chains take long enough
+FEW_RUNS = 4  # one after another, so that 16 chains take long enough
 GOALS = {"driver_mb": 600.0, "cost": 1.15, "seconds": 15.0, "diagnosis_mb": 1_536.0}
 COLUMNS = {
     "microseconds_per_step": "us a chain-step",
@@ -180,7 +180,7 @@ def main() -> None:
         "--parameters", type=int, nargs="*", default=[10**4, 10**5, 10**6, 10**7, 5 * 10**7]
     )
     parser.add_argument("--steps", type=int, default=50_000, help="of all chains, axis of chains")
-    parser.add_argument("--goal-draws", type=int, default=200, help="of the 1,000 chains; 0: none")
+    parser.add_argument("--goal-draws", type=int, default=1_000, help="of the 1,000 chains; 0: none")
     parser.add_argument("--driver-draws", type=int, default=0, help="likewise, of the driver's run")
     parser.add_argument("--diagnosed", type=int, default=10_000, help="draws of them; 0: none")
     parser.add_argument("--rounds", type=int, default=1, help="of the goals' measurements")
