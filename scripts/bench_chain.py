@@ -21,7 +21,11 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-WORKLOADS = {"mlp": "MLP 784-128-10", "linear": "deep linear net, 4 layers 16x16, no bias"}
+WORKLOADS = {
+    "mlp": "MLP 784-128-10",
+    "linear": "deep linear net, 4 layers 16x16, no bias",
+    "transformer": "transformer, 2 layers, width 32, 16 tokens",
+}
 OURS = {
     "pack16": "16 chains packed, thin=10",
     "pack4": "4 chains packed, thin=10",
@@ -39,6 +43,7 @@ REFERENCES = ("bare", "sgmcmc", "sampled")
 GOALS = {
     "mlp": {"thin10": {"bare": 0.80}, "pack4": {"sgmcmc": 1.8}},
     "linear": {"thin10": {"bare": 0.80}, "pack16": {"sgmcmc": 11.0}},
+    "transformer": {"thin10": {"bare": 0.90, "sgmcmc": 1.0}},
 }
 """What a contestant should be, in multiples of another's speed."""
 
@@ -191,6 +196,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench chain", description=__doc__)
     parser.add_argument("--seconds", type=float, default=1.5, help="of a turn")
     parser.add_argument("--rounds", type=int, default=10, help="turns of every contestant")
+    parser.add_argument("--workloads", nargs="+", default=[*WORKLOADS], choices=WORKLOADS)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()
     pythons, missing = dict.fromkeys(OURS, sys.executable), ""
@@ -202,7 +208,7 @@ def main() -> None:
     found = {"machine": machine(), "seconds": options.seconds, "rounds": options.rounds}
     found["missing"] = missing or None
     found["workloads"] = {
-        name: race(name, pythons, options.seconds, options.rounds) for name in WORKLOADS
+        name: race(name, pythons, options.seconds, options.rounds) for name in options.workloads
     }
     if options.json:
         print(json.dumps(found))

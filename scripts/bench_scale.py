@@ -180,7 +180,7 @@ def main() -> None:
         "--parameters", type=int, nargs="*", default=[10**4, 10**5, 10**6, 10**7, 5 * 10**7]
     )
     parser.add_argument("--steps", type=int, default=50_000, help="of all chains, axis of chains")
-    parser.add_argument("--goal-draws", type=int, default=1_000, help="of the 1,000 chains; 0: none")
+    parser.add_argument("--goal-draws", type=int, default=1_000, help="of the 1,000; 0: none")
     parser.add_argument("--driver-draws", type=int, default=0, help="likewise, of the driver's run")
     parser.add_argument("--diagnosed", type=int, default=10_000, help="draws of them; 0: none")
     parser.add_argument("--rounds", type=int, default=1, help="of the goals' measurements")

@@ -72,6 +72,57 @@ def _squared_error(model: nn.Module, batch: Batch) -> Tensor:
     return (model(batch[0]) - batch[1]).square().sum(1)
 
 
+VOCABULARY, CONTEXT, WIDTH, HEADS = 64, 16, 32, 4
+
+
+class Transformer(nn.Module):
+    """A causal language model of two layers, its attention written out: it can be mapped over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(VOCABULARY, WIDTH)
+        self.places = nn.Embedding(CONTEXT, WIDTH)
+        self.layers = nn.ModuleList(Layer() for _ in range(2))
+        self.out = nn.Linear(WIDTH, VOCABULARY)
+
+    def forward(self, text: Tensor) -> Tensor:
+        """Logits of every next token."""
+        x = self.tokens(text) + self.places.weight
+        for layer in self.layers:
+            x = layer(x)
+        return torch.as_tensor(self.out(x))
+
+
+class Layer(nn.Module):
+    """Attention and a feed-forward net, each behind a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(2))
+        self.attend, self.merge = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The residual stream behind this layer."""
+        shape = (*x.shape[:2], HEADS, WIDTH // HEADS)
+        parts = self.attend(self.norms[0](x)).chunk(3, -1)
+        query, key, value = (part.reshape(shape).transpose(1, 2) for part in parts)
+        later = torch.full((CONTEXT, CONTEXT), -1e9).triu(1)
+        scores = query @ key.transpose(-1, -2) / shape[-1] ** 0.5 + later
+        x = x + self.merge((scores.softmax(-1) @ value).transpose(1, 2).reshape(x.shape))
+        return torch.as_tensor(x + self.down(F.gelu(self.up(self.norms[1](x)))))
+
+
+def _text(generator: torch.Generator) -> Batch:
+    text = torch.randint(VOCABULARY, (EXAMPLES, CONTEXT + 1), generator=generator)
+    return text[:, :-1], text[:, 1:]
+
+
+def _next_token(model: nn.Module, batch: Batch) -> Tensor:
+    logits = model(batch[0]).transpose(1, 2)
+    return F.cross_entropy(logits, batch[1], reduction="none").mean(1)
+
+
 WORKLOADS = {
     "mlp": Workload(
         "mlp",
@@ -86,5 +137,12 @@ WORKLOADS = {
         lambda: nn.Sequential(*(nn.Linear(16, 16, bias=False) for _ in range(4))),
         _linear_map,
         _squared_error,
+    ),
+    "transformer": Workload(
+        "transformer",
+        "transformer, 2 layers, width 32, 16 tokens",
+        Transformer,
+        _text,
+        _next_token,
     ),
 }

@@ -11,6 +11,10 @@ from typing import Any
 
 import pytest
 
+import distsampler as ds
+from distsampler import packing
+from distsampler.run import prepare
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -45,6 +49,20 @@ def test_a_race_between_different_losses_is_refused(bench_chain: ModuleType) -> 
     bench_chain.check_fair({"bare": 2.0, "thin10": 2.0000001})
     with pytest.raises(SystemExit, match="not fair"):
         bench_chain.check_fair({"bare": 2.0, "thin10": 2.01})
+
+
+@pytest.mark.filterwarnings("error:watch is off")
+def test_every_workload_can_be_packed_and_watched(bench_chain: ModuleType) -> None:
+    worker = importlib.import_module("bench_worker")
+    for name in bench_chain.WORKLOADS:
+        workload = worker.WORKLOADS[name]
+        first_loss, _ = worker.loop(workload)
+        packed, run = worker.chain(workload, 1, pack=2)
+        assert packed == pytest.approx(first_loss, rel=1e-5)
+        assert run(2) == 2
+        config = ds.RunConfig(pack=2, chains=2, batch_size=8)
+        spec = prepare(workload.model(), workload.rows(), workload.loss, config)
+        assert packing.refusal(spec) is None
 
 
 def script(name: str, *options: str) -> Any:
