@@ -20,6 +20,7 @@ from bench_workloads import SEED, WORKLOADS, Workload
 
 THIN, CHAINS, CORES = 10, 4, 2
 POLL = 0.005
+REPORTS = 4  # of a chain, at least, that tell its pace
 ENOUGH = 4.0  # seconds of steps that tell what one takes
 Answer = dict[str, float]
 
@@ -97,7 +98,6 @@ def paced(workload: Workload, actors: int) -> Callable[[float], Answer]:
 
     def go(seconds: float) -> Answer:
         config = settings(workload, CORES, 10**7, chains_per_actor=CORES // actors)
-        config = config.model_copy(update={"max_seconds": seconds + 3})
         running = ds.start(workload.model(), workload.rows(), workload.loss, config)
         seen: dict[int, list[tuple[float, int]]] = {chain: [] for chain in range(CORES)}
         while not running.done:
@@ -106,16 +106,23 @@ def paced(workload: Workload, actors: int) -> Callable[[float], Answer]:
                 reports = seen[chain.chain]
                 if chain.draws and (not reports or reports[-1][1] != chain.draws):
                     reports.append((time.perf_counter(), chain.draws))
+            if all(len(found := late(r)) >= REPORTS and found[-1][0] - r[0][0] >= seconds
+                   for r in seen.values()):  # fmt: skip
+                running.stop()
         running.wait()
         return {"steps_per_second": sum(map(pace, seen.values()))}
 
     return go
 
 
+def late(reports: list[tuple[float, int]]) -> list[tuple[float, int]]:
+    """Those behind a chain's first second, in which blocks find their length."""
+    return [report for report in reports if report[0] - reports[0][0] >= 1.0]
+
+
 def pace(reports: list[tuple[float, int]]) -> float:
-    """Steps a second of a chain, its first second, in which blocks find their length, left out."""
-    late = [report for report in reports if report[0] - reports[0][0] >= 1.0]
-    (began, first), (ended, last) = late[0], late[-1]
+    """Steps a second of a chain, between its reports."""
+    (began, first), *_, (ended, last) = late(reports)
     return THIN * (last - first) / (ended - began)
 
 
