@@ -19,13 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench_workloads import WORKLOADS
 
 ROOT = Path(__file__).parents[1]
-WORKLOADS = {
-    "mlp": "MLP 784-128-10",
-    "linear": "deep linear net, 4 layers 16x16, no bias",
-    "transformer": "transformer, 2 layers, width 32, 16 tokens",
-}
 OURS = {
     "pack16": "16 chains packed, thin=10",
     "pack4": "4 chains packed, thin=10",
@@ -120,7 +116,7 @@ def race(workload: str, pythons: dict[str, str], seconds: float, rounds: int) ->
             log(f"{workload}: round {turn + 1} of {rounds}")
     found = {name: summary(name, speeds) for name in speeds}
     return {
-        "title": WORKLOADS[workload],
+        "title": WORKLOADS[workload].title,
         "parameters": hellos["bare"]["parameters"],
         "goals": GOALS[workload],
         "first_loss": hellos["bare"]["first_loss"],

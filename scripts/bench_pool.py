@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 from bench_chain import PEER, Worker, log, machine, peer_python, ratio
+from bench_workloads import WORKLOADS
 
-WORKLOADS = {"mlp": "MLP 784-128-10", "linear": "deep linear net, 4 layers 16x16, no bias"}
 WHOLE = {
     "packed": "2 actors, 2 chains packed in each",
     "unpacked": "2 actors, 2 chains in turn in each",
@@ -84,7 +84,7 @@ def raced(workload: str, peer: str | None, options: argparse.Namespace) -> dict[
         for other in GOALS_OF_TWO
     }
     return {
-        "title": WORKLOADS[workload],
+        "title": WORKLOADS[workload].title,
         "parameters": whole["parameters"],
         "whole": compared(whole["rounds"], "devinterp"),
         "pace": {name: float(np.median(speeds(answers))) for name, answers in pair.items()},
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="of a whole run")
     parser.add_argument("--pace", type=float, default=15.0, help="seconds of a pace")
     parser.add_argument("--rounds", type=int, default=3, help="turns of every contestant")
-    parser.add_argument("--workloads", nargs="+", default=[*WORKLOADS], choices=WORKLOADS)
+    parser.add_argument("--workloads", nargs="+", default=[*GOALS], choices=GOALS)
     parser.add_argument("--no-peer", action="store_true", help="leave devinterp out")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()

@@ -133,7 +133,7 @@ WORKLOADS = {
     ),
     "linear": Workload(
         "linear",
-        "deep linear net, 4 layers 16x16",
+        "deep linear net, 4 layers 16x16, no bias",
         lambda: nn.Sequential(*(nn.Linear(16, 16, bias=False) for _ in range(4))),
         _linear_map,
         _squared_error,
