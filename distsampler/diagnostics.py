@@ -35,6 +35,7 @@ from distsampler.quantities import (
 )
 
 MIN_CHAINS, MIN_DRAWS = 2, 100
+CLEARLY = 3.0  # standard errors
 LIKELY = 10.0  # times the draws: beyond that nobody can tell
 POOLED = 1_000_000  # draws of a variable that are diagnosed, at most
 POOLED_ADVISORY = 250_000  # likewise, of what enters neither verdict nor error
@@ -112,7 +113,7 @@ class Diagnosis:
 
     def remarks(self) -> list[str]:
         """What is known beside the rows, a sentence each."""
-        found = [*_apart(self), *_drifting(self)]
+        found = [*_apart(self), *_drifting(self), *_below(self)]
         if self.bracket is not None:
             found.append(f"{bracket_line(self.bracket)}; nested R-hat {self.nested_r_hat or 0:.4f}")
         if not math.isnan(self.signal_to_noise):
@@ -325,7 +326,8 @@ def _precise(config: GateConfig, relative_error: float) -> Refusal:
     found = f"the standard error is {relative_error:.1%} of the LLC, not below {wanted:.1%}"
     factor = (relative_error / wanted) ** 2
     if not math.isfinite(factor):
-        return f"no LLC above its error, and {wanted:.1%} is wanted", "more draws, or more chains"
+        found = f"the LLC is zero, and an error of {wanted:.1%} of it is wanted"
+        return found, "set gate.relative_error to null"
     return found, f"about {factor:.1f} times the draws, or so many times the chains"
 
 
@@ -374,6 +376,16 @@ def _drifting(diagnosis: Diagnosis) -> list[str]:
     return [
         f"{row.name} is still {way}: by {abs(size):.3g} +- {error:.2g} {name} from the first draw "
         "to the last"
+    ]
+
+
+def _below(diagnosis: Diagnosis) -> list[str]:
+    """Chains that found lower loss than w* has, in words: then the LLC is below zero."""
+    return [
+        f"the chains found lower loss than at w*, by {-row.mean:.3g} +- {row.mcse:.2g} on average: "
+        "w* is no minimum, and an LLC below zero does not measure how degenerate it is"
+        for row in diagnosis.rows
+        if row.name in ENTERS_ERROR and row.mean < -CLEARLY * row.mcse
     ]
 
 

@@ -143,13 +143,13 @@ def judged(groups: Mapping[str, xr.Dataset], config: RunConfig) -> tuple[Diagnos
 
 
 def relative_error(posterior: xr.Dataset, diagnosis: Diagnosis) -> float:
-    """Standard error of the LLC over its value; infinite where the LLC is not above zero."""
+    """Standard error of the LLC over its size; infinite where the LLC is zero."""
     if "excess_loss" not in posterior:
         return math.nan
     mean, se = _mean(_excess(posterior)), budget(posterior, 1.0, diagnosis).se
     if math.isnan(mean + se):
         return math.nan
-    return se / mean if mean > 0 else math.inf
+    return se / abs(mean) if mean else math.inf
 
 
 def llc(

@@ -179,7 +179,7 @@ class RayPool:
         self._anchors: tuple[Any, Any] = (None, None)
         self._metrics: Metrics | None = None
         self._owns_ray = False
-        self._sent: dict[str, Any] = {}  # folders that the whole job has
+        self._folders: dict[str, Any] = {}  # folders that the whole job has
         self._stock: deque[Any] | None = None  # actors between two runs
         self._most = sys.maxsize  # places, however many the cluster has room for
         self._said = 0.0
@@ -318,7 +318,7 @@ class RayPool:
             places: that it takes at most.
         """
         other = RayPool(self._placement)
-        other._sent, other._stock, other._most = self._sent, stock, places
+        other._folders, other._stock, other._most = self._folders, stock, places
         other._shelf = self._shelf
         return other
 
@@ -478,8 +478,8 @@ class RayPool:
             return
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         address, environment = self._placement.address, self._placement.runtime_env or {}
-        self._sent = {name: environment[name] for name in FOLDERS if name in environment}
-        quiet["runtime_env"] = self._sent
+        self._folders = {name: environment[name] for name in FOLDERS if name in environment}
+        quiet["runtime_env"] = self._folders
         try:
             with _own_sigterm():
                 ray.init(address=address, **quiet) if address else ray.init(
@@ -507,7 +507,7 @@ class RayPool:
     def _of_actors(self) -> PlacementConfig:
         """What is left for actors to ask: Ray takes local folders only from the whole job."""
         environment = self._placement.runtime_env or {}
-        rest = {name: value for name, value in environment.items() if name not in self._sent}
+        rest = {name: value for name, value in environment.items() if name not in self._folders}
         if folders := local_folders(rest):
             raise PlacementError(
                 "placement.runtime_env can send local folders only when Ray is joined, and this "

@@ -19,7 +19,8 @@ import torch
 from bench_workloads import SEED, WORKLOADS, Workload
 
 THIN, CHAINS, CORES = 10, 4, 2
-POLL = 0.005
+POLL = 0.005  # seconds between two looks at a run's progress
+GLANCE = 0.05  # likewise of a pace: looking costs the driver, and with it the actors, time
 REPORTS = 4  # of a chain, at least, that tell its pace
 ENOUGH = 4.0  # seconds of steps that tell what one takes
 Answer = dict[str, float]
@@ -101,7 +102,7 @@ def paced(workload: Workload, actors: int) -> Callable[[float], Answer]:
         running = ds.start(workload.model(), workload.rows(), workload.loss, config)
         seen: dict[int, list[tuple[float, int]]] = {chain: [] for chain in range(CORES)}
         while not running.done:
-            time.sleep(POLL)
+            time.sleep(GLANCE)
             for chain in running.progress.chains if running.progress else ():
                 reports = seen[chain.chain]
                 if chain.draws and (not reports or reports[-1][1] != chain.draws):

@@ -117,7 +117,7 @@ def quadratics() -> Iterator[Job]:
                 name = f"{sampler}{'+' * corrected}-{share:g}"
                 cases = [Case(target, config) for config in configs]
                 make = functools.partial(rows_of, cases, share=share)
-                cost = SEEDS * 4 * 600 * thin * 2e-4
+                cost = SEEDS * 4 * 600 * thin * 1.2e-4
                 yield Job("quadratic", name, cost, make)
 
 
@@ -132,7 +132,7 @@ def crossings() -> Iterator[Job]:
         for t in (579.0, 1e4) if len(halves) == 1 else (579.0,):
             slower = replace(course, lr=course.lr * (579 / t) ** 0.5)
             target = targets.normal_crossing(halves, anchor=anchor, t=t, copies=1_000)
-            yield from seeds("crossing", target, slower, cost=2e-4)
+            yield from seeds("crossing", target, slower, cost=1e-4)
 
 
 def reduced_rank() -> Iterator[Job]:
@@ -153,7 +153,7 @@ def reduced_rank() -> Iterator[Job]:
         for seed in range(SEEDS):
             case = Case(target, with_momentum(target, 4e3, thin=20, seed=seed))
             make = functools.partial(rows_of, [case], coefficient=coefficient)
-            yield Job("reduced rank", f"{slug(target.name)}-{seed}", 2 * 500 * 20 * 4.5e-4, make)
+            yield Job("reduced rank", f"{slug(target.name)}-{seed}", 2 * 500 * 20 * 5.5e-4, make)
 
 
 def with_momentum(target: Target, kappa: float, *, thin: int, seed: int) -> ds.RunConfig:
@@ -197,7 +197,7 @@ def dead_weights() -> Iterator[Job]:
         both = [net, networks.with_dead_weights(net, 1_000)]
         cases = [Case(target, course.config(target, "lmsgld", seed=seed)) for target in both]
         make = functools.partial(rows_of, cases)
-        yield Job("dead weights", str(seed), 2 * steps(course) * 3e-4, make)
+        yield Job("dead weights", str(seed), 2 * steps(course) * 1.2e-4, make)
 
 
 def fast() -> dict[str, tuple[Target, Course]]:
@@ -237,14 +237,14 @@ def long_runs() -> Iterator[Job]:
         for seed in range(COVERAGE_SEEDS):
             case = Case(target, course.config(target, "lmsgld", seed=seed))
             make = functools.partial(rows_of, [case])
-            yield Job("coverage", f"{slug(name)}-{seed}", steps(course) * 2e-4, make)
+            yield Job("coverage", f"{slug(name)}-{seed}", steps(course) * 9e-5, make)
 
 
 def nets(
     kind: str, make: Callable[[int], networks.Network], count: int, published: Course
 ) -> Iterator[Job]:
     """Benchmark nets: calibrated, likewise with less heat, as published, and until converged."""
-    cost = {"1K": 5e-4, "10K": 1.5e-3}[kind] * CHAINS * STEPS
+    cost = {"1K": 5e-4, "10K": 7.5e-4}[kind] * CHAINS * STEPS
     for seed in range(count):
         for how, length in (
             ("calibrated", 1.3), ("cooler", 2.0), ("published", 1.0), ("auto", 6.0)

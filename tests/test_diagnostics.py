@@ -177,8 +177,17 @@ def test_a_wanted_error_is_part_of_the_verdict() -> None:
     assert "of the LLC, not below 5.0%" in verdict.reason
     assert "times the draws" in verdict.advice
     assert judge(data, relative_error=0.2).converged
-    negative = judge(dataset(white() - 0.4), relative_error=0.2)
-    assert "no LLC above its error" in negative.reason
+
+
+def test_an_llc_below_zero_converges_as_any_other_and_is_remarked() -> None:
+    data = dataset(white() - 0.4, noise=1.0)
+    assert judge(data, relative_error=0.2).converged
+    assert "of the LLC, not below 5.0%" in judge(data, relative_error=0.05).reason
+    said = "found lower loss than at w*"
+    assert any(said in line for line in diagnostics.diagnose(data).remarks())
+    assert not any(said in line for line in diagnostics.diagnose(dataset(white())).remarks())
+    nothing = judge(dataset(np.zeros((4, 1000)) + [0.01, -0.01] * 500), relative_error=0.2)
+    assert "the LLC is zero" in nothing.reason
 
 
 def test_signal_to_noise_and_acceptance_are_reported() -> None:
