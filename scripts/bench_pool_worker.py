@@ -20,7 +20,7 @@ from bench_workloads import SEED, WORKLOADS, Workload
 
 THIN, CHAINS, CORES = 10, 4, 2
 POLL = 0.005  # seconds between two looks at a run's progress
-GLANCE = 0.05  # likewise of a pace: looking costs the driver, and with it the actors, time
+GLANCE = 0.05  # likewise of a pace: looking costs the driver processor time
 REPORTS = 4  # of a chain, at least, that tell its pace
 ENOUGH = 4.0  # seconds of steps that tell what one takes
 Answer = dict[str, float]
