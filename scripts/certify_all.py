@@ -3,14 +3,18 @@
 import argparse
 import json
 import os
+import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 from certify_bars import BARS, summary
 from certify_rows import Job, Truths, jobs
+from filelock import FileLock, Timeout
 
 OUT = Path("runs/certify")
 
@@ -21,11 +25,12 @@ def path_of(out: Path, job: Job) -> Path:
 
 
 def chosen(part: str, only: str | None) -> list[Job]:
-    """The jobs of a part: every k-th, so that the parts cost about the same."""
+    """The jobs of a part: every k-th of the sorted ones, so that the parts cost about the same."""
     index, count = (int(number) for number in part.split("/"))
     if not 1 <= index <= count:
         raise SystemExit(f"--part must be i/k with i from 1 to k, got {part}")
     found = [job for job in jobs() if only in (None, job.bar)]
+    found.sort(key=lambda job: -job.cost)  # the long ones first: the last to end is a short one
     return found[index - 1 :: count]
 
 
@@ -53,25 +58,59 @@ def read(out: Path) -> dict[str, list[dict[str, object]]]:
     return found
 
 
+@contextmanager
+def claim(path: Path) -> Iterator[bool]:
+    """Whether the job of this file is for us: not done, and no other process is at it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path.with_suffix(".lock"), timeout=0):
+            yield not path.exists()
+    except Timeout:
+        yield False
+
+
 def run(todo: list[Job], out: Path) -> None:
-    """Performs what is not there yet."""
+    """Performs what is not there yet and what no other process is at."""
     truths = Truths(out / "truth", write)
     for number, job in enumerate(todo, 1):
-        if path_of(out, job).exists():
-            continue
-        began = time.monotonic()
-        perform(job, out, truths)
-        seconds = time.monotonic() - began
+        with claim(path_of(out, job)) as ours:
+            if not ours:
+                continue
+            began = time.monotonic()
+            perform(job, out, truths)
+            seconds = time.monotonic() - began
         print(
             f"{number}/{len(todo)}  {job.bar} {job.name}: {seconds:.0f} s", file=sys.stderr,
             flush=True,
         )  # fmt: skip
 
 
+def run_with(others: int, todo: list[Job], out: Path) -> None:
+    """Runs the jobs here and in as many other processes, until none is left.
+
+    Raises:
+        SystemExit: some are not done, as a process among the others failed.
+    """
+    command = [sys.executable, *sys.argv, "--jobs", "1"]
+    with ExitStack() as processes:
+        for _ in range(others):
+            processes.enter_context(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+        run(todo, out)
+    if missing := [job for job in todo if not path_of(out, job).exists()]:
+        raise SystemExit(
+            f"{len(missing)} of {len(todo)} jobs are not done, as a process failed: see above; "
+            "the same command again goes on"
+        )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/certify-all", description=__doc__)
     parser.add_argument("--part", default="1/1", help="i/k: every k-th job from the i-th")
     parser.add_argument("--only", choices=BARS, help="one bar's jobs")
+    parser.add_argument(
+        "--jobs", type=int, default=len(os.sched_getaffinity(0)),
+        help="how many are run at a time, each on one core (all cores unless given)",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, default=OUT, help="the folder of results")
     parser.add_argument("--list", action="store_true", help="the jobs and their estimated seconds")
     parser.add_argument("--summary", action="store_true", help="print what is there, run nothing")
@@ -85,7 +124,7 @@ def main() -> int:
     if not given.summary:
         torch.set_num_threads(1)
         warnings.simplefilter("ignore")  # each run's verdict is in its row
-        run(todo, given.out)
+        run_with(given.jobs - 1, todo, given.out)
     text, met = summary(read(given.out))
     print(text)
     return 0 if met else 1

@@ -69,7 +69,7 @@ class Job:
 
 
 def jobs() -> Iterator[Job]:
-    """All, in the order in which they are run: what is cheap first."""
+    """All of the table."""
     yield from quadratics()
     yield from crossings()
     yield from reduced_rank()

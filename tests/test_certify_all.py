@@ -1,6 +1,9 @@
 """The table of bars judges as it says: each bar can be met, and each can be missed."""
 
 import json
+import os
+import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -138,6 +141,35 @@ def test_jobs_that_are_done_are_not_done_again(main: ModuleType, tmp_path: Path)
     assert calls == ["made"]
     assert main.read(tmp_path)["pools"] == made(1)
     assert json.loads(main.path_of(tmp_path, job).read_text())["seconds"] >= 0
+
+
+def test_a_job_that_another_process_is_at_is_left_to_it(main: ModuleType, tmp_path: Path) -> None:
+    from certify_rows import Job
+
+    def make(truths: object) -> list[dict[str, Any]]:
+        main.run([job], tmp_path)  # meanwhile another comes by
+        assert not main.path_of(tmp_path, job).exists()
+        return made(1)
+
+    job = Job("pools", "one", 1.0, make)
+    main.run([job], tmp_path)
+    assert main.read(tmp_path)["pools"] == made(1)
+
+
+def test_several_processes_share_the_jobs_and_one_command_prints_the_table(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    command = [sys.executable, str(root / "scripts" / "certify_all.py"), "--only", "honesty"]
+    command += ["--part", "1/100", "--out", str(tmp_path)]
+    path = os.pathsep.join([str(root), str(root / "scripts")])
+    ended = subprocess.run(
+        [*command, "--jobs", "2"], capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    done = re.findall(r"(\d+)/2  honesty", ended.stderr)
+    assert sorted(done) == ["1", "2"], ended.stderr
+    assert ended.returncode == 1  # most of the table is not there
+    assert "not run" in ended.stdout
+    assert ended.stdout.count("| case | bar |") == 1, ended.stdout
 
 
 def test_truths_are_found_once(main: ModuleType, tmp_path: Path) -> None:
