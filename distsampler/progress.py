@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from array import array
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -77,7 +78,7 @@ class Snapshot:
     llc: float
     r_hat: float
     committed: tuple[int, ...] = ()
-    series: list[list[float]] = field(default_factory=list, repr=False, compare=False)
+    series: Sequence[Sequence[float]] = field(default=(), repr=False, compare=False)
     verdict: Verdict | None = None
     anchor: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
@@ -100,7 +101,7 @@ class _Running:
         self.draws, self.count, self.excess = draws, 0, 0.0
         self.restarting, self.restarts = False, 0
         self.loss = self.rate = math.nan
-        self.series: list[float] = []
+        self.series = array("d")  # a quarter of the memory of a list
         self.stride, self._seen, self._since = 1, 0, time.monotonic()
 
     def add(self, block: DrawBlock, burn_in: int) -> None:
@@ -196,11 +197,11 @@ class Progress:
         return self._nbeta * chain.excess / chain.count if chain.count else math.nan
 
 
-def split_r_hat(series: list[list[float]]) -> float:
+def split_r_hat(series: Sequence[Sequence[float]]) -> float:
     """Split R-hat (Gelman et al., BDA3, eq. 11.4) of chains of unequal length, cut to the shortest.
 
     Args:
-        series: one list a chain.
+        series: one a chain.
 
     Returns:
         NaN for fewer than two chains or eight values.

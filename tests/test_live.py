@@ -49,7 +49,7 @@ def test_a_long_series_is_thinned_not_kept() -> None:
         progress.add(block(0, first, 500))
     running = progress._chains[0]
     assert 500 <= len(running.series) < 1024
-    assert running.series == np.sin(np.arange(0, 20_000, running.stride)).tolist()
+    assert running.series.tolist() == np.sin(np.arange(0, 20_000, running.stride)).tolist()
 
 
 def test_off_a_terminal_there_is_one_plain_line_every_30_seconds(
