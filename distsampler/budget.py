@@ -74,6 +74,14 @@ class ErrorBudget:
         reach = _quantile(abs(self.bias) / spread) * spread if spread > 0 else spread
         return mean - max(self.bias, 0.0) - reach, mean - min(self.bias, 0.0) + reach
 
+    @property
+    def covers(self) -> str:
+        """Which errors the interval knows, and which biases it does not."""
+        parts = {"discretisation": self.discretisation, "minibatch heat": self.heat}
+        left = " and ".join(name for name, value in parts.items() if value is None)
+        found = "Monte Carlo, anchor and predicted bias"
+        return f"{found}, without {left}, which was not predicted" if left else found
+
     def rows(self) -> list[tuple[str, float | None, str]]:
         """Name, value and meaning of each part; None: not predicted, and why."""
         why = self.unpredicted
@@ -107,9 +115,7 @@ class ErrorBudget:
             for name, value, share, meaning in rows
         ]
         low, high = self.interval(mean)
-        lines.append(
-            f"95 % interval {low:.5g} .. {high:.5g}: Monte Carlo, anchor and predicted bias"
-        )
+        lines.append(f"95 % interval {low:.5g} .. {high:.5g}: {self.covers}")
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, object]:

@@ -51,7 +51,7 @@ from distsampler.pilots import (
     with_options,
 )
 from distsampler.pool import ChainPool
-from distsampler.recipe import Recipe
+from distsampler.recipe import CALIBRATION, Recipe
 from distsampler.replica import Loss
 from distsampler.results import Run
 from distsampler.run import look_of, prepare
@@ -187,7 +187,7 @@ def calibrate_recipe(
     found = calibrate(
         recipe.model, recipe.data, recipe.loss, recipe.config, heatmap=heatmap, bias=bias
     )
-    record = {**recipe.record, "calibration": found.as_dict()}
+    record = {**recipe.record, CALIBRATION: found.as_dict()}
     return replace(recipe, record=record, config=found.config), found
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -80,9 +81,14 @@ def calibrate(
     from distsampler import recipe
 
     wanted = recipe.load(config, changes or [])
+    _see_writable(out, heatmap)
+    _see_figure(heatmap)
     from distsampler.calibration import calibrate_recipe
 
     chosen, found = calibrate_recipe(wanted, heatmap=heatmap is not None, bias=bias)
+    _say(json.dumps(found.as_dict()) if as_json else str(found))
+    if out is not None:
+        recipe.write(chosen, out)
     if found.heatmap is not None and heatmap is not None:
         from matplotlib.figure import Figure
 
@@ -91,9 +97,6 @@ def calibrate(
         figure = Figure(figsize=(8, 4), layout="constrained")
         plot_heatmap(found.heatmap, figure.subplots())
         figure.savefig(heatmap)
-    if out is not None:
-        recipe.write(chosen, out)
-    _say(json.dumps(found.as_dict()) if as_json else str(found))
 
 
 @app.command()
@@ -203,6 +206,7 @@ def collect(
     from distsampler.collect import open_sweep
 
     found = open_sweep(store)
+    _see_writable(csv, netcdf)
     if csv is not None:
         found.to_csv(csv)
     if netcdf is not None:
@@ -329,12 +333,36 @@ def _print_sweep(done: Sweep, rows: list[dict[str, Any]]) -> None:
 def _calibrated(found: Recipe, store: str | None, resume: str, bias: float) -> Recipe:
     """The recipe with what pilots choose, or, of a run that exists, with what they chose then."""
     from distsampler.calibration import calibrate_recipe, continued
+    from distsampler.run import continues
+    from distsampler.trace import as_files
 
+    if store is not None:
+        continues(as_files(store), resume)  # type: ignore[arg-type]  # checked there
     if resume != "never" and (chosen := continued(found, store)) is not None:
         return chosen
     found, calibration = calibrate_recipe(found, bias=bias)
     typer.echo(str(calibration), err=True)
     return found
+
+
+def _see_writable(*paths: Path | None) -> None:
+    """Sees before work is done for them that files can be written where they shall be."""
+    from distsampler.errors import ConfigError
+
+    for path in paths:
+        if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+            raise ConfigError(f"{path} must be a file in a folder that can be written: make it")
+
+
+def _see_figure(path: Path | None) -> None:
+    """Sees that matplotlib knows the format of a figure's name."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    from distsampler.errors import ConfigError
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path is not None and path.suffix[1:].lower() not in known:
+        raise ConfigError(f"--heatmap must end in one of .{', .'.join(sorted(known))}: got {path}")
 
 
 def _open(store: str) -> Run:

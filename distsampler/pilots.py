@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from distsampler.config import GateConfig, RunConfig, SamplerConfig
-from distsampler.errors import RunFailed
+from distsampler.errors import ConfigError, RunFailed
 from distsampler.inference_data import group
 from distsampler.optim.by_name import signature_options
 from distsampler.pool import ChainPool
@@ -85,13 +85,21 @@ class Pilots:
 
 
 def read_pilot(run: Run, sampler: SamplerConfig, steps: int) -> Pilot:
-    """What a pilot's store says, of its last draw where a look is meant."""
+    """What a pilot's store says, of its last draw where a look is meant.
+
+    Raises:
+        ConfigError: if no curvature could be measured.
+    """
     stats = group(run.inference_data, "sample_stats")
+    if "curvature" not in stats:
+        raise ConfigError(
+            "calibration measures the curvature, and this loss has no double backward: give "
+            "sampler.lr and localization and run without calibration, or write the loss of "
+            "operations that autograd differentiates twice"
+        )
     llc = run.llc("ignore").mean
 
     def last(name: str) -> float:
-        if name not in stats:
-            return 0.0  # nothing is predicted of it, and that is said in the run's budget
         return float(stats[name].values[:, -1].mean())
 
     ess = [min(row.ess_bulk, row.ess_tail) for row in run.diagnosis.gated]

@@ -20,6 +20,7 @@ from distsampler.errors import ConfigError, unknown_name
 from distsampler.named import Named
 
 PARTS = ("model", "data", "loss")
+CALIBRATION = "calibration"  # in a run's record: what pilots chose, beside the parts
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,13 @@ def of_fields(fields: dict[str, Any], path: str | Path) -> Recipe:
     record: dict[str, Any] = {"folder": str(Path(path).parent.absolute())}
     for part in PARTS:
         record[part] = fields.pop(part, None)
-        record[f"{part}_kwargs"] = fields.pop(f"{part}_kwargs", None) or {}
+        record[f"{part}_kwargs"] = _options(f"{part}_kwargs", fields, path)
     known = (*RunConfig.model_fields, *PARTS, *(f"{part}_kwargs" for part in PARTS))
-    for key in fields:
+    for key, value in fields.items():
         if key not in RunConfig.model_fields:
             raise ConfigError(f"{path}: {unknown_name('option', str(key), known)}")
+        if isinstance(value, dict):
+            _see_names(path, key, value)
     record["restrict_to"] = fields.get("restrict_to")  # a file of masks, of which runs hold digests
     return resolve(record, RunConfig(**with_masks(fields, Path(record["folder"]))))
 
@@ -159,6 +162,19 @@ def write(recipe: Recipe, path: str | Path) -> None:
     out.write_text(yaml.safe_dump(fields, sort_keys=False))
 
 
+def _options(name: str, fields: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """Takes keyword arguments out of a file's fields."""
+    found = fields.pop(name, None) or {}
+    _see_names(path, name, found)
+    return found
+
+
+def _see_names(path: str | Path, name: str, options: object) -> None:
+    """Sees that a field holds options by name."""
+    if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
+        raise ConfigError(f"{path}: {name} must hold options as 'name: value', got {options!r}")
+
+
 def _seen_from(out: Path, name: str, folder: Path) -> str:
     """The name of a callable; one in a file, for a YAML file that may lie in another folder."""
     home, _, attribute = name.rpartition(":")
@@ -170,8 +186,8 @@ def _seen_from(out: Path, name: str, folder: Path) -> str:
 def _read(path: Path) -> dict[str, Any]:
     try:
         fields = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"the config file must be readable: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the config file {path} must be readable text: {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -207,7 +223,11 @@ def _set(fields: dict[str, Any], change: str) -> None:
         fields = fields.setdefault(part, {})
         if not isinstance(fields, dict):
             raise ConfigError(f"--set {key}: {part} holds no options")
-    fields[last] = _number(yaml.safe_load(text))
+    try:
+        fields[last] = _number(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or error
+        raise ConfigError(f"--set {key}: the value must be YAML, got {text!r}: {problem}") from None
 
 
 def _number(value: object) -> object:

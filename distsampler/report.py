@@ -18,6 +18,7 @@ from distsampler.files import Files, is_url
 from distsampler.inference_data import group
 from distsampler.page import Cell, Html, Page, code, figure, figures, folded, paragraph, table
 from distsampler.quantities import Row
+from distsampler.recipe import CALIBRATION
 from distsampler.results import Run
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def _header(run: Run, estimate: LLCEstimate) -> Html:
         paragraph(Html(f'<span class="status">{verdict.status}</span>: {escape(verdict.reason)}.')),
         *([paragraph(f"To do: {verdict.advice}.")] if verdict.advice else []),
         *(paragraph(f"Note: {advisory}") for advisory in run.advisories),
-        paragraph(f"95 % interval {low:.5g} .. {high:.5g}: Monte Carlo, anchor, predicted bias."),
+        paragraph(f"95 % interval {low:.5g} .. {high:.5g}: {estimate.budget.covers}."),
         paragraph(str(estimate), "faint"),
         paragraph(f"Run {run.manifest.status}: {_state(run)}", "faint"),
     ]
@@ -232,7 +233,8 @@ def _again(run: Run) -> list[Html]:
 
 
 def _from_file(run: Run) -> list[Html]:
-    record = {k: v for k, v in (run.manifest.recipe or {}).items() if v}
+    kept = (run.manifest.recipe or {}).items()
+    record = {name: value for name, value in kept if value and name != CALIBRATION}
     folder = str(record.pop("folder", "."))
     fields = {**_settings(run), **record}
     return [

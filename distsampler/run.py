@@ -227,7 +227,7 @@ class Job:
         self._pool = pool
         self._files = as_files(tempfile.mkdtemp(prefix="distsampler-") if store is None else store)
         self._files.fsync = spec.config.fsync
-        self._continues = _continues(self._files, resume)
+        self._continues = continues(self._files, resume)
         self._asked, stored = spec.config.pack, None
         if self._continues and self._asked == "auto":
             stored = Trace(self._files).manifest.config.together
@@ -384,8 +384,13 @@ def _ray_pool(config: RunConfig) -> ChainPool:
     return RayPool(config.placement)
 
 
-def _continues(files: Files, resume: Resume) -> bool:
-    """Whether the store holds a run to go on with; sees that it can be made, if not."""
+def continues(files: Files, resume: Resume) -> bool:
+    """Whether the store holds a run to go on with; sees that one can be made, if not.
+
+    Raises:
+        ConfigError: if resume is no word for it.
+        StoreError: if there is a run and none may be, or none and there must be one.
+    """
     if resume not in ("never", "auto", "must"):
         raise ConfigError(f"resume must be 'never', 'auto' or 'must', got {resume!r}")
     exists = files.exists(trace.MANIFEST)

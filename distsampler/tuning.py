@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from distsampler.bias import Law, law_of
+from distsampler.bias import Law, law_of, unpredicted
 from distsampler.config import RunConfig, SamplerConfig
 from distsampler.errors import ConfigError, RunFailed
 from distsampler.optim.by_name import HEAT, signature_options
@@ -98,11 +98,17 @@ class Tuner:
         return Tuned(config, self._reasons, self._h, last.discretisation, heat, pilots)
 
     def _check(self, given: SamplerConfig) -> None:
-        """Sees that the law of a sampler that was named is known."""
+        """Sees that what is to be chosen by its biases has biases that are predicted."""
         if law_of(self._config) not in FRACTIONS:
             raise ConfigError(
                 f"calibrate knows the laws of {', '.join(sorted({*FRACTIONS} - {'badodab'}))}, and "
                 f"not that of {given.name!r}: name one of them, or leave sampler.name out"
+            )
+        if missing := unpredicted(short(self._config)):
+            raise ConfigError(
+                "calibrate chooses by the biases that are predicted, and here one cannot be: "
+                f"{next(iter(missing.values()))}; change that, or give sampler.lr and "
+                "localization and run without calibration"
             )
 
     def _at_anchor(self, sampler: SamplerConfig) -> float:

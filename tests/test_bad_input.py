@@ -163,6 +163,9 @@ CLI: list[tuple[str, dict[str, Any], list[str], str]] = [
     ("model that raises", {"model_kwargs": {"depth": 3}}, [], "raised TypeError"),
     ("no model", {"model": None}, [], "model: must be"),
     ("set without value", {}, ["--set", "draws"], "--set needs key=value"),
+    ("set to what is no YAML", {}, ["--set", "sampler.lr=[1"], "--set sampler.lr: the value must be YAML, got '[1'"),
+    ("kwargs that are a list", {"loss_kwargs": [1]}, [], "loss_kwargs must hold options as 'name: value', got [1]"),
+    ("option without a name", {"sampler": {1: 2}}, [], "sampler must hold options as 'name: value', got {1: 2}"),
 ]  # fmt: skip
 
 
@@ -184,6 +187,7 @@ def test_a_mistake_on_the_command_line_is_one_sentence(
         ("chains: 2\n  draws: [\n", "line 2"),
         ("- a\n- b\n", "must hold options as 'key: value', got list"),
         (None, "must be readable"),
+        ("chains: \udcff", "must be readable text"),
     ],
 )
 def test_a_file_that_is_no_config_is_named(
@@ -191,8 +195,32 @@ def test_a_file_that_is_no_config_is_named(
 ) -> None:
     file = tmp_path / "config.yaml"
     if text is not None:
-        file.write_text(text)
+        file.write_bytes(text.encode(errors="surrogateescape"))
     code, error = here("run", file, "--store", tmp_path / "run")
+    assert code == 2
+    assert sentence in error
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["run", "--calibrate", "--store", "run"], "must not exist, but it holds a run"),
+        (["run", "--calibrate", "--store", "new", "--resume", "yes"], "'never', 'auto' or 'must'"),
+        (["calibrate", "--out", "no/such.yaml"], "must be a file in a folder that can be written"),
+        (["calibrate", "--heatmap", "chart.foo"], "--heatmap must end in one of ."),
+    ],
+)
+def test_what_calibration_could_not_keep_is_refused_before_a_pilot_runs(
+    tmp_path: Path, here: Command, monkeypatch: pytest.MonkeyPatch, words: list[str], sentence: str
+) -> None:
+    def pilots(*_: object, **__: object) -> None:
+        raise AssertionError("a pilot ran")
+
+    monkeypatch.setattr("distsampler.calibration.calibrate", pilots)
+    sample(tmp_path / "run", config=config(draws=3))
+    file = written(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    code, error = here(words[0], file, *words[1:])
     assert code == 2
     assert sentence in error
 

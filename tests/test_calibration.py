@@ -159,6 +159,48 @@ def test_what_cannot_be_calibrated_is_refused() -> None:
         calibrated(sampler=ds.SamplerConfig(lr=10.0, localization=GAMMA))
 
 
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"batches": "epoch"}, "less heat"),
+        ({"sampler": ds.SamplerConfig(localization=GAMMA, bounding_box_size=1.0)}, "a box"),
+        pytest.param(
+            {"sampler": ds.SamplerConfig(localization=GAMMA, noise_level=0.5)},
+            "noise_level",
+            marks=pytest.mark.filterwarnings("ignore:noise_level"),
+        ),
+    ],
+)
+def test_what_has_no_predicted_bias_is_not_chosen_by_one(fields: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigError, match=f"one cannot be: .*{why}"):
+        calibrated(**fields)
+
+
+class Once(torch.autograd.Function):
+    """A square without a double backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * slope
+
+
+def test_a_loss_without_a_double_backward_says_what_is_missing() -> None:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        return Once.apply(model.w).sum() + batch @ model.w  # type: ignore[no-any-return]
+
+    with (
+        pytest.warns(UserWarning, match="watch is off"),
+        pytest.raises(ConfigError, match=r"no double backward: give sampler\.lr"),
+    ):
+        ds.calibrate(Bowl(), examples(), loss, config(), pool=ds.SerialPool())
+
+
 def test_a_loss_that_raises_is_not_taken_for_a_step_that_is_too_large() -> None:
     calls: list[int] = []
 

@@ -12,8 +12,11 @@ import pytest
 import xarray as xr
 
 import distsampler as ds
-from distsampler import page, plots, report, sweep_report
+from distsampler import page, plots, recipe, report, sweep_report
+from distsampler.live import Reporter
+from distsampler.run import Job, prepare
 from tests import browser
+from tests.test_cli import written
 from tests.test_reading import autoregressive, make_run
 
 VOID = {"meta", "br", "img", "path", "use", "rect", "image", "stop"}
@@ -160,6 +163,19 @@ def test_the_lines_to_reproduce_give_the_config_back(run: ds.Run, text: str) -> 
     names: dict[str, Any] = {"ds": ds}
     exec(lines, names)
     assert names["config"] == run.manifest.config
+
+
+def test_the_file_to_reproduce_a_calibrated_run_can_be_read(tmp_path: Path) -> None:
+    wanted = recipe.load(written(tmp_path))
+    record = {**wanted.record, recipe.CALIBRATION: {"reasons": {}}}
+    short = wanted.config.model_copy(update={"draws": 3})
+    spec = prepare(wanted.model, wanted.data, wanted.loss, short)
+    job = Job(spec, tmp_path / "run", ds.SerialPool(), "never", record)
+    done = job.run(Reporter(quiet=True), lambda: None)
+    found = unescape(Path(report.write(done, tmp_path / "page.html")).read_text())
+    (lines,) = re.findall(r"<pre[^>]*>([^<]*^model: [^<]*)</pre>", found, re.MULTILINE)
+    (tmp_path / "again.yaml").write_text(lines)
+    assert recipe.load(tmp_path / "again.yaml").config.draws == 3
 
 
 @pytest.mark.parametrize(
