@@ -55,6 +55,14 @@ if TYPE_CHECKING:
     from distsampler.config import optimal_nbeta as optimal_nbeta
     from distsampler.diagnostics import Diagnosis as Diagnosis
     from distsampler.diagnostics import Verdict as Verdict
+    from distsampler.errors import ConfigError as ConfigError
+    from distsampler.errors import DistsamplerError as DistsamplerError
+    from distsampler.errors import NotConverged as NotConverged
+    from distsampler.errors import NotConvergedWarning as NotConvergedWarning
+    from distsampler.errors import PlacementError as PlacementError
+    from distsampler.errors import RunFailed as RunFailed
+    from distsampler.errors import StoreError as StoreError
+    from distsampler.errors import WorkFailedError as WorkFailedError
     from distsampler.estimators import LLCEstimate as LLCEstimate
     from distsampler.estimators import WBICEstimate as WBICEstimate
     from distsampler.optim import SGLD as SGLD
@@ -86,7 +94,16 @@ _HOMES = {
     "collect": ("Sweep", "open_sweep"),
     "config": ("GateConfig", "PlacementConfig", "RunConfig", "SamplerConfig", "optimal_nbeta"),
     "diagnostics": ("Diagnosis", "Verdict"),
-    "errors": ("ConfigError", "DistsamplerError", "PlacementError", "RunFailed", "StoreError"),
+    "errors": (
+        "ConfigError",
+        "DistsamplerError",
+        "NotConverged",
+        "NotConvergedWarning",
+        "PlacementError",
+        "RunFailed",
+        "StoreError",
+        "WorkFailedError",
+    ),
     "estimators": ("LLCEstimate", "WBICEstimate"),
     "optim": ("SGLD", "SGNHT"),
     "plots": (

@@ -161,10 +161,15 @@ def unpredicted(config: RunConfig) -> dict[str, str]:
     return dict.fromkeys(PREDICTED, why)
 
 
-def steepness(curvature: NDArray[np.float64], facts: Mapping[str, float]) -> NDArray[np.float64]:
-    """Lr kappa / 4 in the direction of the largest curvature h: at 1 the chain has no law."""
-    kappa = facts["nbeta"] * curvature + facts["localization"]
-    return np.asarray(facts["lr"] * kappa / 4)
+def steepness(
+    curvature: NDArray[np.float64], config: RunConfig, facts: Mapping[str, float]
+) -> NDArray[np.float64]:
+    """X = lr kappa / 4, of SGHMC y, where the curvature is largest: at 1 the chain has no law."""
+    options = config.sampler.options
+    pull = facts["localization"] + float(options.get("weight_decay", 0.0))
+    x = facts["lr"] * (facts["nbeta"] * curvature + pull) / 4
+    friction = float(options.get("friction", 0.0)) if law_of(config) == "sghmc" else 0.0
+    return np.asarray(x / (1 - friction / 2))
 
 
 def too_large(
@@ -179,7 +184,7 @@ def too_large(
     """
     if law_of(config) in (None, "mala") or "lr" not in facts or not curvature.size:
         return None
-    found = float(steepness(curvature, facts).max())
+    found = float(steepness(curvature, config, facts).max())
     if not found > BEARABLE:
         return None
     return (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from operator import index
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, SupportsIndex
 
 from pydantic import (
     BaseModel,
@@ -114,6 +115,8 @@ class PlacementConfig(Frozen):
         autoscale: the cluster starts nodes for what actors ask: an actor that no node can hold now
             is waited for up to ``start_timeout``, not refused. Needs ``gpus_per_chain``.
         start_timeout: seconds an actor may take to come up.
+        answer_timeout: seconds an actor may take to say that it lives, once it has long reported
+            nothing; then it is taken for lost.
         block: draws a chain makes between two reports; None: sized to take about two seconds, more
             where over 200 places report.
     """
@@ -376,12 +379,18 @@ def optimal_nbeta(n: int | HasBatchSize) -> float:
             documentation does, with a warning. ``sample()`` always uses the number of examples.
 
     Raises:
-        ConfigError: if n < 2, where the logarithm is not positive.
+        ConfigError: if n < 2, where the logarithm is not positive, or n is neither of the two.
     """
-    if isinstance(n, int):
-        return _n_over_log_n(n)
-    size = n.batch_size or 1
-    examples = len(getattr(n, "dataset", ())) or len(n) * size
+    if isinstance(n, SupportsIndex):  # numpy's integers too
+        return _n_over_log_n(index(n))
+    try:
+        size = n.batch_size or 1
+        examples = len(getattr(n, "dataset", ())) or len(n) * size
+    except (AttributeError, TypeError):
+        raise ConfigError(
+            "optimal_nbeta needs the number of examples, an integer, or a DataLoader over so many: "
+            f"got {n!r}; give len(dataset)"
+        ) from None
     found = _n_over_log_n(size)
     warnings.warn(
         f"nbeta of a DataLoader is that of its batch size {size}: {found:.6g}; of its {examples} "

@@ -191,7 +191,8 @@ def diagnose(
     stride, data = _thinned(posterior, (*GATED, *ENTERS_ERROR), POOLED)
     chains = [int(chain) for chain in posterior["chain"].values]
     sides = quantities.sides(chains, dispersed)
-    rows = quantities.rows(data, sides)
+    averaged = _averaged(posterior, stride)
+    rows = quantities.rows(data, sides, averaged)
     rows += quantities.rows(_thinned(posterior, ADVISORY, POOLED_ADVISORY)[1], sides)
     drifting = any(row.drifts for row in rows)
     return Diagnosis(
@@ -202,7 +203,7 @@ def diagnose(
         nbeta,
         settled=stride * burn_in(data, dispersed=dispersed) if drifting else 0,
         outliers=_outliers(data, chains, sides),
-        bracket=_bracket(data, sides, nbeta) if dispersed else None,
+        bracket=_bracket(data, averaged, sides, nbeta) if dispersed else None,
         signal_to_noise=_signal_to_noise(data),
         acceptance=_acceptance(stats),
     )
@@ -214,6 +215,18 @@ def _thinned(posterior: xr.Dataset, names: Sequence[str], most: int) -> tuple[in
     stride = max(1, math.ceil(posterior.sizes["chain"] * posterior.sizes["draw"] / most))
     kept = posterior[found].isel(draw=slice(None, None, stride), missing_dims="ignore")
     return stride, kept.astype(np.float64, copy=False)
+
+
+def _averaged(posterior: xr.Dataset, stride: int) -> xr.Dataset:
+    """What enters the error: of every ``stride`` draws the mean, so that no draw is left out."""
+    found = {}
+    for name in ENTERS_ERROR:
+        if name in posterior:
+            values = np.asarray(posterior[name].values)
+            whole = values.shape[1] // stride
+            parts = values[:, : whole * stride].reshape(len(values), whole, stride)
+            found[name] = (("chain", "draw"), parts.mean(axis=2, dtype=np.float64))
+    return xr.Dataset(found)
 
 
 def burn_in(posterior: xr.Dataset, earliest: int = 0, *, dispersed: bool = False) -> int:
@@ -326,7 +339,8 @@ def _precise(config: GateConfig, relative_error: float) -> Refusal:
     found = f"the standard error is {relative_error:.1%} of the LLC, not below {wanted:.1%}"
     factor = (relative_error / wanted) ** 2
     if not math.isfinite(factor):
-        found = f"the LLC is zero, and an error of {wanted:.1%} of it is wanted"
+        found = f"an error of {wanted:.1%} of the LLC is wanted, and "
+        found += "it is not known" if math.isnan(relative_error) else "the LLC is zero"
         return found, "set gate.relative_error to null"
     return found, f"about {factor:.1f} times the draws, or so many times the chains"
 
@@ -424,21 +438,26 @@ def _outliers(data: xr.Dataset, chains: list[int], sides: list[list[int]]) -> tu
     return tuple(worst[chain] for chain in sorted(worst))
 
 
-def _bracket(data: xr.Dataset, sides: list[list[int]], nbeta: float) -> tuple[Side, Side] | None:
-    if "excess_loss" not in data or len(sides) != 2 or not all(sides):
+def _bracket(
+    data: xr.Dataset, averaged: xr.Dataset, sides: list[list[int]], nbeta: float
+) -> tuple[Side, Side] | None:
+    if "excess_loss" not in averaged or len(sides) != 2 or not all(sides):
         return None
-    below, above = (_side(data.isel(chain=side), nbeta) for side in sides)
+    probe = data[["probe_loss"]] if "probe_loss" in data else xr.Dataset()
+    below, above = (
+        _side(averaged["excess_loss"].isel(chain=side), probe.isel(chain=side), nbeta)
+        for side in sides
+    )
     return below, above
 
 
-def _side(data: xr.Dataset, nbeta: float) -> Side:
+def _side(excess: xr.DataArray, probe: xr.Dataset, nbeta: float) -> Side:
     """As the LLC's own error: the largest of the excess loss's, the probe's, the spread's."""
-    per_chain = data["excess_loss"].mean("draw").values
-    if not per_chain.size or data.sizes["draw"] < MIN_FOR_R_HAT:
+    per_chain = excess.mean("draw").values
+    if not per_chain.size or excess.sizes["draw"] < MIN_FOR_R_HAT:
         return Side(math.nan, math.nan)
-    names = [name for name in ("excess_loss", "probe_loss") if name in data]
-    mcse = arviz_module().mcse(data[names], method="mean")
-    errors = [float(mcse[name]) for name in names]
+    mcse = (arviz_module().mcse(each, method="mean") for each in (excess.to_dataset(), probe))
+    errors = [float(found) for each in mcse for found in each.data_vars.values()]
     if len(per_chain) > 1:
         errors.append(float(per_chain.std(ddof=1)) / math.sqrt(len(per_chain)))
     return Side(nbeta * float(per_chain.mean()), nbeta * float(np.max(errors)))

@@ -28,6 +28,14 @@ class WorkFailedError(DistsamplerError):
     """User code (model, data or loss) raised inside a chain; names chain and step."""
 
 
+class NotConverged(DistsamplerError):
+    """An estimate was asked for that the verdict does not support."""
+
+
+class NotConvergedWarning(UserWarning):
+    """An estimate was given that the verdict does not support."""
+
+
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
     """One sentence for a name that does not exist: the nearest known one, then all of them."""
     names = sorted(known)

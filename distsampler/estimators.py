@@ -99,20 +99,28 @@ class LLCEstimate:
 class WBICEstimate:
     """Watanabe's WBIC: ``n E[L_n(w)]`` at nbeta = n / log n (Watanabe 2013, JMLR 14).
 
+    It approximates the free energy under the prior that was sampled: here a Gaussian of precision
+    gamma around w*, times that of the weight decay.
+
     Args:
         mean: the estimate, in nats.
         se: its Monte-Carlo standard error.
         n: examples.
+        localization: gamma of the posterior.
         verdict: of the diagnosis.
     """
 
     mean: float
     se: float
     n: int
+    localization: float
     verdict: Verdict
 
     def __str__(self) -> str:
-        return f"WBIC {plus_minus(self.mean, self.se)} | n {self.n}, {self.verdict.status}"
+        return (
+            f"WBIC {plus_minus(self.mean, self.se)} | n {self.n}, gamma {self.localization:g}, "
+            f"{self.verdict.status}"
+        )
 
 
 def _excess(posterior: xr.Dataset) -> NDArray[np.float64]:
@@ -206,7 +214,8 @@ def wbic(
             "sample again without sampler.nbeta"
         )
     mean = n * (facts["init_loss"] + _mean(_excess(posterior)))
-    return WBICEstimate(mean, budget(posterior, n, diagnosis).se, n, verdict)
+    se = budget(posterior, n, diagnosis).se
+    return WBICEstimate(mean, se, n, facts["localization"], verdict)
 
 
 def plus_minus(mean: float, error: float) -> str:

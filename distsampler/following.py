@@ -23,7 +23,7 @@ from distsampler import diagnostics, inference_data, listing
 from distsampler.errors import StoreError
 from distsampler.files import Files
 from distsampler.lease import heartbeat
-from distsampler.live import PLAIN_SECONDS, grid, number
+from distsampler.live import PLAIN_SECONDS, grid, number, pace
 from distsampler.progress import ChainProgress
 from distsampler.quantities import GATED, MIN_FOR_R_HAT
 from distsampler.trace import MANIFEST, Trace
@@ -178,15 +178,10 @@ def _plainly(follower: Follower, view: View, console: Console) -> View:
 
 def line(view: View) -> str:
     """The run in one line."""
-    alive = [chain for chain in view.chains if not chain.retired]
-    done = min((chain.draws for chain in alive), default=0)
-    total = view.chains[0].total if view.chains else 0
-    rate = sum(chain.rate for chain in alive if not math.isnan(chain.rate))
     parts = [
         f"{view.name} {view.status}{f' ({view.reason})' if view.reason else ''}",
         f"{view.seconds:.0f} s",
-        f"{len(view.chains)} chains ({len(view.chains) - len(alive)} lost)",
-        f"draw {done} of {total}, {rate:.0f} draws/s",
+        pace(view.chains),
         f"{'' if view.over else 'provisional '}LLC {number(view.llc)}",
         f"worst R-hat {number(view.r_hat)}, smallest ESS {number(view.ess)}",
         f"{view.lost} actors lost",
@@ -242,7 +237,9 @@ def _convergence(trace: Trace) -> tuple[float, float]:
 
 def _losses(trace: Trace) -> dict[int, float]:
     """Mean minibatch loss of each chain's last draws."""
-    counts = {chain: draws for chain, draws in enumerate(trace.committed) if draws}
+    kept = trace.manifest.kept
+    end = math.inf if kept is None else trace.burn_in + kept  # where the run was sealed
+    counts = {c: int(min(draws, end)) for c, draws in enumerate(trace.committed) if draws}
     if not counts:
         return {}
     start, stop = max(0, min(counts.values()) - LAST), max(counts.values())

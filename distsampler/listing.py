@@ -21,7 +21,6 @@ from distsampler.lease import EXPIRY_SECONDS, heartbeat
 from distsampler.trace import AGAIN, MANIFEST, Trace
 
 HEADINGS = ("run", "status", "draws", "chains", "LLC", "verdict", "age")
-INSIDE = ("trace.zarr", "checkpoints", "wide")  # folders of a run, where no other can be
 
 
 @dataclass(frozen=True)
@@ -193,6 +192,6 @@ def _homes(root: Files) -> Iterator[str]:
                 yield name.rpartition("/")[0] or "."
         return
     for folder, inside, names in os.walk(root.root):
-        inside[:] = [] if MANIFEST in names else [each for each in inside if each not in INSIDE]
         if MANIFEST in names:
+            inside.clear()
             yield Path(folder).relative_to(root.root).as_posix()

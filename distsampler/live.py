@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self, TextIO
 
@@ -61,17 +62,24 @@ class Reporter:
 
 def line(snapshot: Snapshot) -> str:
     """The run in one line."""
-    chains = snapshot.chains
-    done, total = min(c.draws for c in chains), chains[0].total
-    rate = sum(c.rate for c in chains if not math.isnan(c.rate))
-    lost = sum(c.retired for c in chains)
     if snapshot.anchor:
         made = [f"{done:,} of {of:,} {name}" for name, (done, of) in snapshot.anchor.items()]
         return f"{snapshot.seconds:.0f} s {snapshot.phase}: the loss at w*, {', '.join(made)}"
     return (
-        f"{snapshot.seconds:.0f} s {snapshot.phase}: {len(chains)} chains ({lost} lost), "
-        f"draw {done} of {total}, {rate:.0f} draws/s, "
+        f"{snapshot.seconds:.0f} s {snapshot.phase}: {pace(snapshot.chains)}, "
         f"running LLC {number(snapshot.llc)}, online split R-hat {number(snapshot.r_hat)}"
+    )
+
+
+def pace(chains: Sequence[ChainProgress]) -> str:
+    """How many chains there are, how far the slowest one is, and how fast all are together."""
+    alive = [chain for chain in chains if not chain.retired]
+    done = min((chain.draws for chain in alive), default=0)
+    total = chains[0].total if chains else 0
+    rate = sum(chain.rate for chain in alive if not math.isnan(chain.rate))
+    return (
+        f"{len(chains)} chains ({len(chains) - len(alive)} lost), draw {done} of {total}, "
+        f"{rate:.0f} draws/s"
     )
 
 

@@ -85,18 +85,21 @@ def nested_r_hat(superchains: list[NDArray[np.float64]]) -> float:
     return math.sqrt(1 + between / total) if total > 0 else math.nan
 
 
-def rows(data: xr.Dataset, sides: list[list[int]]) -> tuple[Row, ...]:
+def rows(
+    data: xr.Dataset, sides: list[list[int]], averaged: xr.Dataset | None = None
+) -> tuple[Row, ...]:
     """Every scalar quantity of a posterior.
 
     Args:
         data: variables of dims (chain, draw, ...), float64.
         sides: as ``sides`` gives them.
+        averaged: those of them whose MCSE is to be that of means over draws, not of single draws.
     """
     if not data.data_vars:
         return ()
     statistics = None
     if data.sizes["chain"] and data.sizes["draw"] >= MIN_FOR_R_HAT:
-        statistics = _statistics(data)
+        statistics = _statistics(data, averaged)
     tests = sum(1 for _ in gated_values(data)) * sum(1 for side in sides if side)
     found = []
     for name in data.data_vars:
@@ -132,10 +135,12 @@ def _drift(values: NDArray[np.float64], sides: list[list[int]], tests: int) -> D
 
 
 @np.errstate(invalid="ignore", divide="ignore")  # a constant trace gives NaN: undetermined
-def _statistics(data: xr.Dataset) -> list[xr.Dataset]:
+def _statistics(data: xr.Dataset, averaged: xr.Dataset | None) -> list[xr.Dataset]:
     """MCSE, R-hat, bulk and tail ESS of every variable, in the order of Row's fields."""
     arviz = arviz_module()
     mcse = arviz.mcse(data, method="mean")
+    if averaged is not None and averaged.data_vars:
+        mcse.update(arviz.mcse(averaged, method="mean"))
     several = data.sizes["chain"] > 1
     return [
         mcse,

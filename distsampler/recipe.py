@@ -137,7 +137,10 @@ def with_functions(config: RunConfig, folder: Path) -> RunConfig:
         try:
             function = each.function or find_callable(f"observables.{name}", each.name, folder)
         except ConfigError as error:
-            raise ConfigError(f"{error}; or give the function itself, from Python") from error
+            raise ConfigError(
+                f"{error}; or give the function itself, from Python, in the config of "
+                "sample(model, data, loss, config, store=..., resume='must') where a run goes on"
+            ) from error
         found[name] = Named(each.name, function)
     return config.model_copy(update={"observables": found}) if found else config
 

@@ -99,9 +99,8 @@ def _header(run: Run, estimate: LLCEstimate) -> Html:
 def _state(run: Run) -> str:
     manifest = run.manifest
     if manifest.status == "running":
-        return (
-            f"{min(manifest.n_committed)} draws of every chain so far; all numbers are preliminary."
-        )
+        alive = [n for chain, n in enumerate(manifest.n_committed) if chain not in manifest.retired]
+        return f"{min(alive, default=0)} draws of every chain so far; all numbers are preliminary."
     return f"{manifest.reason}, after {manifest.seconds:.0f} s."
 
 

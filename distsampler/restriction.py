@@ -101,7 +101,8 @@ def _entries(name: str, mask: Mask, parameter: Tensor) -> NDArray[np.bool_]:
     if mask.entries is None:
         raise ConfigError(
             f"restrict_to: {name}: a mask must hold its entries, got what a run directory keeps of "
-            f"one ({mask}): give the tensor again"
+            f"one ({mask}): give the masks again, in the config of "
+            "sample(model, data, loss, config, store=..., resume='must')"
         )
     if mask.entries.shape != parameter.shape:
         raise ConfigError(

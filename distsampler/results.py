@@ -14,7 +14,7 @@ import xarray as xr
 from distsampler import bias, estimators, inference_data, lazy_data
 from distsampler.budget import ErrorBudget, budget
 from distsampler.diagnostics import Diagnosis, Verdict
-from distsampler.errors import DistsamplerError, StoreError
+from distsampler.errors import NotConverged, NotConvergedWarning, StoreError
 from distsampler.estimators import LLCEstimate, WBICEstimate
 from distsampler.files import Files
 from distsampler.inference_data import InferenceData
@@ -22,16 +22,7 @@ from distsampler.manifest import Manifest
 from distsampler.trace import Trace
 from distsampler.wide import LOSSES
 
-
-class NotConverged(DistsamplerError):
-    """An estimate was asked for that the verdict does not support."""
-
-
 BIASED = 0.1  # of the LLC: more predicted bias is worth a note
-
-
-class NotConvergedWarning(UserWarning):
-    """An estimate was given that the verdict does not support."""
 
 
 class Run:

@@ -1,5 +1,6 @@
 import pickle
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
@@ -69,8 +70,12 @@ def test_looks_are_spaced_geometrically_and_end_at_the_budget() -> None:
 
 def test_optimal_nbeta_is_n_over_log_n() -> None:
     assert ds.optimal_nbeta(1000) == pytest.approx(144.7648, rel=1e-6)
+    assert ds.optimal_nbeta(np.int64(1000)) == ds.optimal_nbeta(1000)
     with pytest.raises(ConfigError, match="at least 2 examples"):
         ds.optimal_nbeta(1)
+    for wrong in (1e5, "1000", None):
+        with pytest.raises(ConfigError, match=r"an integer, or a DataLoader .*: got "):
+            ds.optimal_nbeta(wrong)  # type: ignore[arg-type]
 
 
 def test_optimal_nbeta_of_a_loader_shows_both_numbers() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import distsampler as ds
+from distsampler import bias
 from distsampler.chain import Chain
 from distsampler.cli import app
 from distsampler.curvature_watch import due
@@ -201,6 +202,19 @@ def test_a_step_that_is_too_large_is_an_event_and_an_advisory(tmp_path: Path, ba
     calm = run(tmp_path / "calm", ds.SerialPool(), sampler=gentle)
     assert calm.advisories == ()
     assert "step_too_large" not in [event["event"] for event in calm.events]
+
+
+def test_weight_decay_and_momentum_count_for_whether_a_step_is_too_large() -> None:
+    facts = {"nbeta": 10.0, "localization": 1.0, "lr": 0.1}
+
+    def told(**options: Any) -> str | None:
+        sampler = ds.SamplerConfig(lr=0.1, localization=1.0, **options)
+        return bias.too_large(np.array([1.8]), ds.RunConfig(sampler=sampler), facts)
+
+    assert told() is None  # x = 0.475
+    assert "reached 0.53" in (told(weight_decay=2.0) or "")
+    assert told(name="sghmc") is None
+    assert "reached 0.86" in (told(name="sghmc", friction=0.9) or "")
 
 
 @pytest.mark.statistical

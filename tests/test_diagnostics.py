@@ -210,6 +210,27 @@ def test_long_traces_are_thinned_and_say_so(monkeypatch: pytest.MonkeyPatch) -> 
     assert any("one draw in 3 " in line for line in diagnosis.remarks())
 
 
+def test_the_error_of_a_thinned_trace_is_that_of_all_its_draws(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """White noise of sd 1: whatever the stride, the error is 1 / sqrt(draws), on each side too."""
+    still = np.broadcast_to(np.array([[0.2], [0.3], [0.2], [0.3]]), (4, 4000)) + 1e-3 * white(
+        4, 4000
+    )
+    data = dataset(still, noise=1.0)
+    found = {}
+    for pooled in (diagnostics.POOLED, 4 * 4000 // 10):
+        monkeypatch.setattr(diagnostics, "POOLED", pooled)
+        diagnosis = diagnostics.diagnose(data, nbeta=1.0, dispersed=True)
+        assert diagnosis.bracket is not None
+        row = next(row for row in diagnosis.rows if row.name == "excess_loss")
+        assert row.sd == pytest.approx(1.0, rel=0.05), "of single draws"
+        found[diagnosis.stride] = [row.mcse, *(side.se for side in diagnosis.bracket)]
+    assert list(found) == [1, 10]
+    assert found[10] == pytest.approx(found[1], rel=0.25)
+    assert found[1][0] == pytest.approx(1 / math.sqrt(16_000), rel=0.1)
+
+
 def test_what_an_advisory_quantity_would_need_is_known() -> None:
     diagnosis = diagnostics.diagnose(dataset(white()))
     row = next(row for row in diagnosis.rows if row.name == "distance")

@@ -91,6 +91,21 @@ def test_ls_prints_a_line_each(folder: Path) -> None:
     assert lines[1].index("CONVERGED") == lines[3].index("NOT_CONVERGED")
 
 
+def test_ls_finds_runs_in_folders_named_like_a_runs_own(folder: Path) -> None:
+    for name in ("checkpoints", "wide"):
+        shutil.copytree(folder / "good", folder / name / "run")
+    found = [entry.name for entry in listing.entries(folder)]
+    assert {"checkpoints/run", "wide/run"} <= set(found)
+
+
+def test_the_loss_of_a_run_that_ended_early_is_that_of_its_last_draws(folder: Path) -> None:
+    change(folder / "good", kept=100)
+    chain = following.Follower(folder / "good").look().chains[0]
+    loss = ds.open(folder / "good").posterior["loss"].values
+    assert chain.draws == 120
+    assert chain.loss == pytest.approx(loss[0, -20:].mean())
+
+
 def test_ls_of_a_run_is_that_run(folder: Path) -> None:
     (entry,) = listing.entries(folder / "good")
     assert entry.name == "good"

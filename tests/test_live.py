@@ -94,6 +94,11 @@ def test_a_line_has_no_nan_in_it() -> None:
     assert "nan" not in line(Progress((0, 0), 10, 90, 1.0).snapshot("starting", ()))
 
 
+def test_a_lost_chain_does_not_hold_the_line_back() -> None:
+    found = line(Progress((12, 80, 90), 10, 90, 1.0).snapshot("sampling", {0}))
+    assert "3 chains (1 lost), draw 80 of 100" in found
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True

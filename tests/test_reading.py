@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 import distsampler as ds
 from distsampler import budget, diagnostics, estimators
 from distsampler.draws import Anchor, DrawBlock, Variable
-from distsampler.errors import ConfigError, StoreError
+from distsampler.errors import ConfigError, NotConverged, NotConvergedWarning, StoreError
 from distsampler.manifest import Manifest
-from distsampler.results import NotConverged, NotConvergedWarning
 from distsampler.trace import Trace
 
 VARIABLES = (
@@ -210,6 +209,7 @@ def test_the_wbic_is_n_times_the_mean_loss_at_n_over_log_n(good: ds.Run) -> None
     found = good.wbic()
     assert found.mean == pytest.approx(N * good.posterior["loss"].values.mean(), rel=1e-9)
     assert "WBIC" in str(found)
+    assert "gamma 5" in str(found)
     facts = {**good.facts, "nbeta": 3.0}
     with pytest.raises(ConfigError, match="needs nbeta = n / log n"):
         estimators.wbic(good.posterior, facts, good.diagnosis, good.verdict)

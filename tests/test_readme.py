@@ -31,7 +31,7 @@ README = "".join(page.read_text() for page in PAGES)
 
 
 @pytest.mark.ray
-@pytest.mark.filterwarnings("ignore::distsampler.results.NotConvergedWarning")
+@pytest.mark.filterwarnings("ignore::distsampler.errors.NotConvergedWarning")
 def test_the_python_of_the_readme_runs(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -174,7 +174,7 @@ def certify(
 
     Args:
         sampler: name of the one to try on every target; None: each target has its own.
-        quick: a few targets of every kind, short runs: three minutes on two cores.
+        quick: a few targets of every kind, short runs: under three minutes on two cores.
         pool: makes where the chains of a case run.
         only: cases of your own in place of those.
         say: told each row when it is there.

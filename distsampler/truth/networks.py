@@ -146,21 +146,6 @@ def network(
     )
 
 
-def reduced_rank(
-    sizes: tuple[int, int, int], rank: int, *, t: float = 1e3, gamma: float = 1.0, copies: int = 1
-) -> Network:
-    """Reduced-rank regression ``y = B A x``, inputs of unit second moment, w* of unit vectors.
-
-    Args:
-        sizes: M, H, N: inputs, hidden units, outputs.
-        rank: r of the true product.
-        t: nbeta.
-        gamma: localisation.
-        copies: independent ones in one vector.
-    """
-    return unit_network(sizes, rank, t=t, gamma=gamma, copies=copies)
-
-
 def unit_network(
     widths: Sequence[int],
     rank: int,
