@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, assert_never
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from distsampler import gradient_noise, hop
 from distsampler.config import RunConfig
@@ -180,8 +181,17 @@ def _block(replica: Replica, spec: ChainSpec, start: int, stop: int) -> NDArray[
     """Losses of one block: per example, or their mean (one number)."""
     size = max(spec.config.batch_size, 256)
     cuts = [np.arange(a, min(a + size, stop)) for a in range(start, stop, size)]
-    losses = [replica.values(rows, step=start) for rows in cuts]
+    losses = [_cut(replica, spec, rows) for rows in cuts]
     numbers = torch.cat([loss.reshape(-1).double() for loss in losses]).cpu().numpy()
     if spec.per_example:
         return numbers
     return np.array([np.average(numbers, weights=[len(rows) for rows in cuts])])
+
+
+def _cut(replica: Replica, spec: ChainSpec, rows: NDArray[np.int64]) -> Tensor:
+    """Losses of some rows; a single one goes with its neighbour, as batch norm needs two."""
+    first = int(rows[0])
+    if len(rows) > 1 or not first or not spec.coupled:
+        return replica.values(rows, step=first)
+    pair = replica.values(np.array([first - 1, first]), step=first)
+    return pair[1:] if spec.per_example else pair

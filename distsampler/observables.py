@@ -130,6 +130,7 @@ class Observer:
         )
         self._picked = self._pick(anchors)
         self._own = OwnObservables(spec, replica, chain)
+        self._coupled = spec.coupled
 
     @torch.no_grad()
     @np.errstate(invalid="ignore", over="ignore")  # a chain that diverges is told by its values
@@ -143,7 +144,7 @@ class Observer:
         """
         batch = losses.detach().double().cpu().numpy()
         probe = probe_losses(self._replica, self._spec, self._probe, self._chain, step)
-        anchors = self._init_losses(rows)
+        anchors = self._init_losses(rows, step)
         return {
             "loss": float(batch.mean()),
             "excess_loss": float((batch - anchors).mean()),
@@ -169,9 +170,23 @@ class Observer:
                     found[f"{WEIGHTS}/{name}"] = copied.numpy()
         return found
 
-    def _init_losses(self, rows: NDArray[np.int64]) -> NDArray[np.float32] | float:
-        """What the same examples lost at w*; without per-example losses, what all did."""
+    def _init_losses(self, rows: NDArray[np.int64], step: int) -> NDArray[np.floating] | float:
+        """What the same examples lost at w*; without per-example losses, what all did.
+
+        Where their losses depend on the batch or on chance, they are measured anew, in the same
+        batch and by the same chance: what was measured before is of others.
+        """
+        if self._coupled:
+            return self._at_anchor(rows, step)
         return self._anchor.init_loss if self._anchor.losses is None else self._anchor.losses[rows]
+
+    def _at_anchor(self, rows: NDArray[np.int64], step: int) -> NDArray[np.float64]:
+        flats = self._replica.flats
+        held = [flat.clone() for flat in flats]
+        torch._foreach_copy_(flats, self._anchors)
+        losses = self._replica.values(rows, self._chain, step)
+        torch._foreach_copy_(flats, held)
+        return losses.double().cpu().numpy()
 
     def _distance(self) -> float:
         pairs = zip(self._replica.flats, self._anchors, strict=True)

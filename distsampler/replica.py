@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +54,15 @@ class ChainSpec:
     metrics: tuple[str, ...] = ()
     observed: tuple[Variable | WideVariable, ...] = ()
     run: str = "run"
+
+    @property
+    def coupled(self) -> bool:
+        """Whether an example's loss depends on more than itself and the weights.
+
+        On what the loss draws at random, or, by batch norm in mode "train", on its batch.
+        """
+        moved = self.config.mode == "train" and any(True for _ in self.model.buffers())
+        return self.stochastic or moved
 
 
 class Replica:
@@ -260,7 +269,9 @@ def _flatten(parameters: list[nn.Parameter]) -> list[Tensor]:
     return flats
 
 
-def inspect_loss(model: nn.Module, rows: Rows, loss: Loss, mode: str) -> tuple[bool, bool]:
+def inspect_loss(
+    model: nn.Module, rows: Rows, loss: Loss, mode: str, names: Container[str]
+) -> tuple[bool, bool]:
     """Calls the loss once, on two examples, and leaves model and global generator as they were.
 
     Args:
@@ -268,6 +279,7 @@ def inspect_loss(model: nn.Module, rows: Rows, loss: Loss, mode: str) -> tuple[b
         rows: the data.
         loss: as in ChainSpec.
         mode: "train" or "eval".
+        names: of the parameters that move.
 
     Returns:
         Whether it gives one value per example, and whether it draws from the global generator.
@@ -280,7 +292,10 @@ def inspect_loss(model: nn.Module, rows: Rows, loss: Loss, mode: str) -> tuple[b
     batch = map_tensors(lambda tensor: tensor.to(device), rows.take(np.arange(size)))
     buffers = [buffer.clone() for buffer in model.buffers()]
     training = model.training
+    still = [p for name, p in model.named_parameters() if p.requires_grad and name not in names]
     try:
+        for p in still:
+            p.requires_grad_(False)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             model.train(mode == "train")
             before = _generator_states(device)
@@ -293,6 +308,8 @@ def inspect_loss(model: nn.Module, rows: Rows, loss: Loss, mode: str) -> tuple[b
         ) from error
     finally:
         model.train(training)
+        for p in still:
+            p.requires_grad_()
         with torch.no_grad():
             for buffer, saved in zip(model.buffers(), buffers, strict=True):
                 buffer.copy_(saved)
@@ -309,8 +326,9 @@ def _check_loss(found: object, size: int) -> None:
         raise ConfigError(f"{wanted}: got shape {tuple(found.shape)}")
     if not found.requires_grad:
         raise ConfigError(
-            "loss(model, batch) must depend on the model's parameters by way of autograd: its "
-            "result needs no gradient; remove no_grad, detach or item from it"
+            "loss(model, batch) must depend on the parameters that move, by way of autograd: its "
+            "result needs no gradient; remove no_grad, detach or item from it, or let others move "
+            "(restrict_to)"
         )
 
 

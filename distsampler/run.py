@@ -44,6 +44,7 @@ from distsampler.manifest import Manifest
 from distsampler.metrics import Log, Logger
 from distsampler.observables import variables, wide_variables
 from distsampler.optim import by_name, trial
+from distsampler.optim.options import check_parameter
 from distsampler.pool import ChainPool, SerialPool
 from distsampler.recipe import Recipe, with_functions
 from distsampler.replica import ChainSpec, Loss, inspect_loss
@@ -317,7 +318,9 @@ def _prepared(
             f"batch_size must be at most the number of examples, {len(rows)}: got "
             f"{config.batch_size}"
         )
-    selected(model, config.restrict_to)
+    names = selected(model, config.restrict_to)
+    for name in sorted(names):
+        check_parameter(model.get_parameter(name))
     config = with_functions(config, Path())
     sampler = by_name.resolve(config.sampler.name)
     by_name.signature_options(config.sampler)
@@ -326,7 +329,7 @@ def _prepared(
     metrics = trial.check(sampler, config, nbeta)
     if config.sampler.correct_heat:
         gradient_noise.batches(config, len(rows))
-    per_example, stochastic = inspect_loss(model, rows, loss, config.mode)
+    per_example, stochastic = inspect_loss(model, rows, loss, config.mode, names)
     if config.save_losses and not per_example:
         raise ConfigError(
             "save_losses needs a loss of one value per example, shape (batch,), and this one gives "

@@ -41,6 +41,18 @@ def frozen() -> nn.Module:
     return model
 
 
+class Spare(nn.Module):
+    """A model with a parameter that its output does not depend on."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.inner = regression()[0]
+        self.spare = nn.Parameter(torch.zeros(3, dtype=dtype))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.inner(x))
+
+
 def sgld(**options: Any) -> ds.SamplerConfig:
     return ds.SamplerConfig(**options)
 
@@ -70,6 +82,9 @@ CASES: list[tuple[str, Callable[[], dict[str, Any]], str]] = [
     ("model that is none", lambda: {"model": 3}, "must be a torch.nn.Module, got int"),
     ("pattern that matches nothing", lambda: {"config": config(restrict_to="wieght")}, "did you mean 'weight'"),
     ("pattern that is none", lambda: {"config": config(restrict_to="(")}, "regular expressions"),
+    ("a part that the loss does not use", lambda: {"model": Spare(), "config": config(restrict_to="spare")}, "restrict_to"),
+    ("complex parameters", lambda: {"model": Spare(torch.complex64), "loss": lambda m, b: squared_error(m.inner, b)}, "split a complex parameter"),
+    ("acceptance on shards", lambda: {"config": config(data_mode="hop", shards=2, sampler=sgld(lr=1e-4, save_mala_vars=True))}, "leave save_mala_vars out"),
     ("resume of nothing", lambda: {"resume": "must"}, "resume='must' needs a run"),
     ("resume misspelt", lambda: {"resume": "yes"}, "'never', 'auto' or 'must'"),
 ]  # fmt: skip

@@ -50,6 +50,33 @@ def net_chain(mode: str, index: int = 0) -> Chain:
     return Chain(spec, index, anchored(spec))
 
 
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("batches", ["replacement", "epoch"])
+@pytest.mark.parametrize("mean", [False, True])
+def test_a_chain_that_does_not_move_has_an_llc_of_zero(mode: str, batches: str, mean: bool) -> None:
+    """Whatever dropout and batch norm make of an example, w* is measured in the same batch.
+
+    257 rows leave one over in the pass over all data, of which batch norm has no variance.
+    """
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        losses = squared_error(model, batch)
+        return losses.mean() if mean else losses
+
+    torch.manual_seed(0)
+    x, y = regression(n=257)[1]
+    still = ds.SamplerConfig(lr=1e-30)
+    fields = {"sampler": still, "batches": batches, "mode": mode, "divergence_factor": None}
+    spec = prepare(Net(), (x, y), loss, config(**fields))
+    block = Chain(spec, 0, anchored(spec)).advance(20)
+    assert np.ptp(block.values["loss"]) > 0.1, "batches differ"
+    largest = float(np.abs(block.values["excess_loss"]).max())
+    if mean and mode == "eval":  # no example's loss is known: the noise of its batch stays
+        assert largest > 0.1
+    else:
+        assert largest < 1e-6
+
+
 @pytest.mark.parametrize("sampler", ["sgld", "sgnht"])
 @pytest.mark.parametrize("batches", ["replacement", "epoch"])
 def test_advance_a_then_b_is_advance_a_plus_b(sampler: str, batches: str) -> None:

@@ -112,6 +112,11 @@ def check_options(config: RunConfig) -> None:
             )
     if sampler.correct_heat:
         _check_heat(config, known)
+    if sampler.options.get("save_mala_vars") and config.data_mode == "hop":
+        raise ConfigError(
+            "save_mala_vars needs the loss whose gradient moves the chain, and data_mode='hop' "
+            "corrects the gradient alone: leave save_mala_vars out"
+        )
     if isinstance(config.restrict_to, dict) and "optimize_over" not in known:
         raise ConfigError(
             f"masks need a sampler with the option optimize_over=, which {sampler.name!r} has not: "
