@@ -169,7 +169,9 @@ class RunConfig(Frozen):
         init: where chains start: all at w* ("anchor"), or the odd ones away from it ("dispersed"),
             so that the two kinds come to the LLC from both sides; see ``dispersion``.
         init_radius: |w - w*| of the odd chains' start, in weight units; None: found by the loss.
-        mode: the model's mode while sampling.
+        mode: the model's mode while sampling. Where an example's loss depends on chance or on its
+            batch (dropout, batch norm in mode "train"), each draw costs a pass over its batch more,
+            at w*.
         probe: examples of the fixed evaluation subset that the gate reads.
         observables: your own, by name: ``fn(model, batch)`` on the probe at every draw, a tensor of
             one shape; in YAML "module:callable" or "path/to/file.py:callable". Those of up to 64
