@@ -204,6 +204,11 @@ class State:
         return self.plan.burn_in + self.plan.looks[self.look]
 
     @property
+    def settled(self) -> bool:
+        """Whether all draws that count are committed: what befalls those beyond is no matter."""
+        return self.kept is not None
+
+    @property
     def over(self) -> bool:
         """Whether nothing more will happen."""
         return self.phase in (Phase.FINISHED, Phase.FAILED)

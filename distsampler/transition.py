@@ -161,6 +161,8 @@ def _done(state: State, event: WorkDone) -> Step:
 
 def _advanced(state: State, done: Advanced) -> Step:
     """Keeps the draws that are new, and retires the chains that diverged."""
+    if state.settled and done.diverged:
+        return state, []
     actions: list[Action] = []
     for block in (*done.blocks, *(error.block for error in done.diverged)):
         if block.draws and block.first_draw == state.received[block.chain]:
@@ -183,6 +185,8 @@ def _failed(state: State, event: WorkFailed) -> Step:
     if state.places[event.place].work != event.work:
         return state, []
     state, actions = _freed(state, event.place, progress=True)
+    if state.settled:
+        return state, actions
     if isinstance(event.work, AnchorPass) or isinstance(event.error, StoreError):
         return _fail(state, str(event.error)), actions  # the store's fault is no chain's
     state, more = _retired(state, event.work.chains, str(event.error))
@@ -205,6 +209,8 @@ def _lost(state: State, event: PlaceLost) -> Step:
         return state, [note, Restart(event.place, place.incarnation, losses[event.kind])]
     places = {p: place for p, place in state.places.items() if p != event.place}
     state = replace(state, places=places)
+    if state.settled:
+        return state, [note]
     if event.kind == "memory":
         state = _fail(
             state,

@@ -406,6 +406,52 @@ def test_a_stopped_run_collects_what_is_in_flight() -> None:
     assert (play.state.interrupted, play.state.kept, play.state.reason) == (True, None, "SIGTERM")
 
 
+def settled(plan: Plan = PLAN, places: int = 2) -> Play:
+    """All draws that count are committed and judged; blocks beyond them are in flight."""
+    play = Play(plan, places, chains=2)
+    play.start()
+    while not any(isinstance(action, Judge) for action in play.actions):
+        work = {place: w for place, w in play.state.busy.items() if isinstance(w, Advance)}
+        behind = min(work, key=lambda place: work[place].first_draw, default=0)
+        if work and work[behind].first_draw < 40:
+            play.done(behind)
+        else:
+            play.commit()
+    play.send(Judged(verdict(Status.CONVERGED)))
+    assert (play.state.phase, play.state.kept) == (Phase.DRAINING, 30)
+    assert play.state.busy
+    return play
+
+
+def test_a_fault_beyond_the_draws_that_count_takes_no_chain_out_and_fails_no_run() -> None:
+    for together in (1, 2):
+        for fault in ("diverged", "failed", "store"):
+            play = settled(replace(PLAN, together=together))
+            ends = list(play.ends)
+            for place, work in play.state.busy.items():
+                assert isinstance(work, Advance)
+                assert work.first_draw >= 40
+                if fault == "diverged":
+                    play.send(WorkDone(place, work, diverged(work, 3), 1.0))
+                else:
+                    play.fail(place, {"failed": WorkFailedError, "store": StoreError}[fault](""))
+            play.commit()
+            assert (play.state.phase, play.state.kept) == (Phase.FINISHED, 30)
+            assert not any(isinstance(action, Retire) for action in play.actions)
+            assert play.ends == ends
+
+
+@pytest.mark.parametrize("kind", ["fatal", "memory"])
+def test_a_last_place_lost_beyond_the_draws_that_count_fails_no_run(kind: Loss) -> None:
+    play = settled(places=1)
+    budget = {kind: int(BUDGETS[kind])}
+    play.state = replace(play.state, places={0: replace(play.state.places[0], losses=budget)})
+    play.lose(0, kind)
+    assert not play.state.places
+    play.commit()
+    assert (play.state.phase, play.state.reason) == (Phase.FINISHED, "converged")
+
+
 def test_a_late_reply_changes_nothing() -> None:
     play = Play()
     play.start()
@@ -491,6 +537,7 @@ class AnyInterleaving(RuleBasedStateMachine):
     def begin(self, places: int, chains: int, together: int) -> None:
         self.play = Play(replace(PLAN, together=together), places, chains)
         self.heard: list[Event] = []
+        self.retired: frozenset[int] | None = None  # when the run was settled
 
     def place(self, number: int) -> int | None:
         known = sorted(self.play.state.places)
@@ -532,6 +579,13 @@ class AnyInterleaving(RuleBasedStateMachine):
         if place is not None and isinstance(work, Advance):
             self.say(WorkDone(place, work, diverged(work, draws), 1.0, self.play.life(place)))
 
+    @rule(number=numbers, error=st.sampled_from([WorkFailedError, StoreError]))
+    def fails(self, number: int, error: type[DistsamplerError]) -> None:
+        place = self.place(number)
+        work = self.play.state.busy.get(-1 if place is None else place)
+        if place is not None and work is not None:
+            self.say(WorkFailed(place, work, error("raised"), self.play.life(place)))
+
     @precondition(lambda self: self.heard)
     @rule(data=st.data())
     def comes_again(self, data: st.DataObject) -> None:
@@ -566,6 +620,14 @@ class AnyInterleaving(RuleBasedStateMachine):
     def is_sound(self) -> None:
         if hasattr(self, "play"):
             check(self.play.state)
+
+    @invariant()
+    def stays_settled(self) -> None:
+        if hasattr(self, "play") and self.play.state.settled:
+            state = self.play.state
+            self.retired = state.retired if self.retired is None else self.retired
+            assert state.phase is not Phase.FAILED
+            assert state.retired == self.retired
 
     def teardown(self) -> None:
         if hasattr(self, "play"):
