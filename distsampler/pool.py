@@ -15,7 +15,7 @@ import torch
 from distsampler.errors import ConfigError, DistsamplerError
 from distsampler.placement import CUBLAS
 from distsampler.replica import ChainSpec
-from distsampler.worker import Result, Work, Worker
+from distsampler.worker import ALONE, Result, Work, Worker
 
 Loss = Literal["infrastructure", "preempted", "memory", "start", "fatal"]
 
@@ -100,7 +100,7 @@ class ChainPool(Protocol):
 
 
 class SerialPool:
-    """One place, in this process: for debugging, and for small problems."""
+    """One place, in this process: for debugging, and for small problems; several take turns."""
 
     def __init__(self) -> None:
         self._worker: Worker | None = None
@@ -131,7 +131,8 @@ class SerialPool:
         """Does one work, or returns what is known."""
         if self._todo and self._worker is not None:
             place, work = self._todo.popleft()
-            done = perform(self._worker, place, work)
+            with ALONE:  # other runs of this process take turns
+                done = perform(self._worker, place, work)
             self._events.append(replace(done, incarnation=self._starts))
         elif not self._events:
             time.sleep(timeout)

@@ -54,9 +54,9 @@ from distsampler.running import Running
 from distsampler.shards import DatasetRows, TensorRows, as_rows
 from distsampler.situation import Phase, State
 from distsampler.trace import Trace, as_files, check_new, refuse_existing
+from distsampler.worker import ALONE
 
 Resume = Literal["never", "auto", "must"]
-_ALONE = threading.Lock()  # what forks torch's global generator or sets its threads, one at a time
 
 
 def sample(  # noqa: PLR0913 (the signature is the public contract)
@@ -232,7 +232,7 @@ class Job:
         self._asked, stored = spec.config.pack, None
         if self._continues and self._asked == "auto":
             stored = Trace(self._files).manifest.config.together
-        with _ALONE:
+        with ALONE:
             self._packing = packing.settle(spec, isinstance(pool, SerialPool), stored)
         settled = spec.config.model_copy(update={"pack": self._packing.pack})
         self._spec = replace(spec, config=settled, run=self._files.name)
@@ -291,7 +291,7 @@ def prepare(
     Raises:
         ConfigError: says what must hold, what was got and what to do.
     """
-    with _ALONE:
+    with ALONE:
         return _prepared(model, data, loss, config, look)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 import traceback
 from collections import OrderedDict
@@ -22,6 +23,9 @@ from distsampler.observables import wide_variables
 from distsampler.pack import Advanced, Pack
 from distsampler.replica import ChainSpec, Replica
 from distsampler.wide import WideArrays, Writer
+
+ALONE = threading.RLock()
+"""Of what sets torch's threads or forks its global generator, one at a time in a process."""
 
 
 @dataclass(frozen=True)

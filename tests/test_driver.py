@@ -45,6 +45,28 @@ def test_deaths_change_no_bit(tmp_path: Path, undisturbed: ds.Run, deaths: list[
     assert_same(run, undisturbed)
 
 
+def yielding(model: nn.Module, batch: Any) -> Tensor:
+    """Lets other threads run between two draws from the global generator."""
+    hidden = model(batch[0])
+    time.sleep(1e-4)
+    return squared_error(model, batch) + 0.0 * hidden.sum()
+
+
+def test_runs_in_one_process_take_turns_and_have_the_bits_they_have_alone(tmp_path: Path) -> None:
+    _, data = regression()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 16), nn.Dropout(0.5), nn.Linear(16, 1))
+    runs = [config(mode="train", draws=30, seed=seed, threads=1 + seed) for seed in (0, 1)]
+    threads = torch.get_num_threads()
+    alone = [
+        ds.sample(model, data, yielding, each, pool=ds.SerialPool(), quiet=True) for each in runs
+    ]
+    running = [ds.start(model, data, yielding, each, pool=ds.SerialPool()) for each in runs]
+    for one, other in zip(alone, running, strict=True):
+        assert_same(one, other.wait(60))
+    assert torch.get_num_threads() == threads
+
+
 def test_a_place_gone_for_good_leaves_its_chains_to_the_others(
     tmp_path: Path, undisturbed: ds.Run
 ) -> None:
