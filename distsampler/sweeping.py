@@ -27,7 +27,7 @@ from distsampler.collect import Sweep
 from distsampler.config import RunConfig
 from distsampler.driver import Observer
 from distsampler.errors import ConfigError, DistsamplerError, StoreError
-from distsampler.files import Files
+from distsampler.files import Files, refused
 from distsampler.fleet import fleet_of
 from distsampler.grid import Cell
 from distsampler.plan import MAX_CELLS, Plan, Wanted, made
@@ -173,9 +173,7 @@ class _Cells:
     def ended(self, cell: Cell, outcome: Outcome) -> None:
         """Keeps why a cell failed, and says how it ended."""
         self._count += 1
-        if isinstance(outcome, StoreError):
-            self.broken[cell] = outcome
-        elif isinstance(outcome, Exception):
+        if isinstance(outcome, Exception):
             self._fail(cell, outcome)
         if not self._quiet:
             done = f"{self._count} of {len(self._plan.cells)}"
@@ -190,9 +188,15 @@ class _Cells:
     def _fail(self, cell: Cell, error: Exception) -> None:
         ours = isinstance(error, DistsamplerError)
         reason = str(error) if ours else f"{type(error).__name__}: {error}"
-        self._write(cell, self._record(cell).model_copy(update={"failure": reason}))
         if self._plan.leader(cell) == cell:
-            self._leaders.setdefault(cell.row, reason)
+            self._leaders.setdefault(cell.row, reason)  # or the others would wait for ever
+        if isinstance(error, StoreError):
+            self.broken[cell] = error
+            return
+        try:
+            self._write(cell, self._record(cell).model_copy(update={"failure": reason}))
+        except StoreError as fault:
+            self.broken[cell] = StoreError(f"{reason}; {fault}")
 
     def _chosen(self, cell: Cell, model: nn.Module, config: RunConfig, pool: ChainPool) -> Chosen:
         """What calibration chooses for a cell, or has chosen before."""
@@ -220,7 +224,11 @@ class _Cells:
         return sweep_files.read_record(self._store(cell), cell)
 
     def _write(self, cell: Cell, record: CellRecord) -> None:
-        sweep_files.write_record(Files(self._store(cell)), record)
+        files = Files(self._store(cell))
+        try:
+            sweep_files.write_record(files, record)
+        except OSError as error:
+            raise refused(files, error) from error
 
 
 def _check_store(files: Files, plan: Plan, resume: Resume) -> None:
@@ -243,7 +251,8 @@ def _check_store(files: Files, plan: Plan, resume: Resume) -> None:
 def _told(outcome: Outcome) -> str:
     """How a cell ended, in one line."""
     if isinstance(outcome, Exception):
-        return f"failed: {str(outcome).splitlines()[0]}"
+        lines = str(outcome).splitlines() or [type(outcome).__name__]
+        return f"failed: {lines[0]}"
     if outcome.manifest.status != "finished":
         return f"{outcome.manifest.status} ({outcome.manifest.reason})"
     return f"{outcome.llc('ignore')}, {outcome.manifest.seconds:.0f} s"

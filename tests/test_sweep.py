@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import distsampler as ds
-from distsampler import checkpoints, grid, plan, sweep_recipe, warm_start
+from distsampler import checkpoints, grid, plan, sweep_recipe, sweeping, warm_start
 from distsampler.errors import ConfigError, DistsamplerError, PlacementError, RunFailed, StoreError
 from distsampler.fleet import OneByOne, RayFleet
 from distsampler.grid import Cell
@@ -570,6 +570,36 @@ def test_a_row_whose_first_checkpoint_cannot_be_calibrated_fails_with_the_reason
     assert found.counts() == {"failed": 3}
     assert "calibration starts from cell 'step1', which failed" in found.reason("step10")
     assert "no such bucket" in found.reason("step10")
+
+
+@pytest.mark.timeout(60)
+def test_a_row_whose_first_checkpoint_meets_a_full_store_fails_and_does_not_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: object) -> None:
+        raise StoreError("no space left")
+
+    monkeypatch.setattr(warm_start, "lead", full)
+    with pytest.raises(StoreError, match=r"could not be used:\n  step1: no space left$"):
+        sweep(tmp_path / "s", CALIBRATE, calibrate=True)
+    found = ds.open_sweep(tmp_path / "s")
+    assert "starts from cell 'step1', which failed: no space left" in found.reason("step10")
+
+
+def test_a_record_that_cannot_be_written_breaks_its_cell_only(tmp_path: Path) -> None:
+    def load(name: str) -> Weights:
+        if name == "step1":
+            (tmp_path / "s/cells/step1/cell.json").mkdir(parents=True)
+            raise ValueError("damaged")
+        return STEPS[name]
+
+    with pytest.raises(StoreError, match=r"step1: .*damaged.*; .* can no longer be written"):
+        sweep(tmp_path / "s", checkpoints=list(STEPS), load=load)
+    assert ds.open_sweep(tmp_path / "s").counts()["finished"] == 2
+
+
+def test_an_error_without_a_word_is_told_by_its_name() -> None:
+    assert sweeping._told(AssertionError()) == "failed: AssertionError"
 
 
 # The scheduler and its fleet
