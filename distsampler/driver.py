@@ -17,7 +17,7 @@ import numpy as np
 from distsampler import anchor, bias, hop
 from distsampler.config import looks
 from distsampler.diagnostics import Verdict
-from distsampler.draws import DrawBlock, StateFile
+from distsampler.draws import Anchor, DrawBlock, StateFile
 from distsampler.errors import DistsamplerError, StoreError
 from distsampler.optim.by_name import signature_options
 from distsampler.pool import ChainPool, PlaceLost
@@ -138,7 +138,7 @@ class Driver:
         anchored = self._anchor is not None
         committed = self._trace.committed
         state = begin(plan, places, committed, retired, anchored, self._received)
-        self._see_shards()
+        self._see_anchor()
         try:
             while not state.over:
                 for event in self._next_events(state):
@@ -257,12 +257,13 @@ class Driver:
     def _record(self, parts: tuple[anchor.AnchorPart, ...]) -> None:
         self._anchor = anchor.reduce(parts, self._spec)
         self._trace.record_facts(self._anchor, self._facts())
-        self._see_shards()
+        self._see_anchor()
 
-    def _see_shards(self) -> None:
-        """Refuses to sample where hopping over the shards would bring too much of an error."""
-        found = None if self._anchor is None else self._anchor.hop_bias
-        reason = None if self._anchor is None else hop.too_much(found, self._spec)
+    def _see_anchor(self) -> None:
+        """Refuses to sample where w* has no loss, or hopping would bring too much of an error."""
+        if self._anchor is None:
+            return
+        reason = _not_finite(self._anchor) or hop.too_much(self._anchor.hop_bias, self._spec)
         if reason is not None:
             self._events.append(Refused(reason))
 
@@ -283,3 +284,20 @@ class Driver:
                 self._pool.start(self._spec, [place])
             except DistsamplerError as error:
                 self._events.append(PlaceLost(place, str(error), "fatal", incarnation))
+
+
+def _not_finite(found: Anchor) -> str | None:
+    """Why no excess over the loss at w* can be told; None if it can."""
+    losses = found.losses
+    if losses is not None and not np.isfinite(losses).all():
+        bad = np.flatnonzero(~np.isfinite(losses))
+        first = ", ".join(map(str, bad[:3])) + (", ..." if len(bad) > 3 else "")
+        got = f"{len(bad)} of {len(losses)} examples give {losses[bad[0]]} (rows {first})"
+    elif not np.isfinite([found.init_loss, *found.probe_losses]).all():
+        got = f"its mean over all data is {found.init_loss}"
+    else:
+        return None
+    return (
+        f"the loss at w* must be finite on every example, but {got}: leave such examples out or "
+        "mend them, or give a model whose loss is finite there"
+    )

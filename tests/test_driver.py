@@ -14,7 +14,7 @@ from distsampler import driver
 from distsampler.pool import ChainPool
 from tests.assertions import assert_same
 from tests.fakes import FlakyPool
-from tests.problems import config, regression, squared_error
+from tests.problems import config, mean_squared_error, regression, squared_error
 
 SHORT = {"placement": ds.PlacementConfig(block=6), "chains": 3, "draws": 120}
 
@@ -132,6 +132,28 @@ def test_a_diverged_chain_is_named_and_the_others_finish(tmp_path: Path) -> None
     assert run.posterior["chain"].values.tolist() == [0, 2]
     assert run.manifest.n_committed[1] < min(run.manifest.n_committed[0], 50)
     assert "2 of 3 chains" in str(run.llc("ignore"))
+
+
+@pytest.mark.parametrize(
+    ("loss", "got"),
+    [
+        (squared_error, r"but 4 of 300 examples give nan \(rows 5, 17, 23, \.\.\.\): leave"),
+        (mean_squared_error, r"but its mean over all data is nan: leave"),
+    ],
+)
+def test_a_loss_that_is_not_finite_at_the_anchor_is_refused_and_stays_so(
+    tmp_path: Path, loss: Any, got: str
+) -> None:
+    model, (x, y) = regression()
+    y[[5, 17, 23, 200]] = torch.nan
+    for resume in ("never", "auto"):
+        with pytest.raises(ds.RunFailed, match=f"^the loss at w.* must be finite .*, {got}"):
+            ds.sample(
+                model, (x, y), loss, config(), store=tmp_path, resume=resume,  # type: ignore[arg-type]
+                pool=ds.SerialPool(), quiet=True,
+            )  # fmt: skip
+    run = ds.open(tmp_path)
+    assert (run.manifest.status, run.lost_chains) == ("failed", {})
 
 
 class Hungry:
