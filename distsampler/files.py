@@ -41,7 +41,7 @@ class Files:
     """The files under one root.
 
     Args:
-        root: a local path, or an fsspec URL such as ``s3://bucket/run``.
+        root: a local path, or an fsspec URL such as ``s3://bucket/run``; ``file://`` is a path.
         fsync: wait until what is written would survive a power loss.
         at: called with the name of every step of every write.
     """
@@ -49,7 +49,7 @@ class Files:
     def __init__(
         self, root: str | Path, *, fsync: bool = False, at: Callable[[str], None] = _nothing
     ) -> None:
-        self.root = str(root)
+        self.root = _local(str(root))
         self.fsync, self._at = fsync, at
         self.guard: Callable[[], None] = lambda: None
         self._remote = _remote(self.root)
@@ -98,8 +98,7 @@ class Files:
         self.guard()
         self._at(f"{name}: begun")
         if self._remote is not None:
-            fs, base = self._remote
-            _patiently(lambda: fs.pipe_file(f"{base}/{name}", data))
+            self._put(name, data)
         else:
             self._replace(Path(self.root, name), name, data, fsync or self.fsync)
         self._at(f"{name}: done")
@@ -110,8 +109,7 @@ class Files:
         self._at(f"{name}: begun")
         before = self.read(name) if self._remote is not None and self.exists(name) else b""
         if self._remote is not None:
-            fs, base = self._remote
-            _patiently(lambda: fs.pipe_file(f"{base}/{name}", before + line.encode() + b"\n"))
+            self._put(name, before + line.encode() + b"\n")
         else:
             with Path(self.root, name).open("ab+") as file:
                 torn = file.tell() and not _ends_with_newline(file)
@@ -173,6 +171,17 @@ class Files:
             if name.endswith(TEMPORARY):
                 self.remove(name)
 
+    def _put(self, name: str, data: bytes) -> None:
+        """Writes a remote file, whose folder is made where the file system wants one."""
+        assert self._remote is not None
+        fs, base = self._remote
+        path = f"{base}/{name}"
+        try:
+            _patiently(lambda: fs.pipe_file(path, data))
+        except FileNotFoundError:
+            _patiently(lambda: fs.makedirs(path.rpartition("/")[0], exist_ok=True))
+            _patiently(lambda: fs.pipe_file(path, data))
+
     def _replace(self, path: Path, name: str, data: bytes, fsync: bool) -> None:
         temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
         try:
@@ -195,6 +204,11 @@ class Files:
 
 def _rebuilt(root: str, fsync: bool) -> Files:
     return Files(root, fsync=fsync)
+
+
+def _local(root: str) -> str:
+    """The path that a URL of the local file system names; any other root as it is."""
+    return re.sub(r"^(file|local):(//)?", "", root) if is_url(root) else root
 
 
 def is_url(root: str | Path) -> bool:

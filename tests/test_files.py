@@ -14,10 +14,33 @@ from distsampler.errors import StoreError
 from distsampler.files import Files, StoreFault
 
 
-@pytest.fixture(params=["local", "memory"])
+class Folders(MemoryFileSystem):  # type: ignore[misc]
+    """A memory file system that wants a folder to be made before a file in it, as sftp does."""
+
+    protocol = "folders"
+    store: ClassVar[dict[str, Any]] = {}
+    made: ClassVar[set[str]] = set()
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        self.made.add(path)
+
+    def pipe_file(self, path: str, value: bytes, **kwargs: Any) -> None:
+        if path.rpartition("/")[0] not in self.made:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
+        super().pipe_file(path, value, **kwargs)
+
+
+@pytest.fixture(params=["local", "file", "memory", "folders"])
 def files(request: pytest.FixtureRequest, tmp_path: Path) -> Files:
     if request.param == "local":
         return Files(tmp_path / "run")
+    if request.param == "file":
+        return Files(f"file://{tmp_path}/run")
+    if request.param == "folders":
+        fsspec.register_implementation("folders", Folders, clobber=True)
+        Folders.store.clear()
+        Folders.made.clear()
+        return Files("folders://runs/one")
     MemoryFileSystem.store.clear()
     MemoryFileSystem.pseudo_dirs[:] = [""]
     return Files("memory://runs/one")
@@ -38,6 +61,12 @@ def test_what_is_written_is_read_listed_and_removed(files: Files) -> None:
     assert not files.exists("c.json")
     with pytest.raises(FileNotFoundError):
         files.read("c.json")
+
+
+def test_a_url_of_the_local_file_system_is_a_path(tmp_path: Path) -> None:
+    for url in (f"file://{tmp_path}", Path(f"file://{tmp_path}"), f"local://{tmp_path}"):
+        assert Files(url).root == str(tmp_path)
+    assert Files("file.d/run").root == "file.d/run"
 
 
 def test_lines_are_added(files: Files) -> None:
