@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from distsampler.errors import ConfigError
-from distsampler.optim import SGLD
+from distsampler.optim import SAMPLERS, SGLD
 from distsampler.optim import plan as planning
 
 
@@ -74,6 +74,26 @@ def test_a_changed_mask_takes_effect_at_once() -> None:
     before = p.detach().clone()
     sampler.step()
     assert torch.equal(p != before, torch.arange(6) < 3)
+
+
+@pytest.mark.filterwarnings("ignore:freeze_after is None")
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_parameter_frozen_after_the_first_step_stays_until_it_is_freed(name: str) -> None:
+    params = parameters((3,), (4,))
+    sampler = SAMPLERS[name](params, lr=1e-4, nbeta=2.0)
+
+    def loss() -> Tensor:
+        sampler.zero_grad()
+        found = torch.stack([p.square().sum() for p in params]).sum()
+        found.backward()
+        return found
+
+    for free in (True, False, True):
+        params[1].requires_grad_(free)
+        before = [p.detach().clone() for p in params]
+        sampler.step(loss)
+        moved = [not torch.equal(a, b) for a, b in zip(before, params, strict=True)]
+        assert moved == [True, free]
 
 
 def test_a_parameter_masked_out_whole_costs_no_noise() -> None:

@@ -119,7 +119,9 @@ class Plan:
                 f"parameters must keep their precision once a sampler has them; got "
                 f"{self.params[0].dtype} where {self.dtype} was; convert the model first"
             )
-        return self.masks is group["optimize_over"] and not any(p.requires_grad for p in self.idle)
+        if self.masks is not group["optimize_over"] or any(p.requires_grad for p in self.idle):
+            return False
+        return all(p.requires_grad for p in self.params)
 
     def column(self, state: Mapping[Tensor, Mapping[str, Any]], key: str) -> list[Tensor]:
         """``state[p][key]`` of every trainable parameter, looked up once."""
