@@ -241,18 +241,20 @@ class Job:
     def run(self, observer: Observer, stopped: Callable[[], str | None]) -> Run:
         """Runs it to its end."""
         spec, files, config = self._spec, self._files, self._spec.config
-        before = None
-        if self._continues:
-            before = check_same(files, self._manifest)
-            if before.finished(config):
-                return Run(files)
-        pool = self._pool or _ray_pool(config)
-        if isinstance(pool, Observer):
-            observer = Observers(observer, pool)
+        before, pool = None, self._pool
         with contextlib.ExitStack() as stack:
-            if before is not None:
+            if pool is not None:
+                stack.callback(pool.stop)  # it may have joined Ray to look
+            if self._continues:
+                before = check_same(files, self._manifest)
+                if before.finished(config):
+                    return Run(files)
                 lease = stack.enter_context(hold(files))
-            stack.callback(pool.stop)
+            if pool is None:
+                pool = _ray_pool(config)
+                stack.callback(pool.stop)
+            if isinstance(pool, Observer):
+                observer = Observers(observer, pool)
             places = tuple(pool.start(spec, range(len(config.packs))))
             if before is not None:
                 found = Trace(files)

@@ -108,7 +108,16 @@ def test_a_finished_run_is_returned_as_it_is(tmp_path: Path) -> None:
     pool = FlakyPool()
     again = sample(tmp_path / "run", pool, resume="auto", draws=5)
     assert pool.works == 0
+    assert pool.stopped, "it may have joined Ray to look at shards"
     assert Path(again.store, "run.json").read_bytes() == before
+
+
+def test_a_pool_is_stopped_where_a_run_cannot_be_continued(tmp_path: Path) -> None:
+    sample(tmp_path / "run", ds.SerialPool(), draws=5)
+    pool = FlakyPool()
+    with pytest.raises(ds.DistsamplerError, match="thin"):
+        sample(tmp_path / "run", pool, resume="auto", draws=5, thin=7)
+    assert pool.stopped
 
 
 def test_the_gate_ends_a_run_at_the_first_look_that_converged(tmp_path: Path) -> None:
