@@ -73,7 +73,7 @@ def refuse(config: RunConfig, n: int, rows: object) -> None:
 
     Raises:
         ConfigError: of pinned chains, with their bias; of a sampler whose bias on shards that were
-            not dealt at random is not known.
+            not dealt at random is not known; of a shard too small to tell its curvature.
     """
     if config.data_mode == "pinned":
         shards = config.shards or 2
@@ -89,6 +89,11 @@ def refuse(config: RunConfig, n: int, rows: object) -> None:
             "of shards that were not dealt at random the bias must be predicted, which is known "
             f"for the samplers {', '.join(PREDICTED)}, got {config.sampler.name!r}: use one of "
             "them, or give the data whole, to be dealt"
+        )
+    if isinstance(rows, ShardedRows) and config.watch and min(rows.sizes) < 2:
+        raise ConfigError(
+            "every shard must hold at least 2 examples, on whose halves its curvature is measured, "
+            f"but shard {rows.sizes.index(1)} of {len(rows.sizes)} holds 1: make fewer shards"
         )
 
 

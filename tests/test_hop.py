@@ -162,6 +162,18 @@ def test_shards_that_differ_too_much_are_refused_and_stay_so(tmp_path: Any) -> N
     assert "hopping" in estimate.budget.table(estimate.mean)
 
 
+def test_a_shard_of_one_example_is_refused_before_a_store_is_made(tmp_path: Any) -> None:
+    (whole,), (one,) = bowls([1.0], each=5), bowls([1.0], each=1)
+    config = problems.config(data_mode="hop", batch_size=2)
+    for data, shards, bad in (([whole, one], None, "1 of 2"), (whole, 5, "0 of 5")):
+        with pytest.raises(ds.ConfigError, match=f"2 examples, .* shard {bad} holds 1: make fewer"):
+            ds.sample(
+                Vector(6), data, bowl, config.model_copy(update={"shards": shards}),
+                store=tmp_path / "run", pool=ds.SerialPool(), quiet=True,
+            )  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
