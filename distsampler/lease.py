@@ -47,6 +47,7 @@ class Lease:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "process": _process(os.getpid()),
+            "pids": _pids(),
             "nonce": uuid.uuid4().hex,
             "beat": 0,
             "time": time.time(),
@@ -127,7 +128,8 @@ def _wait_for_the_end(files: Files, first: dict[str, Any]) -> None:
     Raises:
         StoreError: as soon as its heart beats.
     """
-    if first["host"] == socket.gethostname() and _process(first["pid"]) != first["process"]:
+    here = first["host"] == socket.gethostname() and first.get("pids") == _pids()
+    if here and _process(first["pid"]) != first["process"]:
         return
     began = time.monotonic()
     while time.monotonic() - began < EXPIRY_SECONDS:
@@ -153,7 +155,7 @@ def _holder(record: dict[str, Any]) -> str:
 def _process(pid: int) -> str:
     """What tells a process from a later one of the same number; empty if there is none."""
     with suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = _boot()
         stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "" if stat[0] in "ZX" else f"{boot} {stat[19]}"
     try:
@@ -163,6 +165,17 @@ def _process(pid: int) -> str:
     except OSError:
         return "alive"
     return "alive" if not Path("/proc/self").exists() else ""
+
+
+def _pids() -> str:
+    """Tells whose numbers of processes mean the same: one boot's, in one container's namespace."""
+    with suppress(OSError):
+        return f"{_boot()} {Path('/proc/self/ns/pid').readlink()}"
+    return ""
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _read(files: Files) -> dict[str, Any] | None:

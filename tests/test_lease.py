@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -91,12 +92,26 @@ def test_a_clock_that_jumps_decides_nothing(
                 Lease(Files(tmp_path))
 
 
-def test_a_holder_on_another_machine_is_waited_for(tmp_path: Path) -> None:
+def test_a_live_holder_in_another_container_is_no_dead_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Containers may share a hostname, and not their numbers of processes."""
+    with Lease(Files(tmp_path)):
+        monkeypatch.setattr(module, "_process", lambda pid: "")
+        monkeypatch.setattr(module, "_pids", lambda: "of another container", raising=False)
+        with pytest.raises(StoreError, match="belongs to the driver"):
+            Lease(Files(tmp_path))
+
+
+@pytest.mark.parametrize("host", ["elsewhere", socket.gethostname()], ids=["elsewhere", "here"])
+def test_a_holder_on_another_machine_or_in_an_unknown_container_is_waited_for(
+    tmp_path: Path, host: str
+) -> None:
     (tmp_path / NAME).write_text(
         json.dumps(
             {
                 "epoch": 7,
-                "host": "elsewhere",
+                "host": host,
                 "pid": 1,
                 "process": "x",
                 "nonce": "n",
