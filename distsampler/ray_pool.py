@@ -295,9 +295,8 @@ class RayPool:
 
     def stop(self) -> None:
         """Ends the actors, and Ray if this pool started it."""
-        if not ray.is_initialized():
-            return
-        for slot in self._slots.values():
+        up = ray.is_initialized()
+        for slot in self._slots.values() if up else ():
             if self._stock is not None and slot.ready and not (slot.call or slot.probe):
                 self._stock.append(slot.actor)
             else:
@@ -305,10 +304,11 @@ class RayPool:
         self._slots.clear()
         self._starts.clear()
         self._spec, self._anchors = None, (None, None)
-        if self._owns_ray:
-            self._shelf.clear()
+        if self._owns_ray or not up:
+            self._shelf.clear()  # what lies in the object store goes with it
+        if self._owns_ray and up:
             ray.shutdown()
-            self._owns_ray = False
+        self._owns_ray = False
 
     def sharing(self, stock: deque[Any], places: int) -> RayPool:
         """A pool for one of several runs on the Ray that this one has joined; data are sent once.

@@ -265,6 +265,20 @@ def test_what_was_not_started_is_not_stopped(ray_cluster: None, tmp_path: Path) 
     assert ray.is_initialized()
 
 
+def test_a_pool_whose_ray_is_gone_is_as_new_once_it_is_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from distsampler import ray_pool
+
+    pool, rows = ds.RayPool(), as_rows(torch.zeros(3))
+    gone: Any = object()
+    pool._slots[0], pool._spec, pool._owns_ray, pool._shelf[rows] = gone, gone, True, gone
+    monkeypatch.setattr(ray_pool.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_pool.ray, "shutdown", lambda: pytest.fail("it is not ours any more"))
+    pool.stop()
+    assert (pool._slots, pool._spec, pool._owns_ray, len(pool._shelf)) == ({}, None, False, 0)
+
+
 def test_shared_data_are_not_copied_and_runs_of_the_same_send_them_once(ray_cluster: None) -> None:
     import ray
 
