@@ -15,7 +15,6 @@ from distsampler.truth import networks, targets
 from distsampler.truth.targets import Target
 
 LAWS = ("sgld", "lmsgld")  # whose chain has a law on the quadratic, minibatches and all
-CORRECTED = (*LAWS, "rmsprop_sgld")
 STEPS: dict[str, tuple[float, dict[str, Any]]] = {
     # a step in units of SGLD's, and options; a large `stability` makes a preconditioner mild
     "lmsgld": (3.0, {}),
