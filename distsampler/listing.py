@@ -66,7 +66,7 @@ def entries(folder: str | Path) -> list[Entry]:
         StoreError: if there is no such folder, or no run in it.
     """
     root = Files(folder)
-    if not is_url(root.root) and not Path(folder).is_dir():
+    if not is_url(root.root) and not Path(root.root).is_dir():
         raise StoreError(f"{root} must be a folder of runs, but there is no such folder")
     found = [_entry(root, name) for name in sorted(_homes(root))]
     if not found:

@@ -263,6 +263,7 @@ class Job:
                 stack.enter_context(hold(files))
                 refuse_existing(files)
                 found = Trace.create(files, self._manifest)
+            stack.callback(pool.stop)  # before the right to write is given up
             if self._asked != 1:
                 found.event("packing", asked=self._asked, **asdict(self._packing))
             began = time.monotonic() - found.manifest.seconds

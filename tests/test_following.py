@@ -107,8 +107,9 @@ def test_the_loss_of_a_run_that_ended_early_is_that_of_its_last_draws(folder: Pa
 
 
 def test_ls_of_a_run_is_that_run(folder: Path) -> None:
-    (entry,) = listing.entries(folder / "good")
-    assert entry.name == "good"
+    for name in (str(folder / "good"), f"file://{folder}/good"):
+        (entry,) = listing.entries(name)
+        assert entry.name == "good"
 
 
 def test_a_run_that_is_driven_is_running(folder: Path) -> None:
