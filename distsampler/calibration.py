@@ -159,7 +159,8 @@ def calibrate(  # noqa: PLR0913 (as sample)
         heatmap: sample the LLC over a grid of lr and nbeta around the choice as well.
 
     Raises:
-        ConfigError: if something cannot be sampled, or the law of the sampler is not known.
+        ConfigError: if something cannot be sampled, the law of the sampler is not known, or its
+            biases cannot be predicted.
         RunFailed: if no step size was found at which pilots survive, or they were interrupted.
 
     Example:
