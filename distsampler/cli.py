@@ -82,7 +82,8 @@ def calibrate(
 
     wanted = recipe.load(config, changes or [])
     _see_writable(out, heatmap)
-    _see_figure(heatmap)
+    if heatmap is not None:
+        _see_figure(heatmap)
     from distsampler.calibration import calibrate_recipe
 
     chosen, found = calibrate_recipe(wanted, heatmap=heatmap is not None, bias=bias)
@@ -354,14 +355,14 @@ def _see_writable(*paths: Path | None) -> None:
             raise ConfigError(f"{path} must be a file in a folder that can be written: make it")
 
 
-def _see_figure(path: Path | None) -> None:
+def _see_figure(path: Path) -> None:
     """Sees that matplotlib knows the format of a figure's name."""
     from matplotlib.backend_bases import FigureCanvasBase
 
     from distsampler.errors import ConfigError
 
     known = FigureCanvasBase.get_supported_filetypes()
-    if path is not None and path.suffix[1:].lower() not in known:
+    if path.suffix[1:].lower() not in known:
         raise ConfigError(f"--heatmap must end in one of .{', .'.join(sorted(known))}: got {path}")
 
 
