@@ -89,17 +89,18 @@ def run_with(others: int, todo: list[Job], out: Path) -> None:
     """Runs the jobs here and in as many other processes, until none is left.
 
     Raises:
-        SystemExit: some are not done, as a process among the others failed.
+        SystemExit: some are not done when all have ended.
     """
     command = [sys.executable, *sys.argv, "--jobs", "1"]
     with ExitStack() as processes:
         for _ in range(others):
             processes.enter_context(subprocess.Popen(command, stdout=subprocess.DEVNULL))
         run(todo, out)
-    if missing := [job for job in todo if not path_of(out, job).exists()]:
+    missing = [job for job in todo if not path_of(out, job).exists()]
+    if others and missing:  # alone, one leaves to others what they are at
         raise SystemExit(
-            f"{len(missing)} of {len(todo)} jobs are not done, as a process failed: see above; "
-            "the same command again goes on"
+            f"{len(missing)} of {len(todo)} jobs are not done: a process failed, see above, or "
+            "another command is at them; the same command again goes on"
         )
 
 

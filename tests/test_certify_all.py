@@ -168,6 +168,7 @@ def test_several_processes_share_the_jobs_and_one_command_prints_the_table(tmp_p
     done = re.findall(r"(\d+)/2  honesty", ended.stderr)
     assert sorted(done) == ["1", "2"], ended.stderr
     assert ended.returncode == 1  # most of the table is not there
+    assert "not done" not in ended.stderr
     assert "not run" in ended.stdout
     assert ended.stdout.count("| case | bar |") == 1, ended.stdout
 
