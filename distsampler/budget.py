@@ -77,8 +77,7 @@ class ErrorBudget:
     @property
     def covers(self) -> str:
         """Which errors the interval knows, and which biases it does not."""
-        parts = {"discretisation": self.discretisation, "minibatch heat": self.heat}
-        left = " and ".join(name for name, value in parts.items() if value is None)
+        left = " and ".join(name for name, value, _ in self.rows() if value is None)
         found = "Monte Carlo, anchor and predicted bias"
         return f"{found}, without {left}, which was not predicted" if left else found
 

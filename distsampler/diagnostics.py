@@ -191,7 +191,7 @@ def diagnose(
     stride, data = _thinned(posterior, (*GATED, *ENTERS_ERROR), POOLED)
     chains = [int(chain) for chain in posterior["chain"].values]
     sides = quantities.sides(chains, dispersed)
-    averaged = _averaged(posterior, stride)
+    averaged = _averaged(posterior, stride) if stride > 1 else None
     rows = quantities.rows(data, sides, averaged)
     rows += quantities.rows(_thinned(posterior, ADVISORY, POOLED_ADVISORY)[1], sides)
     drifting = any(row.drifts for row in rows)
@@ -203,7 +203,7 @@ def diagnose(
         nbeta,
         settled=stride * burn_in(data, dispersed=dispersed) if drifting else 0,
         outliers=_outliers(data, chains, sides),
-        bracket=_bracket(data, averaged, sides, nbeta) if dispersed else None,
+        bracket=_bracket(data, averaged or data, sides, nbeta) if dispersed else None,
         signal_to_noise=_signal_to_noise(data),
         acceptance=_acceptance(stats),
     )

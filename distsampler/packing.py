@@ -88,7 +88,7 @@ def refusal(spec: ChainSpec) -> str | None:
 
 def _obstacles(spec: ChainSpec) -> Iterator[tuple[bool, str]]:
     """What is known to stand in the way, and whether it does."""
-    config, model = spec.config, spec.model
+    config = spec.config
     name = config.sampler.name
     yield name not in SAMPLERS, f"{name!r} is a sampler of your own, which may keep hold of memory"
     yield needs_closure(spec.sampler), f"sampler {name!r} evaluates the loss inside its step"
@@ -99,7 +99,7 @@ def _obstacles(spec: ChainSpec) -> Iterator[tuple[bool, str]]:
     yield config.microbatch is not None, "microbatch cuts what a pack computes at once"
     yield spec.stochastic, "the loss draws at random, for each chain from a seed of its own"
     yield (
-        config.mode == "train" and any(True for _ in model.buffers()),
+        spec.moves_buffers,
         "in mode 'train' a forward pass may move the model's buffers, as batch norm does",
     )
     yield isinstance(spec.rows, ShardedRows), "the chains of a pack would sit on different shards"

@@ -139,7 +139,7 @@ def _statistics(data: xr.Dataset, averaged: xr.Dataset | None) -> list[xr.Datase
     """MCSE, R-hat, bulk and tail ESS of every variable, in the order of Row's fields."""
     arviz = arviz_module()
     mcse = arviz.mcse(data, method="mean")
-    if averaged is not None and averaged.data_vars:
+    if averaged:
         mcse.update(arviz.mcse(averaged, method="mean"))
     several = data.sizes["chain"] > 1
     return [

@@ -61,8 +61,12 @@ class ChainSpec:
 
         On what the loss draws at random, or, by batch norm in mode "train", on its batch.
         """
-        moved = self.config.mode == "train" and any(True for _ in self.model.buffers())
-        return self.stochastic or moved
+        return self.stochastic or self.moves_buffers
+
+    @property
+    def moves_buffers(self) -> bool:
+        """Whether a forward pass may move the model's buffers, as batch norm does."""
+        return self.config.mode == "train" and any(True for _ in self.model.buffers())
 
 
 class Replica:
