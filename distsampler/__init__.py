@@ -44,17 +44,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from distsampler.calibration import Calibration as Calibration
-    from distsampler.calibration import calibrate as calibrate
-    from distsampler.collect import Sweep as Sweep
-    from distsampler.collect import open_sweep as open_sweep
+    from distsampler.analysis.diagnosis import Diagnosis as Diagnosis
+    from distsampler.analysis.diagnosis import Verdict as Verdict
+    from distsampler.analysis.estimators import LLCEstimate as LLCEstimate
+    from distsampler.analysis.estimators import WBICEstimate as WBICEstimate
+    from distsampler.analysis.run import Run as Run
+    from distsampler.analysis.run import open_run as open  # noqa: F401 (a public name)
     from distsampler.config import GateConfig as GateConfig
     from distsampler.config import PlacementConfig as PlacementConfig
     from distsampler.config import RunConfig as RunConfig
     from distsampler.config import SamplerConfig as SamplerConfig
     from distsampler.config import optimal_nbeta as optimal_nbeta
-    from distsampler.diagnostics import Diagnosis as Diagnosis
-    from distsampler.diagnostics import Verdict as Verdict
     from distsampler.errors import ConfigError as ConfigError
     from distsampler.errors import DistsamplerError as DistsamplerError
     from distsampler.errors import NotConverged as NotConverged
@@ -63,37 +63,37 @@ if TYPE_CHECKING:
     from distsampler.errors import RunFailed as RunFailed
     from distsampler.errors import StoreError as StoreError
     from distsampler.errors import WorkFailedError as WorkFailedError
-    from distsampler.estimators import LLCEstimate as LLCEstimate
-    from distsampler.estimators import WBICEstimate as WBICEstimate
+    from distsampler.execution.pool import SerialPool as SerialPool
+    from distsampler.execution.ray_pool import RayPool as RayPool
     from distsampler.optim import SGLD as SGLD
     from distsampler.optim import SGNHT as SGNHT
-    from distsampler.plots import plot_acceptance as plot_acceptance
-    from distsampler.plots import plot_autocorrelation as plot_autocorrelation
-    from distsampler.plots import plot_budget as plot_budget
-    from distsampler.plots import plot_heatmap as plot_heatmap
-    from distsampler.plots import plot_llc_curve as plot_llc_curve
-    from distsampler.plots import plot_norms as plot_norms
-    from distsampler.plots import plot_rank as plot_rank
-    from distsampler.plots import plot_running_llc as plot_running_llc
-    from distsampler.plots import plot_trace as plot_trace
-    from distsampler.pool import SerialPool as SerialPool
-    from distsampler.ray_pool import RayPool as RayPool
-    from distsampler.results import Run as Run
-    from distsampler.results import open_run as open  # noqa: F401 (a public name)
-    from distsampler.run import resume as resume
-    from distsampler.run import sample as sample
-    from distsampler.run import start as start
-    from distsampler.running import Running as Running
-    from distsampler.sweeping import sweep as sweep
+    from distsampler.report.plots import plot_acceptance as plot_acceptance
+    from distsampler.report.plots import plot_autocorrelation as plot_autocorrelation
+    from distsampler.report.plots import plot_budget as plot_budget
+    from distsampler.report.plots import plot_heatmap as plot_heatmap
+    from distsampler.report.plots import plot_llc_curve as plot_llc_curve
+    from distsampler.report.plots import plot_norms as plot_norms
+    from distsampler.report.plots import plot_rank as plot_rank
+    from distsampler.report.plots import plot_running_llc as plot_running_llc
+    from distsampler.report.plots import plot_trace as plot_trace
+    from distsampler.sampling.calibration import Calibration as Calibration
+    from distsampler.sampling.calibration import calibrate as calibrate
+    from distsampler.sampling.handle import Running as Running
+    from distsampler.sampling.sample import resume as resume
+    from distsampler.sampling.sample import sample as sample
+    from distsampler.sampling.sample import start as start
+    from distsampler.sweeps.results import Sweep as Sweep
+    from distsampler.sweeps.results import open_sweep as open_sweep
+    from distsampler.sweeps.sweep import sweep as sweep
     from distsampler.truth.certify import certify as certify
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "calibration": ("Calibration", "calibrate"),
-    "collect": ("Sweep", "open_sweep"),
+    "sampling.calibration": ("Calibration", "calibrate"),
+    "sweeps.results": ("Sweep", "open_sweep"),
     "config": ("GateConfig", "PlacementConfig", "RunConfig", "SamplerConfig", "optimal_nbeta"),
-    "diagnostics": ("Diagnosis", "Verdict"),
+    "analysis.diagnosis": ("Diagnosis", "Verdict"),
     "errors": (
         "ConfigError",
         "DistsamplerError",
@@ -104,9 +104,9 @@ _HOMES = {
         "StoreError",
         "WorkFailedError",
     ),
-    "estimators": ("LLCEstimate", "WBICEstimate"),
+    "analysis.estimators": ("LLCEstimate", "WBICEstimate"),
     "optim": ("SGLD", "SGNHT"),
-    "plots": (
+    "report.plots": (
         "plot_acceptance",
         "plot_autocorrelation",
         "plot_budget",
@@ -117,12 +117,12 @@ _HOMES = {
         "plot_running_llc",
         "plot_trace",
     ),
-    "pool": ("SerialPool",),
-    "ray_pool": ("RayPool",),
-    "results": ("Run", "open"),
-    "run": ("resume", "sample", "start"),
-    "running": ("Running",),
-    "sweeping": ("sweep",),
+    "execution.pool": ("SerialPool",),
+    "execution.ray_pool": ("RayPool",),
+    "analysis.run": ("Run", "open"),
+    "sampling.sample": ("resume", "sample", "start"),
+    "sampling.handle": ("Running",),
+    "sweeps.sweep": ("sweep",),
     "truth.certify": ("certify",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from distsampler.collect import Sweep
+    from distsampler.analysis.run import Run
     from distsampler.recipe import Recipe
-    from distsampler.results import Run
+    from distsampler.sweeps.results import Sweep
 
 FAILED, USAGE, NOT_CONVERGED, LOST_CHAINS, INTERRUPTED = 1, 2, 3, 4, 130
 
@@ -56,7 +56,9 @@ def run(
     found = recipe.load(config, changes or [])
     if calibrated:
         found = _calibrated(found, store, resume, bias)
-    from distsampler.run import sample_recipe  # after the file is read: mistakes are told at once
+    from distsampler.sampling.sample import (
+        sample_recipe,  # after the file is read: mistakes are told at once
+    )
 
     _finish(sample_recipe(found, store, resume, quiet))  # type: ignore[arg-type]  # checked there
 
@@ -84,7 +86,7 @@ def calibrate(
     _see_writable(out, heatmap)
     if heatmap is not None:
         _see_figure(heatmap)
-    from distsampler.calibration import calibrate_recipe
+    from distsampler.sampling.calibration import calibrate_recipe
 
     chosen, found = calibrate_recipe(wanted, heatmap=heatmap is not None, bias=bias)
     _say(json.dumps(found.as_dict()) if as_json else str(found))
@@ -93,7 +95,7 @@ def calibrate(
     if found.heatmap is not None and heatmap is not None:
         from matplotlib.figure import Figure
 
-        from distsampler.plots import plot_heatmap
+        from distsampler.report.plots import plot_heatmap
 
         figure = Figure(figsize=(8, 4), layout="constrained")
         plot_heatmap(found.heatmap, figure.subplots())
@@ -119,7 +121,7 @@ def resume(
             f"by: continue it there, with distsampler.resume({str(store)!r}, model, data, loss)"
         )
     found = recipe.reload(manifest.recipe, manifest.config, changes or [])
-    from distsampler.run import sample_recipe
+    from distsampler.sampling.sample import sample_recipe
 
     _finish(sample_recipe(found, str(store), "must", quiet))
 
@@ -159,13 +161,13 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write one HTML file about a run, or about a sweep."""
-    from distsampler import report, sweep_report
-    from distsampler.collect import is_sweep, open_sweep
+    from distsampler.report import run_report, sweep_report
+    from distsampler.sweeps.results import is_sweep, open_sweep
 
     if is_sweep(store):
         path = sweep_report.write(open_sweep(store), out)
     else:
-        path = report.write(_open(store), out)
+        path = run_report.write(_open(store), out)
     _say(json.dumps({"report": path}) if as_json else path)
 
 
@@ -184,11 +186,11 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Sample many checkpoints, restrictions, settings and data sets."""
-    from distsampler import sweep_recipe
+    from distsampler.sweeps import recipe as sweep_recipe
 
     wanted = sweep_recipe.load(config, changes or [], max_cells)
-    from distsampler.plan import made
-    from distsampler.sweeping import carry_out
+    from distsampler.sweeps.plan import made
+    from distsampler.sweeps.sweep import carry_out
 
     done = carry_out(made(wanted), store, None, resume, quiet)  # type: ignore[arg-type]  # checked
     _finish_sweep(done, as_json)
@@ -204,7 +206,7 @@ def collect(
     as_json: Json = False,
 ) -> None:
     """Print the estimates of a sweep, or write them as CSV or netCDF."""
-    from distsampler.collect import open_sweep
+    from distsampler.sweeps.results import open_sweep
 
     found = open_sweep(store)
     _see_writable(csv, netcdf)
@@ -221,7 +223,7 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="Print how it stands, and end.")] = False,
 ) -> None:
     """Show how a run goes, from any machine that sees its directory."""
-    from distsampler.following import follow
+    from distsampler.report.watch import follow
 
     try:
         view = follow(store, once)
@@ -238,7 +240,7 @@ def list_runs(
     as_json: Json = False,
 ) -> None:
     """List the runs beneath a folder, a line each."""
-    from distsampler.listing import entries, table
+    from distsampler.report.listing import entries, table
 
     found = entries(folder)
     _say(json.dumps({"runs": [entry.as_dict() for entry in found]}) if as_json else table(found))
@@ -267,7 +269,7 @@ def certify(
 def main() -> None:
     """The console script: errors made on purpose are one message and an exit code."""
     from distsampler.errors import DistsamplerError, RunFailed, WorkFailedError
-    from distsampler.files import StoreFault
+    from distsampler.store.files import StoreFault
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     logging.captureWarnings(True)
@@ -313,7 +315,7 @@ def _finish_sweep(done: Sweep, as_json: bool) -> None:
 
 
 def _print_sweep(done: Sweep, rows: list[dict[str, Any]]) -> None:
-    from distsampler.estimators import plus_minus
+    from distsampler.analysis.estimators import plus_minus
 
     wide = max(len(row["cell"]) for row in rows)
     for row in rows:
@@ -333,9 +335,9 @@ def _print_sweep(done: Sweep, rows: list[dict[str, Any]]) -> None:
 
 def _calibrated(found: Recipe, store: str | None, resume: str, bias: float) -> Recipe:
     """The recipe with what pilots choose, or, of a run that exists, with what they chose then."""
-    from distsampler.calibration import calibrate_recipe, continued
-    from distsampler.run import continues
-    from distsampler.trace import as_files
+    from distsampler.sampling.calibration import calibrate_recipe, continued
+    from distsampler.sampling.sample import continues
+    from distsampler.store.trace import as_files
 
     if store is not None:
         continues(as_files(store), resume)  # type: ignore[arg-type]  # checked there
@@ -367,7 +369,7 @@ def _see_figure(path: Path) -> None:
 
 
 def _open(store: str) -> Run:
-    from distsampler.results import open_run
+    from distsampler.analysis.run import open_run
 
     return open_run(store)
 

@@ -21,16 +21,15 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from distsampler import masks
 from distsampler.errors import ConfigError, unknown_name
-from distsampler.named import Named
+from distsampler.references import Mask, Named, patterns_or_masks
 
 NUMBER = "number"  # of what may be a number or "auto"
 HOP_EVERY = 100  # steps, where not given
 AUTO_GATE = {"every": 400, "relative_error": 0.05}  # with draws="auto", where not given
 _AUTO = Discriminator(lambda value: "auto" if value == "auto" else NUMBER)
 _Auto = Annotated[Literal["auto"], Tag("auto")]
-_MaskField = Annotated[masks.Mask, PlainValidator(masks.Mask.of), PlainSerializer(str)]
+_MaskField = Annotated[Mask, PlainValidator(Mask.of), PlainSerializer(str)]
 
 _NamedField = Annotated[Named, PlainValidator(Named.of), PlainSerializer(str)]
 
@@ -247,7 +246,7 @@ class RunConfig(Frozen):
     @field_validator("restrict_to", mode="before")
     @classmethod
     def _patterns_or_masks(cls, value: object) -> object:
-        return masks.parse(value)
+        return patterns_or_masks(value)
 
     @model_validator(mode="before")
     @classmethod

@@ -17,7 +17,7 @@ import yaml
 
 from distsampler.config import RunConfig
 from distsampler.errors import ConfigError, unknown_name
-from distsampler.named import Named
+from distsampler.references import Named
 
 PARTS = ("model", "data", "loss")
 CALIBRATION = "calibration"  # in a run's record: what pilots chose, beside the parts

@@ -20,12 +20,12 @@ from bench_chain import log, machine
 from bench_workloads import WORKLOADS
 
 import distsampler as ds
+from distsampler.chains.observables import variables
 from distsampler.draws import DrawBlock, Variable
-from distsampler.files import Files
-from distsampler.manifest import Manifest
-from distsampler.observables import variables
-from distsampler.run import prepare
-from distsampler.trace import Trace
+from distsampler.sampling.sample import prepare
+from distsampler.store.files import Files
+from distsampler.store.manifest import Manifest
+from distsampler.store.trace import Trace
 
 ROOT = Path(__file__).parents[1]
 STORES = {"memory": "in memory", "disk": "on the disk", "fsync": "on the disk, fsync=True"}

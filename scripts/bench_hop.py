@@ -19,7 +19,7 @@ from bench_chain import log, machine
 from torch import Tensor, nn
 
 import distsampler as ds
-from distsampler import hop
+from distsampler.chains import hop
 from distsampler.truth import networks
 
 FIGURE = Path(__file__).parent / "figures" / "hop.png"

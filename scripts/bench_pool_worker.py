@@ -147,18 +147,18 @@ def plain(workload: Workload) -> Callable[[float], Answer]:
 
 def alone(name: str, chain: int, seconds: float, barrier: Barrier, queue: Any) -> None:
     """One chain in this process, from when the other is ready too."""
-    from distsampler import anchor
-    from distsampler.pack import Pack
-    from distsampler.replica import Replica
-    from distsampler.run import prepare
-    from distsampler.worker import numerics
+    from distsampler.chains import anchor_pass
+    from distsampler.chains.pack import Pack
+    from distsampler.chains.worker import numerics
+    from distsampler.models.replica import Replica
+    from distsampler.sampling.sample import prepare
 
     workload = WORKLOADS[name]
     config = settings(workload, CORES, 100)
     spec = prepare(workload.model(), workload.rows(), workload.loss, config)
     replica = Replica(spec, torch.device("cpu"))
-    parts = [anchor.measure(replica, spec, part) for part in anchor.plan(spec, 1)]
-    walker = Pack(spec, [chain], anchor.reduce(parts, spec), replica)
+    parts = [anchor_pass.measure(replica, spec, part) for part in anchor_pass.plan(spec, 1)]
+    walker = Pack(spec, [chain], anchor_pass.reduce(parts, spec), replica)
     with numerics(config):
         walker.advance(20)
         barrier.wait()

@@ -21,14 +21,14 @@ from bench_workloads import EXAMPLES, SEED, WORKLOADS
 from torch import nn
 
 import distsampler as ds
+from distsampler.analysis.inference_data import arviz_module
+from distsampler.analysis.run import Run
+from distsampler.chains.observables import variables
 from distsampler.draws import Anchor, DrawBlock, Variable
-from distsampler.files import Files
-from distsampler.inference_data import arviz_module
-from distsampler.manifest import Manifest
-from distsampler.observables import variables
-from distsampler.results import Run
-from distsampler.run import prepare
-from distsampler.trace import Trace
+from distsampler.sampling.sample import prepare
+from distsampler.store.files import Files
+from distsampler.store.manifest import Manifest
+from distsampler.store.trace import Trace
 
 LINEAR, WIDTH = WORKLOADS["linear"], 1_000
 STATE_BYTES, BLOCK = 24_000, 1_024

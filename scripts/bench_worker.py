@@ -25,11 +25,11 @@ Steps = Callable[[int], int]
 def chain(workload: Workload, thin: int, pack: int = 1) -> tuple[float, Steps]:
     """Chains that advance together, with everything that a draw records by default."""
     import distsampler as ds
-    from distsampler import anchor
-    from distsampler.pack import Pack
-    from distsampler.replica import Replica
-    from distsampler.run import prepare
-    from distsampler.worker import numerics
+    from distsampler.chains import anchor_pass
+    from distsampler.chains.pack import Pack
+    from distsampler.chains.worker import numerics
+    from distsampler.models.replica import Replica
+    from distsampler.sampling.sample import prepare
 
     sampler = ds.SamplerConfig(
         lr=workload.lr, localization=workload.localization, nbeta=workload.nbeta
@@ -42,8 +42,8 @@ def chain(workload: Workload, thin: int, pack: int = 1) -> tuple[float, Steps]:
         )  # fmt: skip
         spec = prepare(workload.model(), workload.rows(), workload.loss, config)
         replica = Replica(spec, torch.device("cpu"))
-        parts = [anchor.measure(replica, spec, part) for part in anchor.plan(spec, 1)]
-        return Pack(spec, range(pack), anchor.reduce(parts, spec), replica)
+        parts = [anchor_pass.measure(replica, spec, part) for part in anchor_pass.plan(spec, 1)]
+        return Pack(spec, range(pack), anchor_pass.reduce(parts, spec), replica)
 
     walkers = made(thin)
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import distsampler as ds
-from distsampler.calibration import BIAS
+from distsampler.sampling.calibration import BIAS
 from distsampler.truth import Known, Target, certify, networks, targets
 from distsampler.truth.cases import Case, Course
 from tests.faults import job as faults

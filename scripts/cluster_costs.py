@@ -23,15 +23,15 @@ from simulated_cluster import Cluster, Costs, simulate
 from torch import nn
 
 import distsampler as ds
-from distsampler import anchor
+from distsampler.chains import anchor_pass
+from distsampler.chains.worker import Advance, AnchorPass, Worker
 from distsampler.draws import DrawBlock
-from distsampler.pool import PlaceReady, WorkDone
-from distsampler.progress import Progress
-from distsampler.ray_pool import RayPool
-from distsampler.replica import ChainSpec
-from distsampler.run import prepare
-from distsampler.trace import Trace
-from distsampler.worker import Advance, AnchorPass, Worker
+from distsampler.execution.pool import PlaceReady, WorkDone
+from distsampler.execution.progress import Progress
+from distsampler.execution.ray_pool import RayPool
+from distsampler.models.replica import ChainSpec
+from distsampler.sampling.sample import prepare
+from distsampler.store.trace import Trace
 
 CALLS, STEP, BATCH = 30, 0.02, 16
 SIZES = (50, 400)  # chains of the commits, snapshots and calls that are compared
@@ -81,11 +81,11 @@ def calls() -> tuple[float, float, float, float]:
     pool.start(spec, [0])
     one(pool, PlaceReady)
     start, parts = time.perf_counter() - began, list[Any]()
-    for part in anchor.plan(spec, 1):
+    for part in anchor_pass.plan(spec, 1):
         pool.submit(0, AnchorPass(part))
         parts.append(one(pool, WorkDone).result)
     submits, collects, latencies = list[float](), list[float](), list[float]()
-    known, state = anchor.reduce(parts, spec), None
+    known, state = anchor_pass.reduce(parts, spec), None
     for number in range(CALLS):
         work = Advance((0,), 5 * number, 5, known, (state,))
         began, thread = time.perf_counter(), time.thread_time()
@@ -191,8 +191,8 @@ def pace() -> float:
     model, rows, config = sleeper(2, draws=100)
     spec: ChainSpec = prepare(model, rows, asleep, config)
     worker = Worker(spec, torch.device("cpu"), 2)
-    parts = [worker.perform(AnchorPass(part)) for part in anchor.plan(spec, 1)]
-    known = anchor.reduce(parts, spec)  # type: ignore[arg-type]
+    parts = [worker.perform(AnchorPass(part)) for part in anchor_pass.plan(spec, 1)]
+    known = anchor_pass.reduce(parts, spec)  # type: ignore[arg-type]
     worker.perform(Advance((0,), 0, 10, known, (None,)))
     began = time.perf_counter()
     worker.perform(Advance((0,), 10, 100, known))

@@ -7,8 +7,9 @@ from pathlib import Path
 import mnist
 
 import distsampler as ds
-from distsampler import recipe, report
-from distsampler.calibration import calibrate_recipe, continued
+from distsampler import recipe
+from distsampler.report import run_report
+from distsampler.sampling.calibration import calibrate_recipe, continued
 
 BIAS = 0.02  # of the LLC, that a step and its minibatches may bring: less would need longer chains
 
@@ -31,7 +32,7 @@ def main() -> None:
     print(run.verdict)
     print(estimate)
     print(estimate.budget.table(estimate.mean))
-    print(f"report {report.write(run)}")
+    print(f"report {run_report.write(run)}")
 
 
 def calibrated(demo: recipe.Recipe) -> recipe.Recipe:

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from distsampler.optim import LMSGLD, SGLD
-from distsampler.truth import laws
+from distsampler.truth import discretised_laws
 
 Kind = type[SGLD] | type[LMSGLD]
 SHARES = (0.3, 1.0)  # lr kappa_max
-LAWS = {SGLD: laws.sgld, LMSGLD: laws.lmsgld}
+LAWS = {SGLD: discretised_laws.sgld, LMSGLD: discretised_laws.lmsgld}
 N, BATCH, VARIANCE, GAMMA = 4096, 64, 4.0, 100.0
 NBETA = N / math.log(N)
 CURVATURE = torch.logspace(-1, 1, 400, dtype=torch.float64)

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from distsampler import transition as decisions
-from distsampler.arrays import CHUNK
+from distsampler.chains.pack import Advanced
+from distsampler.chains.worker import Advance
 from distsampler.draws import DrawBlock
-from distsampler.driver import COMMIT_SHARE, SHORT_COMMIT, SHOW_SHARE, WAIT_SECONDS
-from distsampler.pack import Advanced
-from distsampler.pool import PlaceLost, PlaceReady, PoolEvent, WorkDone
-from distsampler.situation import (
+from distsampler.execution import transition as decisions
+from distsampler.execution.driver import COMMIT_SHARE, SHORT_COMMIT, SHOW_SHARE, WAIT_SECONDS
+from distsampler.execution.pool import PlaceLost, PlaceReady, PoolEvent, WorkDone
+from distsampler.execution.run_state import (
     Action,
     CommitNow,
     Committed,
@@ -35,7 +35,7 @@ from distsampler.situation import (
     State,
     Submit,
 )
-from distsampler.worker import Advance
+from distsampler.store.zarr_arrays import CHUNK
 
 COMMIT_SECONDS = 5.0
 DRAWS = 10**9  # nobody comes to the end

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import torch
 
-from distsampler.pool import Loss, PlaceLost, PlaceReady, PoolEvent, perform, place_info
-from distsampler.replica import ChainSpec
-from distsampler.worker import Work, Worker
+from distsampler.chains.worker import Work, Worker
+from distsampler.execution.pool import Loss, PlaceLost, PlaceReady, PoolEvent, perform, place_info
+from distsampler.models.replica import ChainSpec
 
 
 class FlakyPool:

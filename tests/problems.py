@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 import distsampler as ds
-from distsampler.chain import Chain
-from distsampler.pool import SerialPool, WorkDone
-from distsampler.replica import ChainSpec
-from distsampler.run import prepare
-from distsampler.worker import AnchorPass
+from distsampler.chains.chain import Chain
+from distsampler.chains.worker import AnchorPass
+from distsampler.execution.pool import SerialPool, WorkDone
+from distsampler.models.replica import ChainSpec
+from distsampler.sampling.sample import prepare
 
 
 def squared_error(model: nn.Module, batch: Any) -> Tensor:
@@ -43,17 +43,17 @@ def config(**fields: Any) -> ds.RunConfig:
 
 def anchored(spec: ChainSpec) -> Any:
     """The anchor of a spec, measured in this process."""
-    from distsampler import anchor
+    from distsampler.chains import anchor_pass
 
     pool, parts = SerialPool(), []
     pool.start(spec, [0])
     pool.wait(0)
-    for part in anchor.plan(spec, 1):
+    for part in anchor_pass.plan(spec, 1):
         pool.submit(0, AnchorPass(part))
         (done,) = pool.wait(0)
         assert isinstance(done, WorkDone), done
         parts.append(done.result)
-    return anchor.reduce(parts, spec)
+    return anchor_pass.reduce(parts, spec)
 
 
 def chain(index: int = 0, loss: Any = squared_error, **fields: Any) -> Chain:

@@ -175,7 +175,7 @@ def test_a_stopped_run_exits_130_diagnoses_as_3_and_goes_on(
 
 @pytest.mark.ray
 def test_observables_of_a_file_are_measured_and_found_again_by_resume(tmp_path: Path) -> None:
-    from distsampler.results import open_run
+    from distsampler.analysis.run import open_run
 
     (tmp_path / "own.py").write_text(
         "def size(model, batch):\n    return model.weight.norm()\n"

@@ -12,12 +12,13 @@ import yaml
 from torch import nn
 
 import distsampler as ds
-from distsampler import recipe, sweep_recipe
+from distsampler import recipe
 from distsampler.cli import app
+from distsampler.sweeps import recipe as sweep_recipe
 from scripts.command_lines import commands, understand
+from tests.chains.test_sampler_trial import both
+from tests.execution.test_pools import assert_same
 from tests.problems import config, regression, squared_error
-from tests.test_pools import assert_same
-from tests.test_trial import both
 
 
 def cross_entropy(model: nn.Module, batch: Any) -> torch.Tensor:

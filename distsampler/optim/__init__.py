@@ -27,12 +27,12 @@ mala           sgld, accepted or refused            none; full gradients only   
 ============== ==================================== ============================ ==============
 """
 
-from distsampler.optim.acceptance import Side, mala_acceptance
 from distsampler.optim.adam_sgld import AdamSGLD
-from distsampler.optim.base import Sampler
 from distsampler.optim.lmsgld import LMSGLD
 from distsampler.optim.mala import MALA
+from distsampler.optim.metropolis import Side, mala_acceptance
 from distsampler.optim.rmsprop_sgld import RMSPropSGLD
+from distsampler.optim.sampler import Sampler
 from distsampler.optim.sghmc import SGHMC
 from distsampler.optim.sgld import SGLD
 from distsampler.optim.sgnht import SGNHT

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from distsampler.optim import kernels, options
+from distsampler.optim import checks, kernels
 from distsampler.optim.adaptive import Adaptive
 from distsampler.optim.kernels import Potential
-from distsampler.optim.plan import Chunk, Plan, Point
+from distsampler.optim.layout import Chunk, Plan, Point
 
 
 class AdamSGLD(Adaptive):
@@ -90,7 +90,7 @@ class AdamSGLD(Adaptive):
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
-        options.fraction(group, "beta1", "pass the memory of the mean gradient, such as 0.9")
+        checks.fraction(group, "beta1", "pass the memory of the mean gradient, such as 0.9")
 
     def _begin(self, group: dict[str, Any], plan: Plan) -> None:
         super()._begin(group, plan)

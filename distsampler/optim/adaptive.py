@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from distsampler.optim import kernels, options
-from distsampler.optim.base import Sampler
-from distsampler.optim.plan import Plan
+from distsampler.optim import checks, kernels
+from distsampler.optim.layout import Plan
+from distsampler.optim.sampler import Sampler
 
 
 class Adaptive(Sampler):
@@ -31,11 +31,11 @@ class Adaptive(Sampler):
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
-        options.fraction(group, "beta2", "pass the memory of the squared gradients, such as 0.99")
-        options.positive(group, "stability", "pass what is added to the root of v, such as 0.1")
-        options.not_negative(group, "noise_level", "leave it at 1 to sample the posterior")
+        checks.fraction(group, "beta2", "pass the memory of the squared gradients, such as 0.99")
+        checks.positive(group, "stability", "pass what is added to the root of v, such as 0.1")
+        checks.not_negative(group, "noise_level", "leave it at 1 to sample the posterior")
         if group["freeze_after"] is not None:
-            options.whole(group, "freeze_after", "pass a number of steps of at least 1", least=1)
+            checks.whole(group, "freeze_after", "pass a number of steps of at least 1", least=1)
 
     def _normalise(self, group: dict[str, Any]) -> None:
         super()._normalise(group)
@@ -43,7 +43,7 @@ class Adaptive(Sampler):
 
     def _cautions(self, group: dict[str, Any]) -> list[str]:
         found = super()._cautions(group)
-        found.extend(options.noise_caution(group))
+        found.extend(checks.noise_caution(group))
         if group["freeze_after"] is None:
             found.append(
                 "freeze_after is None: a preconditioner that adapts for ever biases the law "

@@ -10,9 +10,9 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from distsampler.optim.base import Sampler
-from distsampler.optim.randomness import Owners
-from distsampler.optim.readings import QUIET
+from distsampler.optim.noise_streams import Owners
+from distsampler.optim.readouts import QUIET
+from distsampler.optim.sampler import Sampler
 
 COUNTERS = ("steps", "adapted")
 

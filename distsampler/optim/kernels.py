@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from distsampler.optim.plan import Chunk, Point
+from distsampler.optim.layout import Chunk, Point
 
 
 class Potential(NamedTuple):

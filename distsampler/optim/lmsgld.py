@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from distsampler.optim import kernels, options
-from distsampler.optim.heat import HeatCorrected
+from distsampler.optim import checks, kernels
+from distsampler.optim.heat_correction import HeatCorrected
 from distsampler.optim.kernels import Potential
-from distsampler.optim.plan import Chunk, Plan, Point
+from distsampler.optim.layout import Chunk, Plan, Point
 
 
 class LMSGLD(HeatCorrected):
@@ -87,16 +87,16 @@ class LMSGLD(HeatCorrected):
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
-        options.not_negative(group, "noise_level", "leave it at 1 to sample the posterior")
+        checks.not_negative(group, "noise_level", "leave it at 1 to sample the posterior")
 
     def _cautions(self, group: dict[str, Any]) -> list[str]:
-        return super()._cautions(group) + options.noise_caution(group)
+        return super()._cautions(group) + checks.noise_caution(group)
 
     def _normalise(self, group: dict[str, Any]) -> None:
         super()._normalise(group)
-        found = options.per_parameter(group["preconditioner"], group["params"], "preconditioner")
+        found = checks.per_parameter(group["preconditioner"], group["params"], "preconditioner")
         if found and any(t is not None and not bool((t > 0).all()) for t in found):
-            options.refuse("a preconditioner must be positive", "an entry not above 0", "mend it")
+            checks.refuse("a preconditioner must be positive", "an entry not above 0", "mend it")
         group["preconditioner"] = found
 
     def _begin(self, group: dict[str, Any], plan: Plan) -> None:

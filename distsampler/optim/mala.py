@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from distsampler.optim import kernels, options
-from distsampler.optim.acceptance import log_ratio
+from distsampler.optim import checks, kernels
 from distsampler.optim.kernels import Potential
-from distsampler.optim.langevin import LangevinProposal
-from distsampler.optim.plan import Chunk, Plan, Point, is_half
+from distsampler.optim.layout import Chunk, Plan, Point, is_half
+from distsampler.optim.metropolis import LangevinProposal, log_ratio
 
 
 class MALA(LangevinProposal):
@@ -98,7 +97,7 @@ class MALA(LangevinProposal):
             ConfigError: There is no closure.
         """
         if closure is None:
-            options.refuse(
+            checks.refuse(
                 "MALA needs a closure that recomputes loss and gradients at the proposal",
                 "closure=None",
                 "pass step(closure)",
@@ -126,9 +125,9 @@ class MALA(LangevinProposal):
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
         if group["bounding_box_size"] is not None:
-            options.refuse("MALA has no box", f"{group['bounding_box_size']}", "pass None")
+            checks.refuse("MALA has no box", f"{group['bounding_box_size']}", "pass None")
         if any(is_half(p) for p in group["params"]):
-            options.refuse(
+            checks.refuse(
                 "MALA needs single or double precision", "half precision", "call model.float()"
             )
 

@@ -9,9 +9,9 @@ from torch.optim.optimizer import ParamsT
 
 from distsampler.optim import kernels
 from distsampler.optim.adaptive import Adaptive
-from distsampler.optim.heat import HeatCorrected
+from distsampler.optim.heat_correction import HeatCorrected
 from distsampler.optim.kernels import Potential
-from distsampler.optim.plan import Chunk, Plan, Point
+from distsampler.optim.layout import Chunk, Plan, Point
 
 
 class RMSPropSGLD(Adaptive, HeatCorrected):

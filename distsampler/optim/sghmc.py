@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from distsampler.optim import kernels, options
-from distsampler.optim.base import Sampler
-from distsampler.optim.plan import Plan
+from distsampler.optim import checks, kernels
+from distsampler.optim.layout import Plan
+from distsampler.optim.sampler import Sampler
 
 
 class SGHMC(Sampler):
@@ -77,8 +77,8 @@ class SGHMC(Sampler):
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
-        options.fraction(group, "friction", "pass alpha, for example 0.1")
-        options.positive(group, "friction", "pass alpha, for example 0.1")
+        checks.fraction(group, "friction", "pass alpha, for example 0.1")
+        checks.positive(group, "friction", "pass alpha, for example 0.1")
 
     def _begin(self, group: dict[str, Any], plan: Plan) -> None:
         self._start(plan, "momentum", math.sqrt(group["lr"]))

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from distsampler.optim import kernels, options
-from distsampler.optim.acceptance import Side
-from distsampler.optim.heat import HeatCorrected
+from distsampler.optim import checks, kernels
+from distsampler.optim.heat_correction import HeatCorrected
 from distsampler.optim.kernels import Potential
-from distsampler.optim.langevin import LangevinProposal
-from distsampler.optim.plan import Chunk, Plan, Point
+from distsampler.optim.layout import Chunk, Plan, Point
+from distsampler.optim.metropolis import LangevinProposal, Side
 
 _NOT_LANGEVIN = ("bounding_box_size", "gradient_variance")
 
@@ -33,7 +32,7 @@ class SGLD(HeatCorrected, LangevinProposal):
             says so.
         gradient_variance: Variance v of the gradient between single examples, a number or one
             tensor a parameter (its shape); the noise is reduced by the heat of the minibatch,
-            see :mod:`distsampler.optim.heat`. None: no correction.
+            see :mod:`distsampler.optim.heat_correction`. None: no correction.
         batch_size: Examples a minibatch, m; needed with ``gradient_variance``.
 
     Raises:
@@ -104,7 +103,7 @@ class SGLD(HeatCorrected, LangevinProposal):
         for group in self.param_groups:
             bent = [name for name in _NOT_LANGEVIN if group[name] is not None]
             if bent or group["noise_level"] != 1.0 or callable(group["nbeta"]):
-                options.refuse(
+                checks.refuse(
                     "a MALA acceptance needs plain Langevin steps with one fixed nbeta",
                     ", ".join(bent) or "another noise_level or a callable nbeta",
                     "leave these options out to measure it",
@@ -113,10 +112,10 @@ class SGLD(HeatCorrected, LangevinProposal):
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
-        options.not_negative(group, "noise_level", "leave it at 1 to sample the posterior")
+        checks.not_negative(group, "noise_level", "leave it at 1 to sample the posterior")
 
     def _cautions(self, group: dict[str, Any]) -> list[str]:
-        return super()._cautions(group) + options.noise_caution(group)
+        return super()._cautions(group) + checks.noise_caution(group)
 
     def _std(self, group: dict[str, Any]) -> float:
         return math.sqrt(group["lr"]) * float(group["noise_level"])

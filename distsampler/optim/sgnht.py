@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from distsampler.optim import kernels, options
-from distsampler.optim.base import Sampler
-from distsampler.optim.plan import Chunk, Plan, Point
+from distsampler.optim import checks, kernels
+from distsampler.optim.layout import Chunk, Plan, Point
+from distsampler.optim.sampler import Sampler
 
 
 class SGNHT(Sampler):
@@ -109,8 +109,8 @@ class SGNHT(Sampler):
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
-        options.positive(group, "diffusion_factor", "pass A, for example 0.01")
-        options.one_of(group, "scheme", ("ding", "badodab"))
+        checks.positive(group, "diffusion_factor", "pass A, for example 0.01")
+        checks.one_of(group, "scheme", ("ding", "badodab"))
 
     def _cautions(self, group: dict[str, Any]) -> list[str]:
         found = super()._cautions(group)

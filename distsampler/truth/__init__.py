@@ -28,6 +28,7 @@ Example:
     23.5
 """
 
+from distsampler.truth.codimension import codimension
 from distsampler.truth.coefficients import (
     LearningCoefficient,
     deep_linear,
@@ -35,9 +36,8 @@ from distsampler.truth.coefficients import (
     reduced_rank,
     regular,
 )
-from distsampler.truth.copies import sample_copies
-from distsampler.truth.exact import Exact, linear_regression, quadrature
 from distsampler.truth.gibbs import BlockGibbs, DeepLinear, ReplicaMean, block_gibbs
+from distsampler.truth.many_copies import sample_copies
 from distsampler.truth.networks import (
     Network,
     deep_linear_1k,
@@ -47,7 +47,7 @@ from distsampler.truth.networks import (
     unit_network,
     with_dead_weights,
 )
-from distsampler.truth.strata import codimension
+from distsampler.truth.quadrature import Exact, linear_regression, quadrature
 from distsampler.truth.targets import Known, Quadratic, Target, quadratic
 
 __all__ = [

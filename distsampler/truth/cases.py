@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from distsampler.config import RunConfig, SamplerConfig
-from distsampler.optim import SAMPLERS, by_name
-from distsampler.shards import as_rows
+from distsampler.data.rows import as_rows
+from distsampler.models import sampler as by_name
+from distsampler.optim import SAMPLERS
 from distsampler.truth import networks, targets
 from distsampler.truth.targets import Target
 

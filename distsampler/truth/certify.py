@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from distsampler.analysis.estimators import LLCEstimate
+from distsampler.analysis.run import Run
+from distsampler.data.rows import BLOCK
 from distsampler.errors import RunFailed
-from distsampler.estimators import LLCEstimate
-from distsampler.pool import ChainPool, SerialPool
-from distsampler.results import Run
-from distsampler.run import sample
-from distsampler.shards import BLOCK
+from distsampler.execution.pool import ChainPool, SerialPool
+from distsampler.sampling.sample import sample
 from distsampler.truth.cases import Case, cases
 from distsampler.truth.targets import Known
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from distsampler.config import optimal_nbeta
 from distsampler.errors import ConfigError
-from distsampler.replica import Loss
+from distsampler.models.replica import Loss
 from distsampler.truth import coefficients
+from distsampler.truth.codimension import codimension
 from distsampler.truth.gibbs import BlockGibbs, DeepLinear, ReplicaMean, product
-from distsampler.truth.strata import codimension
 from distsampler.truth.targets import Known, Target
 
 EXAMPLES = 100_000  # of a benchmark net

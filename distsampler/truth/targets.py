@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from distsampler.config import RunConfig, optimal_nbeta
 from distsampler.errors import ConfigError
-from distsampler.replica import Loss
-from distsampler.truth import coefficients, laws
+from distsampler.models.replica import Loss
+from distsampler.truth import coefficients, discretised_laws
 from distsampler.truth.coefficients import LearningCoefficient
-from distsampler.truth.exact import linear_regression, quadrature
+from distsampler.truth.quadrature import linear_regression, quadrature
 
 EXAMPLES = 64  # of a loss that does not depend on them
 
@@ -119,7 +119,9 @@ class Quadratic(Target):
         of the sampler, not part of its law.
         """
         options = config.sampler.options
-        variance = {"sgld": laws.sgld, "lmsgld": laws.lmsgld}.get(config.sampler.name)
+        variance = {"sgld": discretised_laws.sgld, "lmsgld": discretised_laws.lmsgld}.get(
+            config.sampler.name
+        )
         if variance is None or config.batches != "replacement":
             return None
         lr = float(options.get("lr", 0.01))

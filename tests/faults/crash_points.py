@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 
 import distsampler as ds
-from distsampler import inference_data
-from distsampler.files import Files
-from distsampler.fingerprint import versions
-from distsampler.pool import SerialPool
-from distsampler.run import Job, prepare
+from distsampler.analysis import inference_data
+from distsampler.execution.pool import SerialPool
+from distsampler.sampling.fingerprint import versions
+from distsampler.sampling.sample import Job, prepare
+from distsampler.store.files import Files
 from tests.faults.digest import digest
 from tests.problems import config, regression, squared_error
 

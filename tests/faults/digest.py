@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import distsampler as ds
-from distsampler.inference_data import datasets
+from distsampler.analysis.inference_data import datasets
 
 
 def _add(state: "hashlib._Hash", name: str, given: NDArray[Any]) -> None:

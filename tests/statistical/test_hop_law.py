@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import distsampler as ds
-from distsampler import hop
+from distsampler.chains import hop
 from distsampler.truth import networks
 
 pytestmark = pytest.mark.statistical

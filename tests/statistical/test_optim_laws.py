@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from distsampler.optim import LMSGLD, SAMPLERS, SGHMC, SGLD, SGNHT, RMSPropSGLD, Sampler
-from distsampler.truth import laws
+from distsampler.truth import discretised_laws
 from tests.assertions import assert_variance
 from tests.targets import NoisyQuadratic, Quadratic, parameter, run
 
@@ -55,26 +55,32 @@ def underdamped(
 NOISE = [{"noise_level": 1.03}, {"noise_level": math.sqrt(2)}]
 HOT = [{"nbeta": 1.1 * NBETA}]
 CASES = [
-    Case("sgld", {"lr": 0.05}, lambda _: [laws.sgld(0.05, k) for k in KAPPAS], 150, NOISE + HOT),
+    Case(
+        "sgld",
+        {"lr": 0.05},
+        lambda _: [discretised_laws.sgld(0.05, k) for k in KAPPAS],
+        150,
+        NOISE + HOT,
+    ),
     Case("lmsgld", {"lr": 0.08}, lambda _: [1 / k for k in KAPPAS], 120, NOISE + HOT),
     Case(
         "sghmc",
         {"lr": 0.02, "friction": 0.3},
-        lambda _: [laws.sghmc(0.02, k, 0.3) for k in KAPPAS],
+        lambda _: [discretised_laws.sghmc(0.02, k, 0.3) for k in KAPPAS],
         150,
         [*HOT, {"friction": 0.6}],
     ),
     Case(
         "sgnht",
         {"lr": 0.01, "diffusion_factor": 0.1},
-        underdamped(laws.sgnht, 0.01, 0.1),
+        underdamped(discretised_laws.sgnht, 0.01, 0.1),
         600,
         [*HOT, {"diffusion_factor": 0.2}],
     ),
     Case(
         "sgnht",
         {"lr": 0.01, "diffusion_factor": 0.1, "scheme": "badodab"},
-        underdamped(laws.badodab, 0.01, 0.1),
+        underdamped(discretised_laws.badodab, 0.01, 0.1),
         600,
         [*HOT, {"scheme": "ding"}],
     ),
@@ -158,7 +164,7 @@ def test_frozen_adam_has_the_biased_law_of_a_drift_with_memory(change: dict[str,
     options = {"lr": 2.0, "freeze_after": 1, "stability": 100.0, "beta1": 0.9}
     w, sampler = sample(Case("adam_sgld", options, list, 1500), **change)
     lr = 2.0 * float(frozen_preconditioner(sampler)[0])
-    variances = [laws.adam_sgld(lr, NBETA, h, GAMMA + LAM, 0.9) for h in LEVELS]
+    variances = [discretised_laws.adam_sgld(lr, NBETA, h, GAMMA + LAM, 0.9) for h in LEVELS]
     bias = variances[-1] * KAPPAS[-1] - 1
     assert bias > 10 * lr * KAPPAS[-1] / 4  # what the docstring warns of
     if change:
@@ -184,7 +190,7 @@ def test_heat_of_minibatches_and_its_correction(
     run(chain, w, target.gradient, 250)
     heat = lr**2 / 4 * NBETA**2 * variance / batch
     left = max(0.0, 1 - heat / lr) if claimed else 1.0
-    law = laws.sgld if sampler is SGLD else laws.lmsgld
+    law = discretised_laws.sgld if sampler is SGLD else discretised_laws.lmsgld
     expected = spread([law(lr, k, heat, left) for k in KAPPAS])
     if claimed is corrected:
         assert_variance(w.detach(), expected)

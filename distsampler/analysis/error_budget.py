@@ -1,0 +1,210 @@
+"""What an LLC's error is made of: each part in units of the LLC.
+
+Only what was measured is in it. A bias that cannot be predicted is named, with the reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from statistics import NormalDist
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from distsampler.analysis.diagnosis import Diagnosis
+
+COVERAGE = 0.95
+
+
+@dataclass(frozen=True)
+class ErrorBudget:
+    """The parts of an LLC's error.
+
+    Args:
+        within: Monte-Carlo standard error from the draws of each chain: the larger of ArviZ's MCSE
+            of the excess loss and that of the probe's loss, whose slow part no noise can hide.
+        between: Monte-Carlo standard error from the spread of the chains' means; NaN for one chain.
+        discretisation: predicted bias of the step size; None: not predicted.
+        heat: predicted bias of the minibatches' noise; None: not predicted.
+        hop: predicted bias of hopping over shards; None: chains draw from all data.
+        bias_se: standard error of their sum, from the spread between chains.
+        drift: by how much the LLC of the second half of the draws exceeds that of the first, on the
+            probe. Where modes relax within the run, their part in the error is minus half of it;
+            where they take longer, more than that.
+        drift_se: its standard error, from the spread between chains; NaN for one chain.
+        anchor: standard error of L_n(w*): 0, since it is taken over all data.
+        unpredicted: name of a bias -> why it is not predicted.
+    """
+
+    within: float
+    between: float
+    discretisation: float | None
+    heat: float | None
+    bias_se: float
+    drift: float
+    drift_se: float
+    anchor: float = 0.0
+    hop: float | None = None
+    unpredicted: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def se(self) -> float:
+        """Standard error: the larger Monte-Carlo one, and the anchor's."""
+        errors = [self.within] if math.isnan(self.between) else [self.within, self.between]
+        return math.hypot(float(np.max(errors)), self.anchor)
+
+    @property
+    def bias(self) -> float:
+        """The predicted bias, as far as it is predicted."""
+        return (self.discretisation or 0.0) + (self.heat or 0.0) + (self.hop or 0.0)
+
+    def interval(self, mean: float) -> tuple[float, float]:
+        """Nominal 95 % interval of the LLC without the sampler's bias.
+
+        ``[mean - max(bias, 0) - z s, mean - min(bias, 0) + z s]``, ``s^2 = se^2 + bias_se^2``, with
+        z such that ``Phi(z + |bias| / s) - Phi(-z) = 0.95``: 1.96 without a bias, 1.64 for a large
+        one. It covers with 95 % if the bias is as predicted and if there is none, with more in
+        between (Imbens & Manski 2004), and always holds the mean itself. A shift by the prediction
+        would be shorter, and wrong where the loss is far from quadratic.
+        """
+        spread = math.hypot(self.se, self.bias_se)
+        reach = _quantile(abs(self.bias) / spread) * spread if spread > 0 else spread
+        return mean - max(self.bias, 0.0) - reach, mean - min(self.bias, 0.0) + reach
+
+    @property
+    def covers(self) -> str:
+        """Which errors the interval knows, and which biases it does not."""
+        left = " and ".join(name for name, value, _ in self.rows() if value is None)
+        found = "Monte Carlo, anchor and predicted bias"
+        return f"{found}, without {left}, which was not predicted" if left else found
+
+    def rows(self) -> list[tuple[str, float | None, str]]:
+        """Name, value and meaning of each part; None: not predicted, and why."""
+        why = self.unpredicted
+        hopped = ("hopping", self.hop, "predicted bias: the shards' curvatures differ")
+        return [
+            ("Monte Carlo, within chains", self.within, "standard error"),
+            ("Monte Carlo, between chains", self.between, "standard error"),
+            ("anchor", self.anchor, "standard error of the loss at w*"),
+            (
+                "discretisation",
+                self.discretisation,
+                why.get("discretisation_bias", "predicted bias of the step size"),
+            ),
+            ("minibatch heat", self.heat, why.get("heat_bias", "predicted bias")),
+            *([] if self.hop is None else [hopped]),
+            ("error of the prediction", self.bias_se, "standard error"),
+            ("drift", self.drift, f"second half less first, +- {self.drift_se:.2g}: slow modes"),
+        ]
+
+    def table(self, mean: float) -> str:
+        """The parts, in units of the LLC and as shares of its mean, a line each."""
+        rows = [("error", "in the LLC", "of it", "")]
+        for name, value, meaning in self.rows():
+            share = f"{value / mean:.1%}" if value is not None and mean else ""
+            rows.append(
+                (name, "not predicted" if value is None else f"{value:.3g}", share, meaning)
+            )
+        wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            f"{name:{wide[0]}}  {value:>{wide[1]}}  {share:>{wide[2]}}  {meaning}".rstrip()
+            for name, value, share, meaning in rows
+        ]
+        low, high = self.interval(mean)
+        lines.append(f"95 % interval {low:.5g} .. {high:.5g}: {self.covers}")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON; NaN and what is not predicted as None."""
+        numbers = {
+            "within": self.within,
+            "between": self.between,
+            "anchor": self.anchor,
+            "discretisation": self.discretisation,
+            "heat": self.heat,
+            "hop": self.hop,
+            "bias_se": self.bias_se,
+            "drift": self.drift,
+            "drift_se": self.drift_se,
+        }
+        known = {k: v if v is not None and math.isfinite(v) else None for k, v in numbers.items()}
+        return {**known, "unpredicted": dict(self.unpredicted)}
+
+
+def budget(
+    posterior: xr.Dataset,
+    nbeta: float,
+    diagnosis: Diagnosis,
+    stats: xr.Dataset | None = None,
+    unpredicted: Mapping[str, str] | None = None,
+    hop: float | None = None,
+) -> ErrorBudget:
+    """The error budget of a posterior.
+
+    Args:
+        posterior: with ``excess_loss`` and ``probe_loss`` of dims (chain, draw).
+        nbeta: inverse temperature times n.
+        diagnosis: of the posterior.
+        stats: sample_stats of the same draws, with the predicted biases.
+        unpredicted: name of a bias -> why it is not predicted.
+        hop: predicted bias of hopping over shards, relative.
+    """
+    names = ("discretisation_bias", "heat_bias")
+    found = {
+        name: np.asarray(stats[name].values, np.float64).mean(axis=1)
+        for name in names
+        if stats is not None and name in stats and stats[name].size
+    }
+    missing = {name: "nothing was measured along the run" for name in names if name not in found}
+    total = sum(found.values(), np.zeros(posterior.sizes["chain"]))
+    excess = np.asarray(posterior["excess_loss"].values, np.float64)
+    rows = [row for row in diagnosis.rows if row.name in ("excess_loss", "probe_loss")]
+    drift = _drift(np.asarray(posterior["probe_loss"].values, np.float64))
+    return ErrorBudget(
+        within=nbeta * float(np.max([row.mcse for row in rows])) if rows else math.nan,
+        between=nbeta * _error(excess.mean(axis=1)) if excess.size else math.nan,
+        discretisation=_mean(found.get("discretisation_bias")),
+        heat=_mean(found.get("heat_bias")),
+        bias_se=_error(total) if len(total) > 1 else 0.0,
+        drift=nbeta * _mean_of(drift),
+        drift_se=nbeta * _error(drift),
+        hop=None if hop is None else hop * nbeta * _mean_of(excess.mean(axis=1)),
+        unpredicted={**missing, **(unpredicted or {})},
+    )
+
+
+def _drift(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean of the second half less that of the first, of each chain."""
+    half = values.shape[1] // 2
+    if not half:
+        return np.full(len(values), np.nan)
+    return np.asarray(values[:, -half:].mean(axis=1) - values[:, :half].mean(axis=1))
+
+
+def _mean(values: NDArray[np.float64] | None) -> float | None:
+    return None if values is None else _mean_of(values)
+
+
+def _mean_of(values: NDArray[np.float64]) -> float:
+    return float(values.mean()) if len(values) else math.nan
+
+
+def _error(values: NDArray[np.float64]) -> float:
+    """Standard error of the mean of independent values."""
+    if len(values) < 2:
+        return math.nan
+    return float(values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def _quantile(ratio: float) -> float:
+    """The z with ``Phi(z + ratio) - Phi(-z) = 0.95``."""
+    normal = NormalDist()
+    low, high = normal.inv_cdf(COVERAGE), normal.inv_cdf((1 + COVERAGE) / 2)
+    for _ in range(50):
+        z = (low + high) / 2
+        covered = normal.cdf(z + ratio) - normal.cdf(-z)
+        low, high = (z, high) if covered < COVERAGE else (low, z)
+    return high

@@ -1,0 +1,238 @@
+"""Run: what a run directory says. Reads with numpy, zarr, xarray and ArviZ alone."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+
+from distsampler.analysis import bias, estimators, inference_data
+from distsampler.analysis.diagnosis import Diagnosis, Verdict
+from distsampler.analysis.error_budget import ErrorBudget, budget
+from distsampler.analysis.estimators import LLCEstimate, WBICEstimate
+from distsampler.analysis.inference_data import InferenceData
+from distsampler.errors import NotConverged, NotConvergedWarning, StoreError
+from distsampler.store.files import Files
+from distsampler.store.large_arrays import LOSSES
+from distsampler.store.manifest import Manifest
+from distsampler.store.trace import Trace
+
+BIASED = 0.1  # of the LLC: more predicted bias is worth a note
+
+
+class Run:
+    """A run, as its directory holds it; it may still be running elsewhere.
+
+    Args:
+        store: the run directory.
+
+    Raises:
+        StoreError: if there is none, or it is damaged.
+
+    Example:
+        >>> import distsampler as ds
+        >>> print(ds.open("runs/digits").llc())  # doctest: +SKIP
+    """
+
+    def __init__(self, store: str | Path | Files) -> None:
+        self._trace = Trace(store)
+
+    @property
+    def store(self) -> str:
+        """The run directory: a path, or an fsspec URL."""
+        return self._trace.path
+
+    @property
+    def files(self) -> Files:
+        """The files of the run directory."""
+        return self._trace.files
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the run is and how it stands."""
+        return self._trace.manifest
+
+    @property
+    def lost_chains(self) -> dict[int, str]:
+        """Chain -> why it is not in the posterior."""
+        return dict(self._trace.manifest.retired)
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """What happened: started, lost, retired, verdict, finished."""
+        return self._trace.events()
+
+    @cached_property
+    def inference_data(self) -> InferenceData:
+        """arviz.InferenceData (0.23) or xarray.DataTree (1.x)."""
+        return inference_data.build(self._trace)
+
+    @cached_property
+    def posterior(self) -> xr.Dataset:
+        """The draws after burn-in, dims (chain, draw, ...)."""
+        return inference_data.group(self.inference_data, "posterior")
+
+    @cached_property
+    def wide(self) -> dict[str, xr.DataArray]:
+        """What is too large for ``inference_data``: name -> (chain, draw, ...), float32, lazy.
+
+        Opening reads nothing; a selection is read, and checked, when its values are asked for, and
+        again each time: ``.sel(chain=0).load()`` keeps it. Chains and draws are the posterior's.
+        """
+        return inference_data.wide(self._trace)
+
+    @property
+    def losses(self) -> xr.DataArray:
+        """Losses of the probe's examples at every draw, dims (chain, draw, example), lazy.
+
+        ``example`` is the example's row in the data (with data_mode="hop": counted through the
+        shards); the losses of the same examples at w*, in the
+        same order, are ``probe_losses`` in ``constant_data``.
+
+        Raises:
+            StoreError: if the run was not asked for them.
+        """
+        if LOSSES not in self.wide:
+            raise StoreError(f"{self.store} holds no losses: sample with save_losses=True")
+        return self.wide[LOSSES]
+
+    @cached_property
+    def weights(self) -> xr.Dataset:
+        """The weights at the draws that ``save_weights_every`` kept, by parameter name, lazy.
+
+        Each has dims (chain, draw, ...) and the parameter's shape; ``draw`` is the posterior's.
+
+        Raises:
+            StoreError: if the run was not asked for them.
+
+        Example:
+            >>> run.weights["layer.weight"].sel(chain=0).isel(draw=-1).values  # doctest: +SKIP
+        """
+        found = inference_data.weights(self._trace)
+        if not found:
+            raise StoreError(f"{self.store} holds no weights: sample with save_weights_every=10")
+        return found
+
+    @property
+    def burn_in(self) -> int:
+        """Draws before the posterior; with burn_in="auto" as chosen so far."""
+        return self._trace.burn_in
+
+    @property
+    def diagnosis(self) -> Diagnosis:
+        """R-hat, ESS and MCSE of the posterior, its drift, its outliers."""
+        return self._judged[0]
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the run's estimates can be trusted."""
+        return self._judged[1]
+
+    @cached_property
+    def _judged(self) -> tuple[Diagnosis, Verdict]:
+        return estimators.judged(self._unread, self.manifest.config)
+
+    @cached_property
+    def _unread(self) -> dict[str, xr.Dataset]:
+        """The groups, of which only what an estimate needs is read: a trace may be large."""
+        return inference_data.unread(self._trace)
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """nbeta, n, localization, init_loss as recorded at the start.
+
+        Raises:
+            StoreError: if the run ended before the anchor pass.
+        """
+        facts = self._trace.facts()
+        if "init_loss" not in facts:
+            raise StoreError(f"{self.store} holds no loss at w*: it ended before any draw was made")
+        return facts
+
+    def llc(self, on_unconverged: Literal["warn", "raise", "ignore"] = "warn") -> LLCEstimate:
+        """The Local Learning Coefficient, with its error and its verdict.
+
+        Args:
+            on_unconverged: what to do if the verdict is not CONVERGED.
+
+        Raises:
+            NotConverged: if asked to.
+        """
+        self._speak(on_unconverged)
+        lost = tuple(sorted(self.lost_chains))
+        return estimators.llc(
+            self._unread["posterior"],
+            self.facts,
+            self.diagnosis,
+            self.verdict,
+            lost,
+            self._budget(),
+        )
+
+    def wbic(self, on_unconverged: Literal["warn", "raise", "ignore"] = "warn") -> WBICEstimate:
+        """Watanabe's WBIC; needs a run at nbeta = n / log n.
+
+        Args:
+            on_unconverged: what to do if the verdict is not CONVERGED.
+
+        Raises:
+            NotConverged: if asked to.
+            ConfigError: if the run's nbeta is another.
+        """
+        self._speak(on_unconverged)
+        return estimators.wbic(self._unread["posterior"], self.facts, self.diagnosis, self.verdict)
+
+    @property
+    def advisories(self) -> tuple[str, ...]:
+        """What does not enter the verdict and should be known: a step that is too large or hot."""
+        return (*self._too_large(), *self._biased())
+
+    def _biased(self) -> tuple[str, ...]:
+        """Whether the sampler's own bias is predicted to be more than a tenth of the LLC."""
+        estimate = self.llc("ignore")
+        share = estimate.budget.bias / estimate.mean if estimate.mean > 0 else math.nan
+        if not abs(share) > BIASED:
+            return ()
+        return (
+            f"step and minibatches are predicted to make the LLC {abs(estimate.budget.bias):.3g} "
+            f"too {'large' if share > 0 else 'small'}, {abs(share):.0%} of it: lower sampler.lr, "
+            "raise batch_size, or let ds.calibrate choose; the interval holds it",
+        )
+
+    def _too_large(self) -> tuple[str, ...]:
+        stats = self._unread["sample_stats"]
+        if "curvature" not in stats:
+            return ()
+        curvature = np.asarray(stats["curvature"].values)
+        found = bias.too_large(curvature, self.manifest.config, self.facts)
+        return () if found is None else (found,)
+
+    def _budget(self) -> ErrorBudget:
+        why = bias.unpredicted(self.manifest.config)
+        nbeta, hop = self.facts["nbeta"], self.facts.get("hop_bias")
+        posterior, stats = self._unread["posterior"], self._unread["sample_stats"]
+        return budget(posterior, nbeta, self.diagnosis, stats, why, hop)
+
+    def _speak(self, on_unconverged: Literal["warn", "raise", "ignore"]) -> None:
+        if on_unconverged not in ("warn", "raise", "ignore"):
+            raise ValueError(
+                f"on_unconverged must be 'warn', 'raise' or 'ignore', got {on_unconverged!r}"
+            )
+        if self.verdict.converged or on_unconverged == "ignore":
+            return
+        if on_unconverged == "raise":
+            raise NotConverged(str(self.verdict))
+        warnings.warn(str(self.verdict), NotConvergedWarning, stacklevel=3)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.store)!r}, status={self.manifest.status!r})"
+
+
+def open_run(store: str | Path) -> Run:
+    """Opens a run directory for reading; needs neither Ray nor model nor data."""
+    return Run(store)

@@ -1,0 +1,182 @@
+"""Worker: what a place does when it is given work. The same in this process and in an actor."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from distsampler.chains.anchor_pass import AnchorPart, Part, measure
+from distsampler.chains.observables import wide_variables
+from distsampler.chains.pack import Advanced, Pack
+from distsampler.config import RunConfig
+from distsampler.draws import Anchor, DrawBlock, StateFile
+from distsampler.errors import StoreError, WorkFailedError
+from distsampler.models.replica import ChainSpec, Replica
+from distsampler.store import chain_states
+from distsampler.store.files import Files, refused
+from distsampler.store.large_arrays import WideArrays, Writer
+
+ALONE = threading.RLock()
+"""Of what sets torch's threads or forks its global generator, one at a time in a process."""
+
+
+@dataclass(frozen=True)
+class AnchorPass:
+    """Measure a part of the anchor pass."""
+
+    part: Part
+
+
+@dataclass(frozen=True)
+class Advance:
+    """Make the next draws of the chains of a pack.
+
+    Args:
+        chains: indices, of all in the pack that were not retired.
+        first_draw: position of the first of them.
+        draws: how many.
+        anchor: the losses at w*.
+        states: of each chain at first_draw, None at its start; empty: where this worker left them.
+        files: of the run directory, where large states lie; None: there are none.
+    """
+
+    chains: tuple[int, ...]
+    first_draw: int
+    draws: int
+    anchor: Anchor | None = field(default=None, repr=False, compare=False)
+    states: tuple[bytes | StateFile | None, ...] = field(default=(), repr=False, compare=False)
+    files: Files | None = field(default=None, repr=False, compare=False)
+
+
+Work = AnchorPass | Advance
+Result = AnchorPart | Advanced
+
+
+class Worker:
+    """Owns a replica at w* and the packs of chains it was last asked for.
+
+    Args:
+        spec: the recipe of every chain.
+        device: where they run.
+        capacity: packs that stay in memory between two requests.
+    """
+
+    def __init__(self, spec: ChainSpec, device: torch.device, capacity: int = 1) -> None:
+        self._spec, self._device, self._capacity = spec, device, capacity
+        self._base = Replica(spec, device)
+        self._packs: OrderedDict[int, Pack] = OrderedDict()
+
+    def perform(self, work: Work) -> Result:
+        """Does the work.
+
+        Raises:
+            WorkFailedError: if the user's model, data or loss raised.
+            StoreError: if the store cannot take what this place writes to it.
+            torch.OutOfMemoryError: if the device has not enough.
+        """
+        try:
+            with numerics(self._spec.config):
+                match work:
+                    case AnchorPass():
+                        return measure(self._base, self._spec, work.part)
+                    case Advance():
+                        return self._advance(work)
+        except (WorkFailedError, StoreError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise WorkFailedError(
+                f"{_what(work)} failed: {type(error).__name__}: {error}\n{traceback.format_exc()}"
+            ) from None
+
+    def _advance(self, work: Advance) -> Advanced:
+        """The next draws; large states go to the store at once."""
+        done = self._pack(work).advance(work.draws)
+        return replace(done, blocks=tuple(self._stored(b, work.files) for b in done.blocks))
+
+    def _stored(self, block: DrawBlock, files: Files | None) -> DrawBlock:
+        limit = self._spec.config.max_state_mb * 2**20
+        if files is None or isinstance(block.state, StateFile) or len(block.state) <= limit:
+            return block
+        began = time.perf_counter()
+        try:
+            file = chain_states.write(files, block.chain, block.end, block.state)
+        except OSError as error:
+            raise refused(files, error) from error
+        seconds = block.state_seconds + time.perf_counter() - began
+        return replace(block, state=file, state_seconds=seconds)
+
+    def _pack(self, work: Advance) -> Pack:
+        """The chains at work.first_draw: as they were left here, or made anew from their states."""
+        number = work.chains[0] // self._spec.config.together
+        pack = self._packs.pop(number, None)
+        if pack is None or not pack.at(work.chains, work.first_draw):
+            if work.anchor is None:
+                raise RuntimeError("a chain needs the losses at w*")
+            pack = Pack(self._spec, work.chains, work.anchor, self._base, self._writers(work.files))
+            for chain, state in zip(work.chains, work.states, strict=False):
+                if state is not None:
+                    pack.restore(chain, _read(state, work.files))
+        if not pack.at(work.chains, work.first_draw):
+            raise RuntimeError(f"chains {work.chains} are not at draw {work.first_draw}")
+        self._packs[number] = pack
+        while len(self._packs) > self._capacity:
+            self._packs.popitem(last=False)
+        return pack
+
+    def _writers(self, files: Files | None) -> Callable[[int], Writer | None]:
+        """What takes the wide values of each chain."""
+        wide = wide_variables(self._spec)
+        if not wide or files is None:
+            return lambda chain: None
+        arrays = WideArrays(files, wide)
+        return lambda chain: Writer(arrays, chain)
+
+
+def _read(state: bytes | StateFile, files: Files | None) -> bytes:
+    if isinstance(state, bytes):
+        return state
+    if files is None:
+        raise RuntimeError("a state in a file needs the run's files")
+    return chain_states.read(files, state.name)
+
+
+@contextlib.contextmanager
+def numerics(config: RunConfig) -> Iterator[None]:
+    """Threads and determinism as configured, put back afterwards."""
+    threads = torch.get_num_threads()
+    mode = torch.get_deterministic_debug_mode()
+    memory: Any = torch.utils.deterministic
+    fill = memory.fill_uninitialized_memory
+    torch.set_num_threads(config.threads)
+    # use_deterministic_algorithms would say the same, and import the whole compiler: two seconds
+    torch.set_deterministic_debug_mode("error" if config.deterministic else "default")
+    memory.fill_uninitialized_memory = False  # costs time, finds no bug here
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_deterministic_debug_mode(mode)
+        memory.fill_uninitialized_memory = fill
+
+
+def _what(work: Work) -> str:
+    match work:
+        case AnchorPass(part=Part(what="probe")):
+            return "the anchor pass over the probe"
+        case AnchorPass(part=Part(start, stop, "gradient noise")):
+            return f"the anchor pass over the gradients of batches {start}..{stop}"
+        case AnchorPass(part=Part(start, stop, "shard gradient" | "shard curvature" as what)):
+            return f"the anchor pass over the {what.removeprefix('shard ')} of rows {start}..{stop}"
+        case AnchorPass(part=Part(start, stop)):
+            return f"the anchor pass over rows {start}..{stop}"
+        case Advance():
+            names = f"chains {work.chains}" if len(work.chains) > 1 else f"chain {work.chains[0]}"
+            return f"{names} at draws {work.first_draw}..{work.first_draw + work.draws}"

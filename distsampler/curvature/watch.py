@@ -1,0 +1,154 @@
+"""The curvature along a chain, and the biases that its step has there.
+
+A chain looks at its start, at step 400, and then at steps a factor 1.5 apart: positions that depend
+on nothing but ``thin``, so that a longer run repeats a shorter one. A look is one walk of Lanczos
+on a few rows, drawn anew; what it found is held until the next.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distsampler.analysis.bias import PREDICTED, Step, law_of, predict, unpredicted
+from distsampler.curvature.hessian import Curvature, measure
+from distsampler.draws import Variable
+from distsampler.errors import WorkFailedError
+from distsampler.models.replica import ChainSpec, Replica
+from distsampler.models.sampler import signature_options
+from distsampler.seeding import Stream, generator
+
+FIRST, FACTOR = 400, 1.5  # steps
+LEAST, MOST = 128, 512  # rows of a look; between them, those of a batch
+
+MEANINGS = {
+    "curvature": "largest curvature of the mean loss, at the last look at or before w_t",
+    "discretisation_bias": "error of the LLC that the step size brings, predicted at that look",
+    "heat_bias": "error of the LLC that minibatch noise brings, predicted at that look",
+}
+
+
+def watched(spec: ChainSpec) -> tuple[Variable, ...]:
+    """What a draw holds of it."""
+    if not spec.config.watch:
+        return ()
+    left_out = unpredicted(spec.config)
+    return tuple(
+        Variable(name, "sample_stats", meaning)
+        for name, meaning in MEANINGS.items()
+        if name not in left_out
+    )
+
+
+def due(first: int, stop: int) -> bool:
+    """Whether a look falls into the steps from ``first`` to before ``stop``."""
+    position = FIRST
+    while position < first:
+        position = math.ceil(position * FACTOR)
+    return position < stop
+
+
+class Watch:
+    """What one chain knows of its curvature.
+
+    Args:
+        spec: the recipe.
+        replica: the chain's model.
+        chain: index.
+        variance: the gradient's between examples at w*, as the flat tensors lie; None: unknown.
+    """
+
+    def __init__(
+        self, spec: ChainSpec, replica: Replica, chain: int, variance: list[Tensor] | None
+    ) -> None:
+        self._spec, self._replica, self._chain = spec, replica, chain
+        self._names = [variable.name for variable in watched(spec)]
+        self._step = step_of(spec)
+        self._removed = None if self._step is None else _removed(spec, self._step, variance)
+        self.values: dict[str, float] = {}
+
+    def look(self, step: int, span: tuple[int, int]) -> None:
+        """Measures at the present weights.
+
+        Args:
+            step: of the chain.
+            span: of the rows that the chain draws its batches from, there.
+
+        Raises:
+            WorkFailedError: if autograd cannot.
+        """
+        rng = generator(self._spec.config.seed, Stream.WATCH, self._chain, step)
+        n = span[1] - span[0]
+        rows = span[0] + np.sort(rng.choice(n, min(n, count(self._spec)), replace=False))
+        signs = torch.Generator(self._replica.device)
+        signs.manual_seed(int(rng.integers(2**62)))
+        try:
+            curvature = Curvature(self._replica, self._spec, rows, (self._chain, step))
+            ritz = measure(curvature, signs, removed=self._removed)
+        except torch.OutOfMemoryError:
+            raise  # the place's fault, not the loss's
+        except RuntimeError as error:
+            raise WorkFailedError(
+                f"chain {self._chain} could not measure the curvature at step {step}: "
+                f"{type(error).__name__}: {error}; set watch=False to go without"
+            ) from error
+        found = {"curvature": ritz.largest}
+        if self._step is not None:
+            bias = predict(self._step, ritz, step)
+            found |= {"discretisation_bias": bias.discretisation, "heat_bias": bias.heat}
+        self.values = {name: found[name] for name in self._names}
+
+
+def count(spec: ChainSpec) -> int:
+    """Rows of a look: as a batch has, within bounds; where a batch is one thing, two of them."""
+    batch = spec.config.batch_size
+    size = min(max(batch, LEAST), MOST)
+    if spec.config.mode == "train":
+        size = max(size, 2 * batch)
+    return min(size, len(spec.rows), max(2, spec.config.microbatch or size))
+
+
+def attempt(spec: ChainSpec) -> None:
+    """Goes back through the gradient of four examples, on a model of its own.
+
+    Raises:
+        RuntimeError: from autograd, if an operation of the loss has no double backward.
+    """
+    device = next(spec.model.parameters()).device
+    rows = np.arange(min(4, len(spec.rows)))
+    try:
+        replica = Replica(spec, device)
+    except TypeError:
+        return  # it cannot be copied: a pool says what stands in the way
+    Curvature(replica, spec, rows).check()
+
+
+def step_of(spec: ChainSpec) -> Step | None:
+    """The step of a run's sampler; None where nothing is predicted of it."""
+    config, law = spec.config, law_of(spec.config)
+    if law is None or unpredicted(config).keys() >= set(PREDICTED):
+        return None
+    options = signature_options(config.sampler)
+    return Step(
+        law,
+        lr=options["lr"],
+        nbeta=spec.nbeta,
+        pull=options["localization"] + options["weight_decay"],
+        batch_size=config.batch_size,
+        friction=options.get("friction", options.get("diffusion_factor", 0.0)),
+    )
+
+
+def _removed(spec: ChainSpec, step: Step, variance: list[Tensor] | None) -> Tensor | None:
+    """The gradient variance that the heat correction takes away: at most all injected noise."""
+    options = signature_options(spec.config.sampler)
+    given, limit = options.get("gradient_variance"), 1 / max(step.heat, 1e-300)
+    if variance is not None:
+        return torch.cat(variance).clamp(max=limit)
+    if given is None:
+        return None
+    batch = options.get("batch_size") or step.batch_size
+    return torch.tensor(min(given * step.batch_size / batch, limit))

@@ -1,0 +1,83 @@
+"""Whether a recipe can travel to other processes: model, data and functions must be picklable."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from importlib.machinery import PathFinder
+from types import ModuleType
+
+from distsampler.errors import ConfigError
+from distsampler.models.replica import ChainSpec
+
+Dumps = Callable[[object], object]
+
+
+def send_by_value(spec: ChainSpec, register: Callable[[ModuleType], None]) -> None:
+    """Lets user code that no actor could import (a config's file.py) travel with the recipe."""
+    parts = [spec.loss, *_observables(spec).values(), spec.rows, *spec.model.modules()]
+    send_values([*parts, spec.sampler], register)
+
+
+def send_values(parts: Iterable[object], register: Callable[[ModuleType], None]) -> None:
+    """The same, of functions, classes and objects, and of what objects of ours hold."""
+    inner = [each for part in parts for each in _held(part)]
+    names = {getattr(part, "__module__", None) or type(part).__module__ for part in inner}
+    for name in {name.partition(".")[0] for name in names} - {"__main__", "builtins"}:
+        if name in sys.modules and PathFinder.find_spec(name) is None:
+            register(sys.modules[name])
+
+
+def _held(part: object) -> Iterator[object]:
+    """An object, and what it holds if it is one of ours, such as data around a user's data set."""
+    if isinstance(part, functools.partial):
+        part = part.func
+    yield part
+    if type(part).__module__.startswith("distsampler."):
+        for each in vars(part).values():
+            for inner in each if isinstance(each, tuple) else [each]:
+                yield from _held(inner)
+
+
+def check_picklable(spec: ChainSpec, dumps: Dumps) -> None:
+    """Sees that model, data and loss can travel.
+
+    Args:
+        spec: the recipe.
+        dumps: pickles an object.
+
+    Raises:
+        ConfigError: names the attribute that cannot.
+    """
+    parts = {"model": spec.model, "loss": spec.loss, "data": spec.rows, **_observables(spec)}
+    for name, value in parts.items():
+        error = _pickle_error(value, dumps)
+        if error is not None:
+            raise ConfigError(
+                f"the {name} must be picklable, to be sent to the actors: "
+                f"{_culprit(value, name, dumps)} is not ({error}); remove it, or use "
+                "pool=SerialPool()"
+            )
+
+
+def _observables(spec: ChainSpec) -> dict[str, object]:
+    """The user's own, by what they are called in errors."""
+    return {f"observable {name}": each.function for name, each in spec.config.observables.items()}
+
+
+def _culprit(value: object, path: str, dumps: Dumps) -> str:
+    """The deepest attribute that cannot be pickled."""
+    inner = dict(getattr(value, "__dict__", {}))
+    for name, child in {**inner, **inner.pop("_modules", {})}.items():
+        if name != "_modules" and _pickle_error(child, dumps) is not None:
+            return _culprit(child, f"{path}.{name}", dumps)
+    return f"{path} ({type(value).__name__})"
+
+
+def _pickle_error(value: object, dumps: Dumps) -> str | None:
+    try:
+        dumps(value)
+    except Exception as error:  # pickling runs the user's __reduce__: anything can come
+        return f"{type(error).__name__}: {error}"
+    return None

@@ -1,0 +1,222 @@
+"""From a RunConfig to an optimizer: the class by its name, its options by its signature."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from inspect import Parameter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distsampler.config import RunConfig, SamplerConfig, looks
+from distsampler.errors import ConfigError, unknown_name
+from distsampler.optim import SAMPLERS
+from distsampler.optim.sampler import Sampler
+
+GIVEN = ("self", "params", "generator")  # what the chain gives, so no option
+_HALF = "half of the first look"
+HEAT = ("gradient_variance", "batch_size")
+TENSORS = {
+    "optimize_over": "give boolean masks by parameter name to restrict_to of the run",
+    "preconditioner": "use the optimizer in a loop of your own, or rmsprop_sgld, which learns one",
+    "gradient_variance": "pass a number, or correct_heat=True, which measures it",
+}
+"""Options that hold a tensor a parameter: a config holds plain values only."""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a chain stands on: one tensor for each dtype of the model's parameters.
+
+    Args:
+        parameters: that move, flat.
+        anchors: w*, shared with whoever else reads it.
+        masks: boolean, True where an entry moves; None: all do.
+        variance: of the gradient between examples; None: not measured.
+    """
+
+    parameters: Sequence[Tensor]
+    anchors: Sequence[Tensor]
+    masks: Sequence[Tensor] | None = None
+    variance: Sequence[Tensor] | None = None
+
+
+def resolve(name: str) -> type[torch.optim.Optimizer]:
+    """The class of a sampler.
+
+    Args:
+        name: of ``SAMPLERS``, or ``"package.module:Class"``.
+
+    Raises:
+        ConfigError: if there is none, or it is no optimizer that takes a generator.
+    """
+    if name in SAMPLERS:
+        return SAMPLERS[name]
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        raise ConfigError(
+            unknown_name("sampler", name, SAMPLERS) + "; one of your own is 'package.module:Class'"
+        )
+    try:
+        found = getattr(import_module(module), attribute)
+    except Exception as error:  # importing runs the user's code: anything can come
+        raise ConfigError(
+            f"sampler.name must be importable, got {name!r}: {type(error).__name__}: {error}"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
+        raise ConfigError(f"sampler.name must name a torch.optim.Optimizer, got {name!r}: {found}")
+    if "generator" not in inspect.signature(found).parameters:
+        raise ConfigError(
+            f"a sampler must take generator=, the torch.Generator of its noise: {name!r} does not"
+        )
+    return found
+
+
+def signature_options(config: SamplerConfig) -> dict[str, Any]:
+    """All options of the sampler, those not given at their defaults.
+
+    Raises:
+        ConfigError: if one is given that its signature does not know.
+    """
+    parameters = inspect.signature(resolve(config.name)).parameters
+    known = {
+        key: parameter.default
+        for key, parameter in parameters.items()
+        if key not in GIVEN
+        and parameter.kind in (Parameter.KEYWORD_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    }
+    for key in config.options:
+        if key not in known:
+            raise ConfigError(unknown_name(f"option of sampler {config.name!r}", key, known))
+    chosen = known | config.options
+    return {key: value for key, value in chosen.items() if value is not Parameter.empty}
+
+
+def check_options(config: RunConfig) -> None:
+    """Sees that the options can be those of a run.
+
+    Raises:
+        ConfigError: says which cannot, and what to do instead.
+    """
+    sampler = config.sampler
+    known = signature_options(sampler)
+    for name, do in TENSORS.items():
+        value = sampler.options.get(name)
+        if value is not None and not (name in HEAT and isinstance(value, int | float)):
+            raise ConfigError(
+                f"sampler.{name} must be left out of a run, got {type(value).__name__}: {do}"
+            )
+    if sampler.correct_heat:
+        _check_heat(config, known)
+    if sampler.options.get("save_mala_vars") and config.data_mode == "hop":
+        raise ConfigError(
+            "save_mala_vars needs the loss whose gradient moves the chain, and data_mode='hop' "
+            "corrects the gradient alone: leave save_mala_vars out"
+        )
+    if isinstance(config.restrict_to, dict) and "optimize_over" not in known:
+        raise ConfigError(
+            f"masks need a sampler with the option optimize_over=, which {sampler.name!r} has not: "
+            "restrict to whole parameters by name, or use another sampler"
+        )
+    if "freeze_after" in known:
+        _check_freeze(config)
+
+
+def _check_heat(config: RunConfig, known: dict[str, Any]) -> None:
+    missing = [name for name in HEAT if name not in known]
+    if missing:
+        raise ConfigError(
+            f"sampler.correct_heat needs a sampler with the options gradient_variance= and "
+            f"batch_size=, which {config.sampler.name!r} has not: use sgld, lmsgld or rmsprop_sgld"
+        )
+    given = [name for name in HEAT if config.sampler.options.get(name) is not None]
+    if given:
+        raise ConfigError(
+            f"sampler.correct_heat supplies {' and '.join(HEAT)}: leave out {' and '.join(given)}"
+        )
+    if config.batches != "replacement":
+        raise ConfigError(
+            "sampler.correct_heat must know the noise of a minibatch: batches must be "
+            f"'replacement', got {config.batches!r}, whose batches are not independent"
+        )
+
+
+def _check_freeze(config: RunConfig) -> None:
+    """Adaptation must be over when the first draw is kept: while it lasts the law is biased."""
+    given, auto = config.sampler.options.get("freeze_after"), config.burn_in == "auto"
+    # A burn-in that is chosen may take half of what the gate first sees, and no less is sure.
+    burn_in = looks(config)[0] // 2 if config.burn_in == "auto" else config.burn_in
+    steps = burn_in * config.thin
+    if config.adapting == 0 and not (auto and given):
+        raise ConfigError(
+            f"sampler {config.sampler.name!r} adapts until the end of burn-in: burn_in must be at "
+            + (
+                "least 1 draw, got 0"
+                if not auto
+                else "least 1 draw, and 'auto' gives it a quarter "
+                f"of the first look, at {looks(config)[0]} draws: raise draws or gate.every"
+            )
+        )
+    if isinstance(given, int) and given > steps:
+        raise ConfigError(
+            f"sampler.freeze_after must be at most {_HALF if auto else 'burn_in'} * thin = {steps} "
+            "steps, or draws are kept from a chain that still adapts, and are biased; got "
+            f"{given}: lower it, raise {'gate.every' if auto else 'burn_in'}, or leave it out"
+        )
+
+
+def freeze_after(config: RunConfig) -> int:
+    """Steps in which the sampler adapts; 0 for one that does not."""
+    known = signature_options(config.sampler)
+    if "freeze_after" not in known:
+        return 0
+    given = known["freeze_after"]
+    return config.adapting * config.thin if given is None else int(given)
+
+
+def supplied(config: RunConfig, nbeta: float) -> dict[str, Any]:
+    """The options that the run gives where the user did not: nbeta, freeze_after, batch_size."""
+    known = signature_options(config.sampler)
+    options = {"nbeta": nbeta, "freeze_after": config.adapting * config.thin}
+    if known.get("gradient_variance") is not None:
+        options["batch_size"] = config.batch_size
+    given = config.sampler.options
+    return {k: v for k, v in options.items() if k in known and given.get(k) is None}
+
+
+def build(
+    sampler: type[torch.optim.Optimizer],
+    config: RunConfig,
+    nbeta: float,
+    ground: Ground,
+    generator: torch.Generator,
+) -> torch.optim.Optimizer:
+    """The sampler of a chain.
+
+    Args:
+        sampler: its class.
+        config: of the run.
+        nbeta: inverse temperature times n.
+        ground: what the chain stands on.
+        generator: of its noise.
+
+    Raises:
+        ConfigError: if an option's value is refused.
+    """
+    options = config.sampler.options | supplied(config, nbeta)
+    group: dict[str, Any] = {"params": list(ground.parameters)}
+    if issubclass(sampler, Sampler):
+        group["anchors"] = list(ground.anchors)
+    if ground.masks is not None:
+        options["optimize_over"] = list(ground.masks)
+    if ground.variance is not None:
+        options |= {"gradient_variance": list(ground.variance), "batch_size": config.batch_size}
+    try:
+        return sampler([group], generator=generator, **options)  # type: ignore[call-arg]
+    except (TypeError, ValueError) as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in config.sampler.options.items())
+        raise ConfigError(f"sampler {config.sampler.name!r} refuses ({given}): {error}") from None

@@ -1,0 +1,280 @@
+"""One HTML file about a run: the verdict first, then pictures, tables, and how to repeat it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from html import escape
+from pathlib import Path
+from pprint import pformat
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from distsampler.analysis.convergence import Row
+from distsampler.analysis.error_budget import ErrorBudget
+from distsampler.analysis.estimators import LLCEstimate, plus_minus
+from distsampler.analysis.inference_data import group
+from distsampler.analysis.run import Run
+from distsampler.recipe import CALIBRATION
+from distsampler.report import plots
+from distsampler.report.html import (
+    Cell,
+    Html,
+    Page,
+    code,
+    figure,
+    figures,
+    folded,
+    paragraph,
+    table,
+)
+from distsampler.store.files import Files, is_url
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Plot = Callable[[Run, "Axes"], "Axes"]
+EVENTS = 200  # shown, at most
+HEADINGS = ("quantity", "mean", "sd", "MCSE", "R-hat", "bulk ESS", "tail ESS")
+CAPTIONS: dict[Plot, str] = {
+    plots.plot_trace: "One line a chain, on the probe: without minibatch noise. Converged chains "
+    "overlap and have no trend; burn-in is shaded and enters no number.",
+    plots.plot_running_llc: "The estimate from the draws so far. Chains should meet and stay in "
+    "the band, two standard errors wide to either side.",
+    plots.plot_rank: "Flat near 1 for chains that sample the same law. A slope, or a hump at one "
+    "end, is a chain that lies apart.",
+    plots.plot_autocorrelation: "How long a chain remembers. The slower this falls, the fewer "
+    "effective draws there are.",
+    plots.plot_budget: "Blue: standard errors, to both sides. Orange: biases, predicted or seen.",
+    plots.plot_acceptance: "Well below 1 is a step that is too large.",
+    plots.plot_norms: "Line: the median chain. Shade: from the least to the largest. A weight norm "
+    "or distance that still grows is a chain still on its way.",
+}
+
+
+def write(run: Run, path: str | Path | None = None) -> str:
+    """Writes the report of a run.
+
+    Args:
+        run: finished or not.
+        path: of the HTML file; None: report.html in the run directory.
+
+    Returns:
+        The path.
+    """
+    return put(html(run), run.files, path)
+
+
+def put(text: str, files: Files, path: str | Path | None) -> str:
+    """Writes a page to a path, or as report.html into a store."""
+    name = "report.html"
+    if path is not None:
+        files, name = Files(Path(path).parent), Path(path).name
+    files.write(name, text.encode())
+    return files.path(name)
+
+
+def html(run: Run) -> str:
+    """The report as text."""
+    estimate = run.llc("ignore")
+    page = Page(f"distsampler: {run.files.name}", _header(run, estimate))
+    page.section("Chains", *_chains(run))
+    page.section("Convergence", *_convergence(run))
+    page.section("Error budget", *_budget(run, estimate))
+    page.section("Estimate", table(("", ""), _estimate(estimate), text=(1,)))
+    page.section("Sampler", *_sampler(run))
+    page.section("Lost chains and restarts", *_faults(run))
+    page.section("Configuration", *_configuration(run))
+    page.section("Versions", table(("", ""), run.manifest.versions.items(), text=(1,)))
+    page.section("How to reproduce", *_again(run))
+    return page.text()
+
+
+def _header(run: Run, estimate: LLCEstimate) -> Html:
+    verdict, (low, high) = run.verdict, estimate.interval
+    lines = [
+        Html(f'<p class="big">LLC {escape(plus_minus(estimate.mean, estimate.se))}</p>'),
+        paragraph(Html(f'<span class="status">{verdict.status}</span>: {escape(verdict.reason)}.')),
+        *([paragraph(f"To do: {verdict.advice}.")] if verdict.advice else []),
+        *(paragraph(f"Note: {advisory}") for advisory in run.advisories),
+        paragraph(f"95 % interval {low:.5g} .. {high:.5g}: {estimate.budget.covers}."),
+        paragraph(str(estimate), "faint"),
+        paragraph(f"Run {run.manifest.status}: {_state(run)}", "faint"),
+    ]
+    text = "".join(line.text for line in lines)
+    return Html(f'<header class="{verdict.status}">{text}</header>')
+
+
+def _state(run: Run) -> str:
+    manifest = run.manifest
+    if manifest.status == "running":
+        alive = [n for chain, n in enumerate(manifest.n_committed) if chain not in manifest.retired]
+        return f"{min(alive, default=0)} draws of every chain so far; all numbers are preliminary."
+    return f"{manifest.reason}, after {manifest.seconds:.0f} s."
+
+
+def _chains(run: Run) -> list[Html]:
+    sizes = run.posterior.sizes
+    wanted = [plots.plot_trace]
+    if sizes["draw"] and sizes["chain"]:
+        wanted += [plots.plot_running_llc, plots.plot_rank, plots.plot_autocorrelation]
+    if not sizes["chain"] or not (sizes["draw"] or run.burn_in):
+        return [paragraph("No draws yet.")]
+    text = f"{sizes['chain']} chains of {sizes['draw']} draws after a burn-in of {run.burn_in}."
+    return [paragraph(text), figures(*(_figure(run, plot) for plot in wanted))]
+
+
+def _figure(run: Run, plot: Plot) -> Html:
+    sizes, name = run.posterior.sizes, plot.__name__.removeprefix("plot_").replace("_", " ")
+    alt = f"Figure: {name}, {sizes['chain']} chains, {sizes['draw']} draws. {CAPTIONS[plot]}"
+    return figure(lambda ax: plot(run, ax), alt, CAPTIONS[plot])
+
+
+def _convergence(run: Run) -> list[Html]:
+    diagnosis, gate = run.diagnosis, run.manifest.config.gate
+    how = (
+        f"Rows in bold decide: R-hat below {gate.rhat}, ESS above {gate.ess:g}; red is what fails."
+    )
+    rows = (_cells(row, gate.rhat, gate.ess) for row in diagnosis.rows)
+    return [paragraph(how), table(HEADINGS, rows), *map(paragraph, diagnosis.remarks())]
+
+
+def _cells(row: Row, r_hat: float, ess: float) -> list[Cell]:
+    numbers: list[Cell] = [f"{value:.4g}" for value in (row.mean, row.sd, row.mcse)]
+    return [
+        Html(f"<b>{escape(row.name)}</b>") if row.gated else row.name,
+        *numbers,
+        _marked(f"{row.r_hat:.4f}", row.gated and not row.r_hat < r_hat),
+        *(
+            _marked(f"{size:.0f}", row.gated and not size > ess)
+            for size in (row.ess_bulk, row.ess_tail)
+        ),
+    ]
+
+
+def _marked(text: str, fails: bool) -> Cell:
+    return Html(f'<b class="bad">{text}</b>') if fails else text
+
+
+def _budget(run: Run, estimate: LLCEstimate) -> list[Html]:
+    found = table(("error", "in the LLC", "meaning"), _parts(estimate.budget), text=(0, 2))
+    drawn = run.posterior.sizes["draw"] and run.posterior.sizes["chain"]
+    return [figures(found, _figure(run, plots.plot_budget)) if drawn else found]
+
+
+def _parts(budget: ErrorBudget) -> Iterator[tuple[str, str, str]]:
+    for name, value, meaning in budget.rows():
+        yield name, "not predicted" if value is None else f"{value:.3g}", meaning
+
+
+def _estimate(estimate: LLCEstimate) -> Iterator[tuple[str, str]]:
+    pairs = zip(estimate.chains, estimate.per_chain, strict=True)
+    yield "LLC of each chain", ", ".join(f"{value:.4g} ({chain})" for chain, value in pairs)
+    yield "examples, n", f"{estimate.n}"
+    yield "nbeta", f"{estimate.nbeta:.6g}"
+    yield "localization, gamma", f"{estimate.localization:g}"
+    yield "loss at w*", f"{estimate.init_loss:.6g}"
+    if estimate.bracket is not None:
+        yield "bracket", "{:.4g} from w*, {:.4g} from dispersed starts".format(*estimate.bracket)
+
+
+def _sampler(run: Run) -> list[Html]:
+    if not (run.posterior.sizes["draw"] and run.posterior.sizes["chain"]):
+        return []
+    drawn = [_figure(run, plots.plot_norms)] if any(plots.norms(run)) else []
+    if "acceptance" in group(run.inference_data, "sample_stats"):
+        drawn.append(_figure(run, plots.plot_acceptance))
+    else:
+        drawn.append(paragraph("Acceptance was not recorded: save_mala_vars=True does.", "faint"))
+    return [figures(*drawn)]
+
+
+def _faults(run: Run) -> list[Html]:
+    events = run.events
+    lost = sum(event["event"] == "lost" for event in events)
+    text = f"Lost chains: {len(run.lost_chains)}. Actors lost and replaced: {lost}."
+    reasons = [(str(chain), _first(why)) for chain, why in run.lost_chains.items()]
+    found = [paragraph(text)]
+    if reasons:
+        found.append(table(("lost chain", "why"), reasons, text=(1,)))
+    told = list(_told(events))
+    if len(told) > EVENTS:
+        found.append(paragraph(f"The last {EVENTS} of {len(told)} events:"))
+    return [*found, table(("time", "event", "what"), map(_event, told[-EVENTS:]), text=(0, 1, 2))]
+
+
+def _told(events: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """All events but the places' first starts, of which one stands for all."""
+    troubled = set()
+    for number, event in enumerate(events):
+        if event["event"] in ("lost", "draining"):
+            troubled.add(event.get("place"))
+        if event["event"] != "started" or not number or event.get("place") in troubled:
+            yield event
+
+
+def _event(event: dict[str, Any]) -> tuple[str, str, str]:
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(float(event.get("time", 0.0)))) + " UTC"
+    skipped = ("time", "event", "cuda_visible_devices")
+    rest = ", ".join(f"{k} {_first(v)}" for k, v in event.items() if k not in skipped)
+    return at, str(event["event"]), rest
+
+
+def _configuration(run: Run) -> list[Html]:
+    config = run.manifest.config
+    return [
+        paragraph("What differs from the defaults, and the seed:"),
+        code(yaml.safe_dump(_settings(run), sort_keys=False)),
+        folded("Every field", code(config.model_dump_json(indent=1))),
+    ]
+
+
+def _again(run: Run) -> list[Html]:
+    manifest = run.manifest
+    facts = {"store": _where(run), "seed": str(manifest.config.seed), **manifest.fingerprint}
+    facts["drivers"] = f"{manifest.epoch}"
+    return [
+        paragraph("The same seed gives the same bits, where all of this is the same:"),
+        table(("", ""), facts.items(), text=(1,)),
+        *(_from_file(run) if manifest.recipe is not None else _from_python(run)),
+    ]
+
+
+def _from_file(run: Run) -> list[Html]:
+    kept = (run.manifest.recipe or {}).items()
+    record = {name: value for name, value in kept if value and name != CALIBRATION}
+    folder = str(record.pop("folder", "."))
+    fields = {**_settings(run), **record}
+    return [
+        paragraph(f"With this as again.yaml in {folder}:"),
+        code(yaml.safe_dump(fields, sort_keys=False)),
+        code("distsampler run again.yaml --store runs/again"),
+    ]
+
+
+def _from_python(run: Run) -> list[Html]:
+    settings = pformat(_settings(run), width=76, sort_dicts=False)
+    return [
+        paragraph("From Python, with the model, data and loss of the fingerprint above:"),
+        code(
+            f"import distsampler as ds\n\nconfig = ds.RunConfig(**{settings})\n"
+            'run = ds.sample(model, data, loss, config, store="runs/again")'
+        ),
+        paragraph("To read this run again:"),
+        code(f"import distsampler as ds\n\nprint(ds.open({_where(run)!r}).llc())"),
+    ]
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """The config, as far as it differs from the defaults; the seed always."""
+    config = run.manifest.config
+    return {**config.model_dump(mode="json", exclude_defaults=True), "seed": config.seed}
+
+
+def _where(run: Run) -> str:
+    return run.store if is_url(run.store) else str(Path(run.store).absolute())
+
+
+def _first(text: object) -> str:
+    return next(iter(str(text).splitlines()), "")

@@ -1,0 +1,105 @@
+"""What the bits of a trace depend on, and whether a run may be continued with what is given now."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+from importlib.metadata import version
+
+import torch
+from torch import nn
+
+from distsampler.config import RunConfig
+from distsampler.errors import StoreError
+from distsampler.models.replica import ChainSpec
+from distsampler.models.sampler import freeze_after
+from distsampler.store.files import Files
+from distsampler.store.manifest import Manifest
+from distsampler.store.trace import Trace
+
+# Fields of RunConfig that change no bit of a draw; a run may also be asked for more draws.
+FREE = ("placement", "commit_seconds", "max_seconds", "min_chains", "gate", "fsync", "max_state_mb")
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Package -> version, of what the numbers rest on."""
+    names = ("distsampler", "torch", "numpy", "zarr", "xarray", "arviz", "ray")
+    return {name: version(name) for name in names}
+
+
+def fingerprint(spec: ChainSpec) -> dict[str, str]:
+    """What the draws depend on beside the config; the device is added when a place is up."""
+    return {
+        "distsampler": versions()["distsampler"],
+        "torch": torch.__version__,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "dtype": ", ".join(sorted({str(p.dtype) for p in spec.model.parameters()})),
+        "data": f"{len(spec.rows)} examples, {spec.rows.digest()}",
+        "model": _model_digest(spec.model),
+        "loss": _function_digest(spec.loss),
+        **{
+            f"observables.{name}": _function_digest(each.function)
+            for name, each in spec.config.observables.items()
+        },
+    }
+
+
+def check_same(files: Files, manifest: Manifest) -> Trace:
+    """Sees that the run in the store is the one that is asked for.
+
+    Returns:
+        The run as it stands.
+
+    Raises:
+        StoreError: lists every key that differs, with the stored and the present value.
+    """
+    found = Trace(files)
+    stored = found.manifest
+    pairs = {key: (stored.fingerprint.get(key), now) for key, now in manifest.fingerprint.items()}
+    old, new = stored.config.model_dump(), manifest.config.model_dump()
+    if _long_enough(manifest.config, stored):
+        old |= {name: new[name] for name in ("draws", "max_draws")}
+    if manifest.config.burn_in == stored.config.burn_in == "auto":
+        frozen = (freeze_after(config) for config in (stored.config, manifest.config))
+        pairs["sampler.freeze_after"] = (str(next(frozen)), str(next(frozen)))
+    pairs |= {f"config.{key}": (old[key], new[key]) for key in new if key not in FREE}
+    lines = [f"  {key}: stored {a!r}, now {b!r}" for key, (a, b) in pairs.items() if a != b]
+    if lines:
+        raise StoreError(
+            f"the run in {files} can only be continued as it was started; different are\n"
+            + "\n".join(lines)
+        )
+    return found
+
+
+def _long_enough(config: RunConfig, stored: Manifest) -> bool:
+    """Whether no draw that a run has, or was to have, is left out by a config's budget."""
+    made = stored.config.budget
+    if stored.config.draws == "auto" and stored.kept is not None:
+        made = (stored.burn_in or 0) + stored.kept  # the budget of one that has ended is its end
+    return config.budget >= made
+
+
+def _model_digest(model: nn.Module) -> str:
+    """Structure, names, shapes and bits of all parameters and buffers."""
+    state = hashlib.blake2b(repr(model).encode(), digest_size=16)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        state.update(flat.view(torch.uint8).numpy().data)
+    return state.hexdigest()
+
+
+def _function_digest(given: object) -> str:
+    """Name and source of a loss or observable, where it has one; what it calls is not seen."""
+    function = given.func if isinstance(given, functools.partial) else given
+    if not inspect.isfunction(function):
+        function = type(function)
+    try:
+        source = inspect.getsource(function)
+    except (OSError, TypeError):
+        source = ""
+    digest = hashlib.blake2b(source.encode(), digest_size=8).hexdigest()
+    return f"{getattr(function, '__qualname__', function)}, {digest}"

@@ -1,0 +1,180 @@
+"""How many chains a run advances together, and why: settled once, before anything starts."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from textwrap import shorten
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distsampler.chains.anchor_pass import Part, measure
+from distsampler.chains.pack import Pack
+from distsampler.chains.sampler_trial import needs_closure
+from distsampler.chains.worker import numerics
+from distsampler.config import RunConfig
+from distsampler.data.rows import TensorRows
+from distsampler.data.shards import ShardedRows
+from distsampler.draws import Anchor
+from distsampler.models.replica import ChainSpec, Replica
+from distsampler.models.stack import Lanes
+from distsampler.optim import SAMPLERS
+
+WARM_UP, SECONDS = 2, 0.2  # draws, and of each number of chains that is timed
+AWAY = 0.02  # from w*, in weight units and in their size: where gradients are compared
+AGREEMENT = {torch.float64: 1e-6, torch.float32: 1e-3}  # relative, of gradients; else:
+ROUGH = 0.1
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What was settled.
+
+    Args:
+        pack: chains that advance together.
+        refused: why it is not as asked; empty if it is.
+        speeds: chains -> steps a second of all of them in one process, where it was measured.
+    """
+
+    pack: int
+    refused: str = ""
+    speeds: Mapping[int, float] = field(default_factory=dict)
+
+
+def settle(spec: ChainSpec, serial: bool, stored: int | None) -> Packing:
+    """How many chains advance together.
+
+    "auto" is measured in this process, and counts as many places as this machine has cores (one, if
+    one process does all the work): on a cluster a number is better.
+
+    Args:
+        spec: the recipe.
+        serial: whether one process does all the work.
+        stored: what was settled when the run began; None for a new run.
+    """
+    config = spec.config
+    if config.pack == 1 or config.chains == 1:
+        return Packing(1)
+    if config.pack == "auto" and stored is not None:
+        return Packing(stored)
+    refused = refusal(spec)
+    if refused is not None:
+        warnings.warn(
+            f"chains advance one after another in this run, though pack={config.pack!r}: {refused}",
+            stacklevel=4,
+        )
+        return Packing(1, refused)
+    return _measured(spec, serial) if config.pack == "auto" else Packing(config.together)
+
+
+def refusal(spec: ChainSpec) -> str | None:
+    """Why the chains of a run cannot advance together; None if they can."""
+    known = next((reason for holds, reason in _obstacles(spec) if holds), None)
+    if known is not None:
+        return known
+    try:
+        with numerics(spec.config):
+            return _disagreement(spec)
+    except Exception as error:  # the user's code under torch.func: anything can come
+        told = shorten(f"{type(error).__name__}: {error}", 240)
+        return f"torch.func refuses the model: {told}"
+
+
+def _obstacles(spec: ChainSpec) -> Iterator[tuple[bool, str]]:
+    """What is known to stand in the way, and whether it does."""
+    config = spec.config
+    name = config.sampler.name
+    yield name not in SAMPLERS, f"{name!r} is a sampler of your own, which may keep hold of memory"
+    yield needs_closure(spec.sampler), f"sampler {name!r} evaluates the loss inside its step"
+    yield (
+        bool(config.sampler.options.get("save_mala_vars")),
+        "save_mala_vars takes a second gradient of each chain",
+    )
+    yield config.microbatch is not None, "microbatch cuts what a pack computes at once"
+    yield spec.stochastic, "the loss draws at random, for each chain from a seed of its own"
+    yield (
+        spec.moves_buffers,
+        "in mode 'train' a forward pass may move the model's buffers, as batch norm does",
+    )
+    yield isinstance(spec.rows, ShardedRows), "the chains of a pack would sit on different shards"
+    yield (
+        not isinstance(spec.rows, TensorRows),
+        "the batches of a Dataset may differ in shape: give the data as tensors in memory",
+    )
+
+
+def _disagreement(spec: ChainSpec) -> str | None:
+    """Whether the recorded gradients are those of the loss, on a batch that was not recorded."""
+    device = next(spec.model.parameters()).device
+    base, other = Replica(spec, device), Replica(spec, device)
+    lanes, random = Lanes(base, spec, 2), np.random.default_rng(0)
+    size = (2, spec.config.batch_size)
+    lanes.losses(random.integers(0, len(spec.rows), size))
+    rows = random.integers(0, len(spec.rows), size)
+    for stack in lanes.weights:
+        noise = torch.from_numpy(random.standard_normal(stack.shape)).to(stack)
+        stack += AWAY * (1 + stack.square().mean().sqrt()) * noise
+    losses = lanes.losses(rows)
+    for lane in range(2):
+        with torch.no_grad():
+            for flat, stack in zip(other.flats, lanes.weights, strict=True):
+                flat.copy_(stack[lane])
+        expected = other.losses(other.batch(rows[lane]))
+        other.gradient(expected)
+        slopes = [
+            (g[lane], flat.grad) for g, flat in zip(lanes.gradients, other.flats, strict=True)
+        ]
+        if not all(_close(a, b) for a, b in [(losses[lane], expected.detach()), *slopes]):
+            return (
+                "its loss or gradient, recorded on one batch, is another on the next: the loss "
+                "must do the same operations at every call"
+            )
+    return None
+
+
+def _close(found: Tensor, expected: Tensor | None) -> bool:
+    assert expected is not None
+    tolerance = AGREEMENT.get(expected.dtype, ROUGH)
+    away = torch.linalg.vector_norm((found - expected).double())
+    return bool(away <= tolerance * torch.linalg.vector_norm(expected.double()))
+
+
+def _measured(spec: ChainSpec, serial: bool) -> Packing:
+    """The number with which the chains of the run come furthest, on so many places."""
+    config, speeds = spec.config, dict[int, float]()
+    counts = [2**k for k in range(config.chains.bit_length()) if 2**k < config.chains]
+    places = 1 if serial else _places(config)
+    for count in [*counts, config.chains]:
+        speeds[count] = _speed(spec, count)
+    rounds = {n: math.ceil(math.ceil(config.chains / n) / places) * n for n in speeds}
+    best = min(speeds, key=lambda n: (rounds[n] / speeds[n], n))
+    return Packing(best, speeds={n: round(speed, 1) for n, speed in speeds.items()})
+
+
+def _speed(spec: ChainSpec, count: int) -> float:
+    """Chain-steps a second of so many chains together, in this process."""
+    plain = {"pack": count, "watch": False, "init": "anchor", "divergence_factor": None}
+    spec = replace(spec, config=spec.config.model_copy(update=plain))
+    device = next(spec.model.parameters()).device
+    base, draws = Replica(spec, device), 0
+    with numerics(spec.config):
+        probe = np.asarray(measure(base, spec, Part(0, 0, "probe")).values, np.float64)
+        pack = Pack(spec, range(count), Anchor(None, 0.0, 0.0, probe), base)
+        pack.advance(WARM_UP)
+        began = time.perf_counter()
+        while time.perf_counter() - began < SECONDS:
+            pack.advance(WARM_UP)
+            draws += WARM_UP
+        return draws * spec.config.thin * count / (time.perf_counter() - began)
+
+
+def _places(config: RunConfig) -> int:
+    """Places that this machine would give; a cluster is not known yet."""
+    cores = (os.cpu_count() or 1) / max(config.placement.cpus_per_chain, 1e-9)
+    return max(1, int(cores))

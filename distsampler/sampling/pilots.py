@@ -1,0 +1,172 @@
+"""Pilots: short runs through the ordinary road, from whose stores a calibration reads."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from distsampler.analysis.inference_data import group
+from distsampler.analysis.run import Run
+from distsampler.config import GateConfig, RunConfig, SamplerConfig
+from distsampler.data.shards import ShardedRows
+from distsampler.errors import ConfigError, RunFailed
+from distsampler.execution.pool import ChainPool
+from distsampler.models.replica import ChainSpec
+from distsampler.models.sampler import signature_options
+from distsampler.sampling.sample import sample
+
+PILOT_CHAINS, THIN = 2, 10
+MOMENTUM = {"sgnht": "diffusion_factor", "sghmc": "friction"}
+"""Samplers with momentum, and what their friction is called."""
+COMMON = ("localization", "weight_decay", "nbeta", "bounding_box_size", "noise_level")
+
+Read = TypeVar("Read")
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """What one short run gave.
+
+    Args:
+        sampler: that it ran with.
+        h: largest curvature of the mean loss at the last look; NaN if it diverged.
+        discretisation: bias of the step, relative to the LLC, predicted there.
+        heat: bias of minibatch noise, likewise.
+        ess: effective draws a draw, of the slowest gated quantity.
+        steps: of all its chains.
+        diverged: whether every chain was retired.
+    """
+
+    sampler: SamplerConfig
+    h: float
+    discretisation: float
+    heat: float
+    ess: float
+    steps: int
+    diverged: bool = False
+
+
+class Pilots:
+    """Runs short runs of a model on a pool, each into a store that is gone afterwards."""
+
+    def __init__(self, spec: ChainSpec, data: object, pool: ChainPool) -> None:
+        self._model, self._loss, self._pool = spec.model, spec.loss, pool
+        self._data = spec.rows if isinstance(spec.rows, ShardedRows) else data
+
+    def run(self, config: RunConfig, read: Callable[[Run], Read]) -> Read | None:
+        """What is read of a finished run; None where a chain diverged."""
+        with tempfile.TemporaryDirectory(prefix="distsampler-pilot-") as home:
+            store = f"{home}/run"
+            try:
+                run = sample(
+                    self._model,
+                    self._data,
+                    self._loss,
+                    config,
+                    store=store,
+                    pool=self._pool,
+                    quiet=True,
+                )
+            except RunFailed:
+                run = Run(store)
+                if not run.lost_chains:
+                    raise
+            if run.manifest.status == "interrupted":
+                raise RunFailed(f"the calibration was interrupted: {run.manifest.reason}")
+            for reason in run.lost_chains.values():
+                if "diverged" not in reason:  # it says nothing of the step
+                    raise RunFailed(f"a pilot lost a chain: {reason}")
+            return None if run.lost_chains else read(run)
+
+
+def read_pilot(run: Run, sampler: SamplerConfig, steps: int) -> Pilot:
+    """What a pilot's store says, of its last draw where a look is meant.
+
+    Raises:
+        ConfigError: if no curvature could be measured.
+    """
+    stats = group(run.inference_data, "sample_stats")
+    if "curvature" not in stats:
+        raise ConfigError(
+            "calibration measures the curvature, and this loss has no double backward: give "
+            "sampler.lr and localization and run without calibration, or write the loss of "
+            "operations that autograd differentiates twice"
+        )
+    llc = run.llc("ignore").mean
+
+    def last(name: str) -> float:
+        return float(stats[name].values[:, -1].mean())
+
+    ess = [min(row.ess_bulk, row.ess_tail) for row in run.diagnosis.gated]
+    size = run.posterior.sizes["chain"] * run.posterior.sizes["draw"]
+    discretisation, heat = last("discretisation_bias"), last("heat_bias")
+    # At weights that are no minimum the LLC may be below zero: then relative to all there is of it.
+    scale = llc if llc > 0 else abs(llc) + abs(discretisation) + abs(heat)
+    relative = 1 / scale if scale > 0 else 0.0
+    return Pilot(
+        sampler,
+        float(stats["curvature"].values[:, -1].max()),
+        discretisation * relative,
+        heat * relative,
+        float(np.nanmin(ess)) / size if np.isfinite(ess).any() else math.nan,
+        steps,
+    )
+
+
+def short(config: RunConfig, **changes: Any) -> RunConfig:  # noqa: ANN401 (fields of RunConfig)
+    """A pilot's config: two chains from w*, watched, never stopped by a clock or a gate.
+
+    Nothing is kept of it that a calibration does not read.
+    """
+    fixed = {
+        "chains": PILOT_CHAINS,
+        "min_chains": 1,
+        "gate": GateConfig(),
+        "max_seconds": None,
+        "max_draws": None,
+        "init": "anchor",
+        "init_radius": None,
+        "watch": True,
+        "fsync": False,
+        "pack": 1,
+        "observables": {},
+        "save_losses": False,
+        "save_weights_every": None,
+    }
+    return config.model_copy(update={**fixed, **changes})
+
+
+def changed(config: RunConfig, **changes: Any) -> RunConfig:  # noqa: ANN401 (as above)
+    """A config with other fields, validated anew."""
+    given = {key: getattr(config, key) for key in config.model_fields_set}
+    return RunConfig(**{**given, **changes})
+
+
+def with_options(sampler: SamplerConfig, **options: Any) -> SamplerConfig:  # noqa: ANN401 (as above)
+    """A sampler with other options."""
+    return SamplerConfig(**{**sampler.model_dump(exclude_unset=True), **options})
+
+
+def sampler_like(name: str, given: SamplerConfig) -> SamplerConfig:
+    """A sampler with those of the given options that every sampler has."""
+    options = {key: value for key, value in given.options.items() if key in COMMON}
+    return SamplerConfig(**{**options, "name": name})
+
+
+def reach(sampler: SamplerConfig) -> float:
+    """The step of Langevin dynamics that spreads as fast over slow directions."""
+    options = signature_options(sampler)
+    name = MOMENTUM.get(sampler.name)
+    return float(options["lr"]) * (1.0 if name is None else 2 / float(options[name]))
+
+
+def label(sampler: SamplerConfig) -> str:
+    """What people call it."""
+    scheme = sampler.options.get("scheme")
+    heat = ", heat corrected," if sampler.correct_heat else ""
+    return f"{scheme or sampler.name}{heat}"

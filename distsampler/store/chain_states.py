@@ -1,0 +1,89 @@
+"""State files of chains: the newest of each are kept, and the name of each holds its digest."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from distsampler.draws import StateFile
+from distsampler.errors import StoreError
+from distsampler.store.files import Files
+
+KEPT = 2
+_NAME = re.compile(r"draw-(\d{8})-([0-9a-f]{32})\.pt")
+
+
+def write(files: Files, chain: int, draw: int, state: bytes) -> StateFile:
+    """Writes the state of a chain at a draw."""
+    digest = hashlib.blake2b(state, digest_size=16).hexdigest()
+    name = f"{_folder(chain)}/draw-{draw:08d}-{digest}.pt"
+    files.write(name, state)
+    return StateFile(name, len(state))
+
+
+def read(files: Files, name: str) -> bytes:
+    """The state in a file.
+
+    Raises:
+        StoreError: if it is gone, torn or changed.
+    """
+    match = _NAME.search(name)
+    try:
+        state = files.read(name)
+    except OSError as error:
+        raise StoreError(f"the state {files.path(name)} cannot be read: {error}") from error
+    if match is None or hashlib.blake2b(state, digest_size=16).hexdigest() != match[2]:
+        raise StoreError(f"the state {files.path(name)} is not what was written: digests differ")
+    return state
+
+
+def newest(files: Files, chain: int, upto: int) -> tuple[int, StateFile | None]:
+    """The last state of a chain that is whole, and its draw; None at the chain's start.
+
+    Args:
+        files: of the run directory.
+        chain: index.
+        upto: draw that it must not lie beyond.
+    """
+    for draw, name in reversed(_listed(files, chain)):
+        if draw <= upto:
+            try:
+                return draw, StateFile(name, len(read(files, name)))
+            except StoreError:
+                continue
+    return 0, None
+
+
+def forget(files: Files, chain: int, count: int, boundary: int) -> None:
+    """Removes the states that nobody will go back to.
+
+    Args:
+        files: of the run directory.
+        chain: index.
+        count: committed draws; the newest two states up to there stay.
+        boundary: a draw at which a run may have been cut; the last state up to there stays too.
+    """
+    old = [(draw, name) for draw, name in _listed(files, chain) if draw <= count]
+    keep = {name for _, name in old[-KEPT:]}
+    keep.update([name for draw, name in old if draw <= boundary][-1:])
+    for _, name in old:
+        if name not in keep:
+            files.remove(name)
+
+
+def sweep(files: Files, counts: tuple[int, ...]) -> None:
+    """Removes the states of draws that were never committed."""
+    for chain, count in enumerate(counts):
+        for draw, name in _listed(files, chain):
+            if draw > count:
+                files.remove(name)
+
+
+def _listed(files: Files, chain: int) -> list[tuple[int, str]]:
+    """Draw and name of every state file of a chain, oldest first."""
+    matches = ((_NAME.search(name), name) for name in files.names(_folder(chain)))
+    return sorted((int(match[1]), name) for match, name in matches if match)
+
+
+def _folder(chain: int) -> str:
+    return f"checkpoints/chain-{chain:04d}"

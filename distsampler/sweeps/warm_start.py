@@ -1,0 +1,170 @@
+"""Warm start: what one checkpoint's calibration chose, handed to the other checkpoints of its row.
+
+The first checkpoint of a row (one restriction, setting and data set) is calibrated by pilots. The
+others keep its sampler, localization and length, so that all estimates of the row are of the same
+posterior, and run one short pilot of their own, at the first one's lr (a quarter of it, and so on,
+where a chain diverges). With the largest curvature h that it met,
+
+    lr = lr_1 min(1, kappa_1 / kappa),  kappa = nbeta h + gamma + weight_decay
+
+(_1: of the first checkpoint). Where the pilot's minibatches heat more than wanted, as they come to
+do in the course of training, friction is raised until they do not, as far as it can be, and the
+step is lowered for the rest. The step is never raised. All of it is a function of the two
+checkpoints, data, loss, config and seed, and not of which cell ran when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from distsampler.config import RunConfig, SamplerConfig
+from distsampler.errors import RunFailed
+from distsampler.execution.pool import ChainPool
+from distsampler.models.replica import ChainSpec, Loss
+from distsampler.models.sampler import signature_options
+from distsampler.sampling.calibration import calibrate
+from distsampler.sampling.pilots import (
+    MOMENTUM,
+    PILOT_CHAINS,
+    THIN,
+    Pilot,
+    Pilots,
+    changed,
+    reach,
+    read_pilot,
+    short,
+    with_options,
+)
+from distsampler.sampling.sample import look_of, prepare
+from distsampler.sampling.tuning import ATTEMPTS, FRICTION, PILOT
+
+LOWER = 4.0  # the lr, after a pilot that diverged
+
+
+class Chosen(BaseModel):
+    """What calibration chose for one cell.
+
+    Args:
+        sampler: name and options.
+        draws: as of RunConfig, and so are burn_in and thin.
+        burn_in: see RunConfig.
+        thin: see RunConfig.
+        curvature: largest of the mean loss that the pilots met.
+        bias: of the LLC, relative, that step and minibatches may bring.
+        reasons: by field, a sentence each.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sampler: dict[str, Any]
+    draws: int | Literal["auto"]
+    burn_in: int | Literal["auto"]
+    thin: int
+    curvature: float
+    bias: float
+    reasons: dict[str, str]
+
+    def applied(self, config: RunConfig) -> RunConfig:
+        """A cell's config, with what was chosen."""
+        sampler = SamplerConfig(**self.sampler)
+        fields = {"draws": self.draws, "burn_in": self.burn_in, "thin": self.thin}
+        return changed(config, sampler=sampler, **fields)
+
+
+def lead(
+    model: nn.Module, data: object, loss: Loss, config: RunConfig, pool: ChainPool, bias: float
+) -> Chosen:
+    """The choice for the first checkpoint of a row, by pilots; see ``calibrate``."""
+    found = calibrate(model, data, loss, config, pool=pool, bias=bias)
+    return Chosen(
+        sampler=found.config.sampler.model_dump(exclude_unset=True),
+        draws=found.config.draws,
+        burn_in=found.config.burn_in,
+        thin=found.config.thin,
+        curvature=found.curvature,
+        bias=bias,
+        reasons=found.reasons,
+    )
+
+
+def follow(
+    first: Chosen,
+    model: nn.Module,
+    data: object,
+    loss: Loss,
+    config: RunConfig,
+    pool: ChainPool,
+) -> Chosen:
+    """The choice for another checkpoint of the row, from that for the first.
+
+    Raises:
+        RunFailed: if its pilots diverge, however small the step.
+    """
+    if "lr" in config.sampler.options:
+        return first
+    spec = prepare(model, data, loss, first.applied(config), look_of(pool))
+    sampler, runs = spec.config.sampler, Pilots(spec, data, pool)
+    lr = float(sampler.options["lr"])
+    for attempt in range(ATTEMPTS):
+        tried = with_options(sampler, lr=lr / LOWER**attempt)
+        pilot = _pilot(spec, tried, runs)
+        if pilot is not None:
+            ratio = _kappa(spec, first.curvature) / _kappa(spec, pilot.h)
+            limit = float(f"{min(tried.options['lr'], lr * ratio):.3g}")
+            found = cooled(with_options(tried, lr=limit), pilot, first.bias, config.sampler.options)
+            return _scaled(first, found, pilot.h)
+    raise RunFailed(
+        f"the pilots diverged down to sampler.lr={tried.options['lr']:.3g}, from the first "
+        f"checkpoint's {lr:.3g}: raise sampler.localization, or give sampler.lr"
+    )
+
+
+def cooled(
+    sampler: SamplerConfig, pilot: Pilot, bias: float, given: Container[str] = ()
+) -> SamplerConfig:
+    """A sampler whose minibatches heat by ``bias`` at most, from the heat of a pilot like it.
+
+    The heat goes as lr, or, of a sampler with momentum and friction A, as 2 lr / A. A friction that
+    is among the ``given`` options stays.
+    """
+    lr, heat = float(sampler.options["lr"]), abs(pilot.heat)
+    most = bias * reach(pilot.sampler) / max(heat, 1e-300)  # the longest reach within it
+    name = MOMENTUM.get(sampler.name)
+    if name is None:
+        return with_options(sampler, lr=float(f"{min(lr, most):.3g}"))
+    friction = float(signature_options(sampler)[name])
+    if name not in given:
+        friction = max(friction, float(f"{min(2 * lr / most, FRICTION[1]):.2g}"))
+    return with_options(
+        sampler, lr=float(f"{min(lr, most * friction / 2):.3g}"), **{name: friction}
+    )
+
+
+def _scaled(first: Chosen, sampler: SamplerConfig, h: float) -> Chosen:
+    told = f"the first checkpoint's {first.sampler['lr']:.3g}, for a curvature of {h:.3g} here"
+    reasons = {**first.reasons, "sampler.lr": f"{told} and {first.curvature:.3g} there"}
+    name = MOMENTUM.get(sampler.name)
+    if name is not None and sampler.options.get(name) != first.sampler.get(name):
+        reasons[f"sampler.{name}"] = f"minibatches would heat by more than {first.bias:.1%}"
+    chosen = sampler.model_dump(exclude_unset=True)
+    return first.model_copy(update={"sampler": chosen, "curvature": h, "reasons": reasons})
+
+
+def _pilot(spec: ChainSpec, sampler: SamplerConfig, runs: Pilots) -> Pilot | None:
+    """A short run; None if it diverged."""
+    burn_in = PILOT // 2
+    draws = PILOT - burn_in
+    config = short(spec.config, sampler=sampler, burn_in=burn_in, draws=draws, thin=THIN)
+    steps = PILOT_CHAINS * PILOT * THIN
+    return runs.run(config, lambda run: read_pilot(run, sampler, steps))
+
+
+def _kappa(spec: ChainSpec, h: float) -> float:
+    """Curvature of the log posterior, from that of the mean loss."""
+    options = signature_options(spec.config.sampler)
+    pull = float(options["localization"]) + float(options["weight_decay"])
+    return max(spec.nbeta * max(h, 0.0) + pull, 1e-300)

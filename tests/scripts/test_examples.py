@@ -1,0 +1,172 @@
+"""The examples run from end to end, in a reduced size, and show what they are there to show."""
+
+import importlib
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import distsampler as ds
+from tests.conftest import RAY_ENVIRONMENT
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "scripts/examples"
+ENDED = (0, 3)  # done, or finished but not converged: of a reduced size all that is asked
+
+
+def python(*words: object, cwd: Path) -> str:
+    """What a program says, run as a user runs it, in a folder of its own."""
+    done = subprocess.run(
+        [sys.executable, *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={
+            **os.environ,
+            **RAY_ENVIRONMENT,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "RAY_ADDRESS": "local",
+        },
+        timeout=840,
+    )
+    assert done.returncode in ENDED, done.stderr
+    return done.stdout
+
+
+def collected(store: Path) -> xr.Dataset:
+    """The table of a sweep of which every cell has ended with a number and a verdict."""
+    table = ds.open_sweep(store).collect().squeeze()
+    assert set(table.status.values.ravel()) == {"finished"}, table.reason.values
+    assert np.isfinite(table.llc).all()
+    assert set(table.verdict.values.ravel()) <= {"CONVERGED", "NOT_CONVERGED", "UNDETERMINED"}
+    return table
+
+
+def assert_drawn(figure: Path) -> None:
+    """A picture of some size, and not a blank one."""
+    from matplotlib.image import imread
+
+    pixels = imread(figure)
+    assert min(pixels.shape[:2]) > 200
+    assert pixels.std() > 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.ray
+def test_the_llc_of_an_image_classifier_rises_while_it_learns(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    changes = {
+        "model_kwargs": f"{{folder: {folder}, steps: 800, doublings: 2}}",
+        "sweep.checkpoints": f"{folder}/step*.pt", "sweep.calibrate": "false",
+        "sampler.name": "lmsgld", "sampler.lr": "1e-4", "draws": "150", "chains": "2",
+        "gate.every": "null",
+    }  # fmt: skip
+    sets = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
+    main = "from distsampler.cli import main; main()"
+    python(
+        "-c",
+        main,
+        "sweep",
+        EXAMPLES / "vision.yaml",
+        "--store",
+        tmp_path / "s",
+        *sets,
+        cwd=tmp_path,
+    )
+    table = collected(tmp_path / "s")
+    assert table.step.values.tolist() == [200, 400, 800]
+    assert (np.diff(table.init_loss) < 0).all()
+    first, last = table.llc.isel(checkpoint=[0, -1]).values
+    assert first < last
+    python(EXAMPLES / "vision.py", tmp_path / "s", "--figure", tmp_path / "v.png", cwd=tmp_path)
+    assert_drawn(tmp_path / "v.png")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.ray
+def test_every_head_of_a_small_gpt_has_an_llc_below_that_of_all_weights(tmp_path: Path) -> None:
+    python(
+        EXAMPLES / "language.py", "--store", tmp_path / "s", "--figure", tmp_path / "l.png",
+        "--checkpoints", 2, "--steps", 200, "--draws", 110, cwd=tmp_path,
+    )  # fmt: skip
+    parts = [collected(tmp_path / "s" / name) for name in ("all", "heads")]
+    table = xr.concat(
+        [part if "restriction" in part.dims else part.expand_dims("restriction") for part in parts],
+        "restriction",
+    )
+    assert table.step.values.tolist() == [20, 200]
+    assert (np.diff(table.init_loss.sel(restriction="all")) < 0).all()
+    trained = table.isel(checkpoint=-1).llc
+    heads = trained.drop_sel(restriction="all")
+    assert heads.sizes["restriction"] == 4
+    assert (heads < trained.sel(restriction="all")).all()
+    assert len(np.unique(heads)) == 4  # each has a mask of its own
+    assert_drawn(tmp_path / "l.png")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.ray
+def test_the_llc_falls_as_the_rule_replaces_what_was_known_by_heart(tmp_path: Path) -> None:
+    python(
+        EXAMPLES / "grokking.py", "--store", tmp_path / "s", "--figure", tmp_path / "g.png",
+        "--checkpoints", 3, "--max-draws", 400, cwd=tmp_path,
+    )  # fmt: skip
+    table = collected(tmp_path / "s")
+    assert table.step.values.tolist() == [40, 346, 3000]
+    begun, by_heart, by_rule = table.llc.values
+    assert begun < by_heart > 3 * by_rule > 0
+    low, high = table.interval_low.values, table.interval_high.values
+    assert high[2] < low[1]
+    assert_drawn(tmp_path / "g.png")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_plain_arviz_reads_what_a_run_from_python_has_left(tmp_path: Path) -> None:
+    out = python(EXAMPLES / "from_python.py", "run", cwd=tmp_path)
+    estimate = ds.open(tmp_path / "run").llc("ignore")
+    assert str(estimate) in out
+    (llc,) = re.findall(r"^LLC (\S+)$", out, re.MULTILINE)
+    assert math.isclose(float(llc), estimate.mean, rel_tol=1e-9)
+    assert re.search(r"^probe_loss .*\d", out, re.MULTILINE)  # a row of az.summary
+    (r_hat,) = re.findall(r"^R-hat (\S+)$", out, re.MULTILINE)
+    assert 0.99 < float(r_hat) < 1.1
+
+
+@pytest.mark.slow
+def test_a_heads_mask_holds_all_that_reaches_its_output_and_nothing_of_other_heads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    language = importlib.import_module("language")
+    masks = language.heads(language.gpt())
+    assert list(masks) == ["head0.0", "head0.1", "head1.0", "head1.1"]
+    sequences = language.text("test")[:4]
+
+    def losses(silenced: str, moved: str | None = None) -> torch.Tensor:
+        """With what leaves one head cut off, and what enters a head moved."""
+        model = language.gpt()
+        with torch.no_grad():
+            (_, _), (name, rows) = masks[silenced].items()
+            model.get_parameter(name)[rows] = 0.0
+            if moved is not None:
+                (name, columns), (_, _) = masks[moved].items()
+                model.get_parameter(name)[columns] += 0.3 * torch.randn(
+                    int(columns.sum()), generator=torch.Generator().manual_seed(0)
+                )
+            return language.loss(model, sequences)
+
+    for name in masks:
+        for moved in masks:
+            same = torch.allclose(losses(name, moved), losses(name), atol=1e-6)
+            assert same == (moved == name)

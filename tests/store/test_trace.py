@@ -1,0 +1,247 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import distsampler as ds
+from distsampler.analysis import inference_data
+from distsampler.draws import Anchor, DrawBlock, Variable
+from distsampler.errors import StoreError
+from distsampler.store.files import Files
+from distsampler.store.manifest import Manifest
+from distsampler.store.trace import Trace, check_new
+
+VARIABLES = (
+    Variable("probe_loss", "posterior", "loss"),
+    Variable("projections", "posterior", "projections", ("projection",), (3,)),
+    Variable("step", "sample_stats", "step", dtype="int64"),
+)
+
+
+def make(path: Path, draws: int = 50, burn_in: int = 10, chains: int = 3) -> Trace:
+    config = ds.RunConfig(chains=chains, draws=draws, burn_in=burn_in)
+    facts: dict[str, Any] = {"fingerprint": {}, "versions": {}, "n_committed": (0,) * chains}
+    return Trace.create(path, Manifest(config=config, variables=VARIABLES, **facts))
+
+
+def block(chain: int, first: int, draws: int) -> DrawBlock:
+    """Values that say where they belong."""
+    at = 1000.0 * chain + np.arange(first, first + draws)
+    values = {
+        "probe_loss": at,
+        "projections": at[:, None] + [0.1, 0.2, 0.3],
+        "step": at.astype(int),
+    }
+    return DrawBlock(chain, first, values, f"state {chain} {first + draws}".encode())
+
+
+def fill(trace: Trace, draws: int = 60, size: int = 7) -> None:
+    for first in range(0, draws, size):
+        trace.commit([block(c, first, min(size, draws - first)) for c in range(3)])
+
+
+def test_what_is_committed_is_read_whatever_the_blocks(tmp_path: Path) -> None:
+    trace = make(tmp_path / "run")
+    fill(trace)
+    found = inference_data.datasets(Trace(tmp_path / "run"))
+    for chain in range(3):
+        expected = 1000.0 * chain + np.arange(60)
+        assert np.array_equal(found["warmup_posterior"]["probe_loss"][chain], expected[:10])
+        assert np.array_equal(found["posterior"]["probe_loss"][chain], expected[10:])
+        assert np.array_equal(found["sample_stats"]["step"][chain], expected[10:])
+        assert found["posterior"]["projections"][chain, 4, 2] == pytest.approx(expected[14] + 0.3)
+
+
+def test_blocks_of_one_commit_may_follow_each_other_and_lag_behind(tmp_path: Path) -> None:
+    trace = make(tmp_path / "run")
+    trace.commit([block(0, 0, 20), block(0, 20, 5), block(1, 0, 3)])
+    assert trace.committed == (25, 3, 0)
+    assert trace.state(0) == b"state 0 25"
+    assert trace.state(2) is None
+    assert Trace(tmp_path / "run").manifest.n_committed == (25, 3, 0)
+
+
+def test_a_gap_is_refused(tmp_path: Path) -> None:
+    trace = make(tmp_path / "run")
+    trace.commit([block(0, 0, 10)])
+    with pytest.raises(StoreError, match="must go on at draw 10, got a block from 15"):
+        trace.commit([block(0, 15, 10)])
+    assert trace.committed == (10, 0, 0)
+
+
+def test_draws_that_exist_are_not_written_again(tmp_path: Path) -> None:
+    trace = make(tmp_path / "run")
+    trace.commit([block(0, 0, 10)])
+    again = block(0, 0, 20)
+    again.values["probe_loss"][:10] = 7.0
+    trace.commit([again])
+    trace.commit([block(0, 3, 5)])
+    assert trace.committed == (20, 0, 0)
+    assert trace.read("warmup_posterior", "probe_loss")[0].tolist() == list(range(10))
+    assert trace.state(0) == b"state 0 20"
+
+
+def test_the_newest_two_states_are_kept(tmp_path: Path) -> None:
+    trace = make(tmp_path / "run")
+    fill(trace)
+    names = sorted(p.name for p in (tmp_path / "run/checkpoints/chain-0001").iterdir())
+    assert [name[:13] for name in names] == ["draw-00000056", "draw-00000060"]
+
+
+def test_a_sealed_trace_is_cut_and_opens_as_it_is(tmp_path: Path) -> None:
+    import arviz
+
+    trace = make(tmp_path / "run")
+    fill(trace)
+    trace.record_facts(Anchor(None, 0.5, 0.25, np.zeros(8)), {"nbeta": 3.0, "n": 100})
+    trace.seal("finished", "converged", 30, 1.0)
+    tree = xr.open_datatree(tmp_path / "run/trace.zarr", engine="zarr", consolidated=False)
+    assert tree["posterior"].sizes == {"chain": 3, "draw": 30, "projection": 3}
+    assert not np.isnan(tree["posterior"]["probe_loss"]).any()
+    assert arviz.InferenceData.from_datatree(tree).posterior.sizes["draw"] == 30
+    again = Trace(tmp_path / "run")
+    assert (again.kept, again.manifest.status) == (30, "finished")
+    assert again.facts() == {"nbeta": 3.0, "n": 100.0, "init_loss": 0.5, "probe_init_loss": 0.25}
+
+
+def test_a_retired_chain_leaves_the_posterior_and_keeps_its_draws(tmp_path: Path) -> None:
+    trace = make(tmp_path / "run")
+    fill(trace, 40)
+    trace.commit([block(0, 40, 20), block(2, 40, 20)])
+    trace.retire(1, "diverged")
+    found = inference_data.datasets(trace)["posterior"]
+    assert found["chain"].values.tolist() == [0, 2]
+    assert found.sizes["draw"] == 50
+    assert np.array_equal(trace.read("posterior", "probe_loss")[1, :30], 1000.0 + np.arange(10, 40))
+
+
+def test_a_missing_chunk_below_the_count_is_an_error(tmp_path: Path) -> None:
+    trace = make(tmp_path / "run")
+    fill(trace)
+    chunk = tmp_path / "run/trace.zarr/posterior/probe_loss/c/0/0"
+    chunk.unlink()
+    with pytest.raises(StoreError, match=r"posterior/probe_loss lacks draws"):
+        inference_data.datasets(trace)
+
+
+def test_a_damaged_chunk_is_an_error(tmp_path: Path) -> None:
+    trace = make(tmp_path / "run")
+    fill(trace)
+    chunk = tmp_path / "run/trace.zarr/posterior/probe_loss/c/0/0"
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 2] ^= 1
+    chunk.write_bytes(bytes(data))
+    with pytest.raises(StoreError, match=r"posterior/probe_loss is damaged"):
+        inference_data.datasets(trace)
+
+
+def test_nothing_is_made_where_a_store_cannot_be(tmp_path: Path) -> None:
+    make(tmp_path / "run")
+    with pytest.raises(StoreError, match="it holds a run: give another store, read it with"):
+        check_new(Files(tmp_path / "run"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/notes.txt").touch()
+    with pytest.raises(StoreError, match="must be new or an empty folder"):
+        check_new(Files(tmp_path / "other"))
+    check_new(Files(tmp_path / "new/one"))
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema_version": 99}', '{"schema_version": 1}'])
+def test_a_damaged_manifest_is_named(tmp_path: Path, text: str) -> None:
+    make(tmp_path / "run")
+    (tmp_path / "run/run.json").write_text(text)
+    with pytest.raises(StoreError, match=r"run\.json"):
+        Trace(tmp_path / "run")
+
+
+def test_a_torn_last_event_is_left_out(tmp_path: Path) -> None:
+    trace = make(tmp_path / "run")
+    trace.event("started", place=1)
+    with (tmp_path / "run/events.jsonl").open("a") as file:
+        file.write('{"event": "lo')
+    assert [event["event"] for event in trace.events()] == ["started"]
+
+
+@pytest.mark.parametrize("retired", [None, 1])
+@pytest.mark.parametrize("every", [1, 3, 17])
+def test_what_is_read_late_and_thinned_is_what_is_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, retired: int | None
+) -> None:
+    monkeypatch.setattr(inference_data, "CHUNK", (64, 16))
+    trace = make(tmp_path / "run")
+    fill(trace)
+    if retired is not None:
+        trace.retire(retired, "diverged")
+    for group in ("posterior", "sample_stats"):
+        late, whole = inference_data.unread(trace)[group], inference_data.datasets(trace)[group]
+        cut = {"draw": slice(None, None, every)}
+        xr.testing.assert_identical(late.isel(cut).load(), whole.isel(cut))
+        xr.testing.assert_identical(late.isel(draw=4).load(), whole.isel(draw=4))
+        xr.testing.assert_identical(late.isel(chain=[1, 0]).load(), whole.isel(chain=[1, 0]))
+    first = inference_data.unread(trace, 20)["posterior"]
+    assert first.sizes["draw"] == 20
+    assert first["probe_loss"][0, -1] == 29
+
+
+def test_what_is_read_late_reads_no_more_than_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace, sizes = make(tmp_path / "run", draws=3000), list[int]()
+    for first in range(0, 3010, 301):
+        trace.commit([block(chain, first, 301) for chain in range(3)])
+    between = Trace.between
+
+    def watched(trace: Trace, group: str, name: str, start: int, stop: int, chains: slice) -> Any:
+        sizes.append(stop - start)
+        return between(trace, group, name, start, stop, chains)
+
+    monkeypatch.setattr(Trace, "between", watched)
+    late = inference_data.unread(trace)["posterior"]
+    assert sizes == []
+    thin = late["probe_loss"].isel(draw=slice(None, None, 1000)).values
+    assert thin[0].tolist() == [10.0, 1010.0, 2010.0]
+    assert max(sizes) <= 1024
+
+
+def test_what_is_read_by_rows_of_chains_is_what_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = make(tmp_path / "run")
+    fill(trace)
+    whole = inference_data.unread(trace)["posterior"].load()
+    trace.retire(1, "lost")
+    for rows in (1, 2, 3):
+        monkeypatch.setattr(inference_data, "ROWS", rows)
+        found = inference_data.unread(trace)["posterior"].load()
+        xr.testing.assert_identical(found, whole.sel(chain=[0, 2]))
+    trace.retire(0, "lost")
+    trace.retire(2, "lost")
+    assert inference_data.unread(trace)["posterior"].load().sizes["chain"] == 0
+
+
+def test_a_missing_chunk_is_an_error_when_it_is_met(tmp_path: Path) -> None:
+    trace = make(tmp_path / "run")
+    fill(trace)
+    (tmp_path / "run/trace.zarr/posterior/probe_loss/c/0/0").unlink()
+    late = inference_data.unread(trace)["posterior"]
+    assert late["projections"].isel(draw=0).values.shape == (3, 3)
+    with pytest.raises(StoreError, match=r"posterior/probe_loss lacks draws"):
+        late["probe_loss"].isel(draw=slice(None, None, 10)).values  # noqa: B018 (it is read)
+
+
+def test_a_commit_touches_the_chunks_of_its_chains_only(tmp_path: Path) -> None:
+    trace = make(tmp_path / "run", chains=150)
+    trace.commit([block(chain, 0, 12) for chain in range(150)])
+    folder = tmp_path / "run/trace.zarr/posterior/probe_loss/c"
+    before = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/0")}
+    assert before.keys() == {"0", "1", "2"}
+    trace.commit([block(70, 12, 5), block(127, 12, 3)])
+    after = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/0")}
+    assert [row for row in before if before[row] != after[row]] == ["1"]
+    found = trace.read("posterior", "probe_loss")
+    for chain, end in ((69, 12), (70, 17), (127, 15), (149, 12)):
+        assert np.array_equal(found[chain, : end - 10], 1000.0 * chain + np.arange(10, end))
+        assert np.isnan(found[chain, end - 10 :]).all()
