@@ -30,8 +30,8 @@ from distsampler.execution.run_state import (
     Event,
     Keep,
     Phase,
-    Plan,
     Restart,
+    RunSetup,
     State,
     Submit,
 )
@@ -169,9 +169,9 @@ class Simulation:
         self._pending: list[DrawBlock] = []
         self._said: list[Event] = []
         self.tally = Tally()
-        plan = Plan(0, (DRAWS,), 1, cluster.block, (), 1)
+        setup = RunSetup(0, (DRAWS,), 1, cluster.block, (), 1)
         self.state: State = decisions.begin(
-            plan, tuple(range(cluster.actors)), (0,) * cluster.actors, anchored=True
+            setup, tuple(range(cluster.actors)), (0,) * cluster.actors, anchored=True
         )
 
     def run(self) -> Tally:

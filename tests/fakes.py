@@ -7,7 +7,14 @@ from dataclasses import replace
 import torch
 
 from distsampler.chains.worker import Work, Worker
-from distsampler.execution.pool import Loss, PlaceLost, PlaceReady, PoolEvent, perform, place_info
+from distsampler.execution.pool import (
+    LostReason,
+    PlaceLost,
+    PlaceReady,
+    PoolEvent,
+    perform,
+    place_info,
+)
 from distsampler.models.replica import ChainSpec
 
 
@@ -21,7 +28,7 @@ class FlakyPool:
     """
 
     def __init__(
-        self, places: int = 2, deaths: Sequence[int] = (), kind: Loss = "infrastructure"
+        self, places: int = 2, deaths: Sequence[int] = (), kind: LostReason = "infrastructure"
     ) -> None:
         self._room, self._deaths, self._kind = places, set(deaths), kind
         self._starts: Counter[int] = Counter()

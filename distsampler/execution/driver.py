@@ -33,11 +33,11 @@ from distsampler.execution.run_state import (
     Keep,
     Note,
     Phase,
-    Plan,
     RecordAnchor,
     Refused,
     Restart,
     Retire,
+    RunSetup,
     State,
     Stop,
     Submit,
@@ -127,7 +127,7 @@ class Driver:
             The last state; its phase is FINISHED or FAILED.
         """
         config = self._spec.config
-        plan = Plan(
+        setup = RunSetup(
             config.first_draws,
             looks(config),
             config.min_chains,
@@ -138,7 +138,7 @@ class Driver:
         retired = frozenset(self._trace.manifest.retired)
         anchored = self._anchor is not None
         committed = self._trace.committed
-        state = begin(plan, places, committed, retired, anchored, self._received)
+        state = begin(setup, places, committed, retired, anchored, self._received)
         self._see_anchor()
         try:
             while not state.over:
@@ -164,7 +164,7 @@ class Driver:
             return
         made = {}
         if state.phase is Phase.ANCHORING:
-            made = anchor_pass.progress(state.plan.parts, state.parts)
+            made = anchor_pass.progress(state.setup.parts, state.parts)
         committed = self._trace.committed
         self._observer.show(
             self._progress.snapshot(str(state.phase), state.retired, committed, made)

@@ -17,7 +17,7 @@ from distsampler.errors import ConfigError, DistsamplerError
 from distsampler.execution.placement import CUBLAS
 from distsampler.models.replica import ChainSpec
 
-Loss = Literal["infrastructure", "preempted", "memory", "start", "fatal"]
+LostReason = Literal["infrastructure", "preempted", "memory", "start", "fatal"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class PlaceLost:
 
     place: int
     reason: str
-    kind: Loss = "infrastructure"
+    kind: LostReason = "infrastructure"
     incarnation: int = 1
 
 

@@ -50,7 +50,7 @@ from distsampler.execution.placement import (
     versions_here,
 )
 from distsampler.execution.pool import (
-    Loss,
+    LostReason,
     PlaceDraining,
     PlaceLost,
     PlaceReady,
@@ -417,7 +417,7 @@ class RayPool:
                 events.append(PlaceDraining(place, reason, slot.incarnation))
         return events
 
-    def _kind(self, slot: _Slot, error: Exception) -> Loss:
+    def _kind(self, slot: _Slot, error: Exception) -> LostReason:
         """Whose fault a loss was."""
         if isinstance(error, OutOfMemoryError):
             return "memory"
@@ -453,7 +453,7 @@ class RayPool:
             slot.resident.popitem(last=False)
         return held == work.first_draw
 
-    def _lose(self, place: int, reason: str, kind: Loss) -> PlaceLost:
+    def _lose(self, place: int, reason: str, kind: LostReason) -> PlaceLost:
         """Forgets a place."""
         slot = self._slots.pop(place)
         if slot.node:

@@ -13,7 +13,7 @@ from distsampler.analysis.diagnosis import Verdict
 from distsampler.chains.anchor_pass import AnchorPart, Part
 from distsampler.chains.worker import Work
 from distsampler.draws import DrawBlock
-from distsampler.execution.pool import Loss, PoolEvent
+from distsampler.execution.pool import LostReason, PoolEvent
 
 FIRST_BLOCK = 10
 
@@ -30,12 +30,12 @@ class Phase(StrEnum):
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunSetup:
     """What does not change while a run runs.
 
     Args:
         burn_in: draws before the first that counts for a look.
-        looks: draws after these at which the gate looks; the last is the budget.
+        gate_rounds: draws after these at which the gate judges; the last is the budget.
         min_chains: with fewer left, the run fails.
         block: draws of a block; None: sized by time.
         parts: of the anchor pass.
@@ -43,7 +43,7 @@ class Plan:
     """
 
     burn_in: int
-    looks: tuple[int, ...]
+    gate_rounds: tuple[int, ...]
     min_chains: int
     block: int | None
     parts: tuple[Part, ...]
@@ -52,7 +52,7 @@ class Plan:
     @property
     def total(self) -> int:
         """Draws of a chain, burn-in included."""
-        return self.burn_in + self.looks[-1]
+        return self.burn_in + self.gate_rounds[-1]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Place:
     work: Work | None = None
     incarnation: int = 1
     draining: bool = False
-    losses: Mapping[Loss, int] = field(default_factory=dict)
+    losses: Mapping[LostReason, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class RecordAnchor:
 
 @dataclass(frozen=True)
 class Judge:
-    """Let the gate look at the first draws of every chain, those of Plan.burn_in not counted."""
+    """Let the gate look at the first draws of every chain, burn-in not counted."""
 
     draws: int
 
@@ -171,7 +171,7 @@ Action = Submit | Restart | Keep | CommitNow | RecordAnchor | Judge | Retire | N
 class State:
     """Everything the next decision depends on."""
 
-    plan: Plan
+    setup: RunSetup
     places: Mapping[int, Place]
     received: tuple[int, ...]
     committed: tuple[int, ...]
@@ -180,7 +180,7 @@ class State:
     parts: tuple[AnchorPart, ...] = ()
     pace: float | None = None  # rows a second that a place last made in the anchor pass
     retired: frozenset[int] = frozenset()
-    look: int = 0
+    gate_round: int = 0
     judging: bool = False
     block: int = FIRST_BLOCK
     kept: int | None = None
@@ -201,7 +201,7 @@ class State:
     @property
     def boundary(self) -> int:
         """The draw, burn-in included, at which the gate looks next."""
-        return self.plan.burn_in + self.plan.looks[self.look]
+        return self.setup.burn_in + self.setup.gate_rounds[self.gate_round]
 
     @property
     def settled(self) -> bool:

@@ -24,7 +24,7 @@ from distsampler.data.rows import BLOCK
 from distsampler.draws import DrawBlock
 from distsampler.errors import StoreError
 from distsampler.execution.pool import (
-    Loss,
+    LostReason,
     PlaceDraining,
     PlaceLost,
     PlaceReady,
@@ -44,17 +44,17 @@ from distsampler.execution.run_state import (
     Note,
     Phase,
     Place,
-    Plan,
     RecordAnchor,
     Refused,
     Restart,
     Retire,
+    RunSetup,
     State,
     Stop,
     Submit,
 )
 
-BUDGETS: dict[Loss, float] = {  # losses of one place until it is given up
+BUDGETS: dict[LostReason, float] = {  # losses of one place until it is given up
     "infrastructure": 5,  # without progress between them
     "start": 5,  # before it was up, likewise
     "memory": 2,
@@ -68,7 +68,7 @@ Step = tuple[State, list[Action]]
 
 
 def begin(
-    plan: Plan,
+    setup: RunSetup,
     places: tuple[int, ...],
     committed: tuple[int, ...],
     retired: frozenset[int] = frozenset(),
@@ -78,7 +78,7 @@ def begin(
     """The state before anything has happened.
 
     Args:
-        plan: of the run.
+        setup: of the run.
         places: that are being brought up.
         committed: draws of each chain that exist already.
         retired: chains that were taken out already.
@@ -86,13 +86,13 @@ def begin(
         received: draws from which each chain goes on, where its last states were lost.
     """
     state = State(
-        plan,
+        setup,
         {place: Place() for place in places},
         received=received or committed,
         committed=committed,
         retired=retired,
-        todo=() if anchored else plan.parts,
-        block=plan.block or FIRST_BLOCK,
+        todo=() if anchored else setup.parts,
+        block=setup.block or FIRST_BLOCK,
     )
     return _enough_left(state, "they were lost before")
 
@@ -247,15 +247,15 @@ def _freed(state: State, number: int, progress: bool = False) -> Step:
 
 
 def _judged(state: State, event: Judged) -> Step:
-    draws = state.plan.looks[state.look]
+    draws = state.setup.gate_rounds[state.gate_round]
     state = replace(state, judging=False)
     details = {"draws": draws, "status": event.verdict.status, "reason": event.verdict.reason}
     note = Note("verdict", details)
-    last = state.look == len(state.plan.looks) - 1
+    last = state.gate_round == len(state.setup.gate_rounds) - 1
     if event.verdict.converged or last:
         reason = "converged" if event.verdict.converged else "the draw budget is used up"
         return replace(state, phase=Phase.DRAINING, kept=draws, reason=reason), [note]
-    return replace(state, look=state.look + 1), [note]
+    return replace(state, gate_round=state.gate_round + 1), [note]
 
 
 def _stop(state: State, reason: str) -> State:
@@ -265,10 +265,10 @@ def _stop(state: State, reason: str) -> State:
 
 
 def _enough_left(state: State, cause: str) -> State:
-    if len(state.alive) >= state.plan.min_chains:
+    if len(state.alive) >= state.setup.min_chains:
         return state
     left = f"{len(state.alive)} of {len(state.received)} chains are left"
-    return _fail(state, f"{left}, and the run needs {state.plan.min_chains}: {cause}")
+    return _fail(state, f"{left}, and the run needs {state.setup.min_chains}: {cause}")
 
 
 def _fail(state: State, reason: str) -> State:
@@ -324,7 +324,7 @@ def _sample(state: State) -> Step:
     actions: list[Action] = []
     if all(state.committed[c] >= state.boundary for c in state.alive):
         if not state.judging:
-            actions.append(Judge(state.plan.looks[state.look]))
+            actions.append(Judge(state.setup.gate_rounds[state.gate_round]))
             state = replace(state, judging=True)
     elif all(state.received[c] >= state.boundary for c in state.alive):
         actions.append(CommitNow())
@@ -336,9 +336,9 @@ def _next_blocks(state: State) -> Iterator[Advance]:
     """The next blocks of the idle packs, those furthest behind first; none crosses a look."""
     works = [place.work for place in state.places.values()]
     taken = {chain for work in works if isinstance(work, Advance) for chain in work.chains}
-    received, size = state.received, state.plan.together
+    received, size = state.received, state.setup.together
     left = set(state.alive).difference(taken)
-    waiting = [(received[c], c) for c in left if received[c] < state.plan.total]
+    waiting = [(received[c], c) for c in left if received[c] < state.setup.total]
     heapify(waiting)
     while waiting:
         first, chain = heappop(waiting)
@@ -347,7 +347,7 @@ def _next_blocks(state: State) -> Iterator[Advance]:
         mates = range(chain // size * size, min((chain // size + 1) * size, len(received)))
         pack = tuple(c for c in mates if c not in state.retired)
         taken.update(pack)
-        ends = (state.plan.burn_in + look for look in state.plan.looks)
+        ends = (state.setup.burn_in + draws for draws in state.setup.gate_rounds)
         end = min(first + state.block, next(end for end in ends if end > first))
         yield Advance(pack, first, end - first)
 
@@ -357,7 +357,7 @@ def _block_size(state: State, event: WorkDone, done: Advanced) -> int:
 
     At most twice as before.
     """
-    if state.plan.block is not None or not done.blocks:
+    if state.setup.block is not None or not done.blocks:
         return state.block
     writing = sum(block.state_seconds for block in done.blocks)
     seconds = max(event.seconds - writing, 1e-3)

@@ -23,7 +23,7 @@ from distsampler.chains.worker import Advance, AnchorPass, Result, Work
 from distsampler.draws import DrawBlock
 from distsampler.errors import DistsamplerError, StoreError, WorkFailedError
 from distsampler.execution.pool import (
-    Loss,
+    LostReason,
     PlaceDraining,
     PlaceLost,
     PlaceReady,
@@ -39,18 +39,22 @@ from distsampler.execution.run_state import (
     Judged,
     Keep,
     Phase,
-    Plan,
     RecordAnchor,
     Restart,
     Retire,
+    RunSetup,
     State,
     Stop,
     Submit,
 )
 from distsampler.execution.transition import BUDGETS, begin, transition
 
-PLAN = Plan(
-    burn_in=10, looks=(30, 45), min_chains=2, block=8, parts=(Part(0, 0, "probe"), Part(0, 1024))
+SETUP = RunSetup(
+    burn_in=10,
+    gate_rounds=(30, 45),
+    min_chains=2,
+    block=8,
+    parts=(Part(0, 0, "probe"), Part(0, 1024)),
 )
 
 
@@ -78,8 +82,8 @@ def diverged(work: Advance, draws: int) -> Advanced:
 class Play:
     """A run played by hand: keeps what a driver would."""
 
-    def __init__(self, plan: Plan = PLAN, places: int = 3, chains: int = 4) -> None:
-        self.state = begin(plan, tuple(range(places)), (0,) * chains)
+    def __init__(self, setup: RunSetup = SETUP, places: int = 3, chains: int = 4) -> None:
+        self.state = begin(setup, tuple(range(places)), (0,) * chains)
         self.actions: list[Action] = []
         self.ends = [0] * chains
         self.verdicts = [Status.NOT_CONVERGED, Status.CONVERGED]
@@ -109,7 +113,7 @@ class Play:
     def ready(self, place: int) -> None:
         self.send(PlaceReady(place, {}, self.life(place)))
 
-    def lose(self, place: int, kind: Loss = "infrastructure") -> None:
+    def lose(self, place: int, kind: LostReason = "infrastructure") -> None:
         self.send(PlaceLost(place, "killed", kind, self.life(place)))
 
     def commit(self) -> None:
@@ -158,7 +162,7 @@ def test_a_run_starts_anchors_samples_looks_and_finishes() -> None:
     assert play.state.phase is Phase.ANCHORING, "one place is enough to begin"
     play.start()
     assert play.state.phase is Phase.SAMPLING
-    assert [w.part for w in play.submitted(AnchorPass)] == list(PLAN.parts)  # type: ignore[union-attr]
+    assert [w.part for w in play.submitted(AnchorPass)] == list(SETUP.parts)  # type: ignore[union-attr]
     assert sum(isinstance(a, RecordAnchor) for a in play.actions) == 1
     play.run()
     assert play.state.phase is Phase.FINISHED
@@ -227,7 +231,7 @@ def test_an_anchor_part_of_a_lost_place_is_measured_elsewhere() -> None:
         play.ready(place)
     play.lose(0)
     play.done(1)
-    assert play.state.busy[1] == AnchorPass(PLAN.parts[0])
+    assert play.state.busy[1] == AnchorPass(SETUP.parts[0])
 
 
 def test_a_place_that_is_lost_again_and_again_is_given_up_and_the_others_go_on() -> None:
@@ -327,7 +331,7 @@ def test_the_word_of_an_earlier_incarnation_is_not_heard() -> None:
 def test_a_chain_whose_last_states_are_gone_makes_its_draws_again() -> None:
     play = Play(chains=2)
     play.ends = [0, 24]
-    play.state = begin(PLAN, (0, 1), (30, 24), frozenset(), True, (0, 24))
+    play.state = begin(SETUP, (0, 1), (30, 24), frozenset(), True, (0, 24))
     for place in (0, 1):
         play.ready(place)
     (again,) = [w for w in play.submitted(Advance) if w.chains == (0,)]  # type: ignore[union-attr]
@@ -356,7 +360,7 @@ def test_a_diverged_chain_is_retired_and_its_finite_draws_are_kept() -> None:
 
 
 def test_the_chains_of_a_pack_are_advanced_as_one() -> None:
-    play = Play(replace(PLAN, together=2), places=3, chains=5)
+    play = Play(replace(SETUP, together=2), places=3, chains=5)
     play.start()
     works = [work for work in play.state.busy.values() if isinstance(work, Advance)]
     assert [work.chains for work in works] == [(0, 1), (2, 3), (4,)]
@@ -369,7 +373,7 @@ def test_the_chains_of_a_pack_are_advanced_as_one() -> None:
 
 
 def test_an_error_in_the_loss_retires_the_pack_it_was_met_in() -> None:
-    play = Play(replace(PLAN, together=2), places=2, chains=4)
+    play = Play(replace(SETUP, together=2), places=2, chains=4)
     play.start()
     play.fail(0, WorkFailedError("the loss raised"))
     assert play.state.retired == {0, 1}
@@ -385,7 +389,7 @@ def test_a_store_that_an_actor_cannot_write_ends_the_run_and_retires_no_chain() 
 
 
 def test_below_min_chains_the_run_fails_and_says_why() -> None:
-    play = Play(replace(PLAN, min_chains=4))
+    play = Play(replace(SETUP, min_chains=4))
     play.start()
     play.fail(0, WorkFailedError("the loss raised"))
     assert play.state.phase is Phase.FAILED
@@ -413,9 +417,9 @@ def test_a_stopped_run_collects_what_is_in_flight() -> None:
     assert (play.state.interrupted, play.state.kept, play.state.reason) == (True, None, "SIGTERM")
 
 
-def settled(plan: Plan = PLAN, places: int = 2) -> Play:
+def settled(setup: RunSetup = SETUP, places: int = 2) -> Play:
     """All draws that count are committed and judged; blocks beyond them are in flight."""
-    play = Play(plan, places, chains=2)
+    play = Play(setup, places, chains=2)
     play.start()
     while not any(isinstance(action, Judge) for action in play.actions):
         work = {place: w for place, w in play.state.busy.items() if isinstance(w, Advance)}
@@ -433,7 +437,7 @@ def settled(plan: Plan = PLAN, places: int = 2) -> Play:
 def test_a_fault_beyond_the_draws_that_count_takes_no_chain_out_and_fails_no_run() -> None:
     for together in (1, 2):
         for fault in ("diverged", "failed", "store"):
-            play = settled(replace(PLAN, together=together))
+            play = settled(replace(SETUP, together=together))
             ends = list(play.ends)
             for place, work in play.state.busy.items():
                 assert isinstance(work, Advance)
@@ -449,7 +453,7 @@ def test_a_fault_beyond_the_draws_that_count_takes_no_chain_out_and_fails_no_run
 
 
 @pytest.mark.parametrize("kind", ["fatal", "memory"])
-def test_a_last_place_lost_beyond_the_draws_that_count_fails_no_run(kind: Loss) -> None:
+def test_a_last_place_lost_beyond_the_draws_that_count_fails_no_run(kind: LostReason) -> None:
     play = settled(places=1)
     budget = {kind: int(BUDGETS[kind])}
     play.state = replace(play.state, places={0: replace(play.state.places[0], losses=budget)})
@@ -474,8 +478,8 @@ def test_a_late_reply_changes_nothing() -> None:
 
 
 def test_parts_of_the_anchor_pass_are_cut_by_time_into_whole_blocks() -> None:
-    rows, plan = 100_000, replace(PLAN, parts=(Part(0, 0, "probe"), Part(0, 100_000)))
-    play = Play(plan, places=2)
+    rows, setup = 100_000, replace(SETUP, parts=(Part(0, 0, "probe"), Part(0, 100_000)))
+    play = Play(setup, places=2)
     for place in range(2):
         play.ready(place)
     cut = list[Part]()
@@ -498,7 +502,7 @@ def test_parts_of_the_anchor_pass_are_cut_by_time_into_whole_blocks() -> None:
 def test_the_more_places_the_longer_their_blocks() -> None:
     sizes = []
     for places in (1, 200, 1_000):
-        play = Play(replace(PLAN, block=None, parts=()), places, chains=4)
+        play = Play(replace(SETUP, block=None, parts=()), places, chains=4)
         play.state = replace(play.state, block=500)
         play.ready(0)
         work = play.state.busy[0]
@@ -510,7 +514,7 @@ def test_the_more_places_the_longer_their_blocks() -> None:
 
 def test_thousands_of_places_that_wait_get_their_blocks_in_one_go() -> None:
     places = 3_000
-    play = Play(replace(PLAN, parts=(Part(0, 0, "probe"),)), places, chains=places)
+    play = Play(replace(SETUP, parts=(Part(0, 0, "probe"),)), places, chains=places)
     for place in range(places):
         play.ready(place)
     play.actions.clear()
@@ -521,7 +525,7 @@ def test_thousands_of_places_that_wait_get_their_blocks_in_one_go() -> None:
 
 
 def test_blocks_are_sized_by_time() -> None:
-    play = Play(replace(PLAN, block=None, looks=(10_000,)), places=1, chains=2)
+    play = Play(replace(SETUP, block=None, gate_rounds=(10_000,)), places=1, chains=2)
     play.start()
     for _ in range(12):
         work = play.state.busy[0]
@@ -542,7 +546,7 @@ class AnyInterleaving(RuleBasedStateMachine):
 
     @initialize(places=st.integers(1, 4), chains=st.integers(2, 5), together=st.integers(1, 3))
     def begin(self, places: int, chains: int, together: int) -> None:
-        self.play = Play(replace(PLAN, together=together), places, chains)
+        self.play = Play(replace(SETUP, together=together), places, chains)
         self.heard: list[Event] = []
         self.retired: frozenset[int] | None = None  # when the run was settled
 
@@ -568,7 +572,7 @@ class AnyInterleaving(RuleBasedStateMachine):
             self.say(WorkDone(place, work, result(work), 1.0, self.play.life(place)))
 
     @rule(number=numbers, kind=st.sampled_from(list(BUDGETS)))
-    def is_lost(self, number: int, kind: Loss) -> None:
+    def is_lost(self, number: int, kind: LostReason) -> None:
         place = self.place(number)
         if place is not None:
             self.say(PlaceLost(place, "killed", kind, self.play.life(place)))
@@ -650,7 +654,7 @@ def check(state: State) -> None:
     works = [work for work in state.busy.values() if isinstance(work, Advance)]
     chains = [chain for work in works for chain in work.chains]
     assert len(chains) == len(set(chains))
-    assert all(received <= state.plan.total for received in state.received)
+    assert all(received <= state.setup.total for received in state.received)
     for place in state.places.values():
         assert all(n <= BUDGETS[kind] for kind, n in place.losses.items()) or state.over
     if state.phase is Phase.FINISHED:
@@ -676,7 +680,7 @@ def finish(play: Play) -> None:
     if play.state.phase is Phase.FINISHED and not play.state.interrupted:
         assert play.state.kept is not None
         alive = [end for chain, end in enumerate(play.ends) if chain not in play.state.retired]
-        assert min(alive) >= play.state.plan.burn_in + play.state.kept
+        assert min(alive) >= play.state.setup.burn_in + play.state.kept
 
 
 @pytest.mark.parametrize("phase", [Phase.FINISHED, Phase.FAILED])
