@@ -111,7 +111,7 @@ class DrawBlock:
 
 
 @dataclass(frozen=True)
-class Anchor:
+class AtAnchor:
     """What the anchor pass measures at w*.
 
     Args:

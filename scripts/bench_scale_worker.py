@@ -24,7 +24,7 @@ import distsampler as ds
 from distsampler.analysis.inference_data import arviz_module
 from distsampler.analysis.run import Run
 from distsampler.chains.observables import variables
-from distsampler.draws import Anchor, DrawBlock, Variable
+from distsampler.draws import AtAnchor, DrawBlock, Variable
 from distsampler.sampling.sample import prepare
 from distsampler.store.files import Files
 from distsampler.store.manifest import Manifest
@@ -117,8 +117,8 @@ def written(chains: int, draws: int) -> dict[str, float]:
     """A finished run of made-up draws, written as a driver writes them."""
     numbers = committed(chains, draws)
     trace = Trace(sys.argv[-1])
-    anchor = Anchor(None, init_loss=1.0, probe_init_loss=1.0, probe_losses=np.ones(8))
-    trace.record_facts(anchor, {"nbeta": LINEAR.nbeta, "n": float(EXAMPLES)})
+    at_anchor = AtAnchor(None, init_loss=1.0, probe_init_loss=1.0, probe_losses=np.ones(8))
+    trace.record_facts(at_anchor, {"nbeta": LINEAR.nbeta, "n": float(EXAMPLES)})
     trace.seal("finished", "", draws, 0.0)
     return numbers
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distsampler.seeding import BatchStream
+from distsampler.data.batches import BatchStream
 
 Batch = tuple[Tensor, Tensor]
 EXAMPLES = 4_096

@@ -21,7 +21,7 @@ from distsampler.config import RunConfig
 from distsampler.curvature import gradient_noise
 from distsampler.data.rows import blocks, spread
 from distsampler.data.shards import ShardedRows
-from distsampler.draws import Anchor
+from distsampler.draws import AtAnchor
 from distsampler.models.replica import ChainSpec, Replica
 from distsampler.seeding import probe_rows
 
@@ -105,7 +105,7 @@ def measure(replica: Replica, spec: ChainSpec, part: Part) -> AnchorPart:
             assert_never(what)
 
 
-def reduce(parts: Iterable[AnchorPart], spec: ChainSpec) -> Anchor:
+def reduce(parts: Iterable[AnchorPart], spec: ChainSpec) -> AtAnchor:
     """L_n(w*) and what the chains subtract, from all parts."""
     found: dict[str, list[AnchorPart]] = {}
     for each in sorted(parts, key=lambda each: each.part):
@@ -120,7 +120,7 @@ def reduce(parts: Iterable[AnchorPart], spec: ChainSpec) -> Anchor:
     weights = None if spec.per_example else [stop - start for start, stop in cut]
     gradients = [each.values for each in found.get("shard gradient", [])]
     curved = [np.asarray(each.values, np.float64) for each in found.get("shard curvature", [])]
-    return Anchor(
+    return AtAnchor(
         losses=losses.astype(np.float32) if spec.per_example else None,
         init_loss=float(np.average(losses, weights=weights)),
         probe_init_loss=float(np.average(probe, weights=probe_weights(spec))),

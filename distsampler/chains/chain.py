@@ -19,19 +19,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distsampler.chains import state as chain_state
 from distsampler.chains.dispersed_start import Dispersion
 from distsampler.chains.hop import ControlVariate
-from distsampler.chains.observables import Observer, Values, variables
+from distsampler.chains.observables import DrawMeter, Values, variables
 from distsampler.chains.sampler_trial import measures_acceptance, needs_closure
+from distsampler.chains.state import dump, parse
 from distsampler.curvature.watch import Watch, due
+from distsampler.data.batches import AllRows, BatchStream, HopStream
 from distsampler.data.shards import ShardedRows
-from distsampler.draws import Anchor, DrawBlock
+from distsampler.draws import AtAnchor, DrawBlock
 from distsampler.errors import DistsamplerError, WorkFailedError
 from distsampler.models.replica import ChainSpec, Replica
 from distsampler.models.sampler import Ground, build
 from distsampler.optim import Sampler, mala_acceptance
-from distsampler.seeding import AllRows, BatchStream, HopStream, noise_seed
+from distsampler.seeding import noise_seed
 from distsampler.store.large_arrays import Writer
 
 
@@ -62,7 +63,7 @@ class ChainDiverged(DistsamplerError):
 def wrong_with(
     measured: Mapping[str, float | NDArray[np.floating]],
     spec: ChainSpec,
-    anchor: Anchor,
+    at_anchor: AtAnchor,
     moving: int,
 ) -> str | None:
     """What is wrong with a draw, if anything.
@@ -70,7 +71,7 @@ def wrong_with(
     Args:
         measured: the draw.
         spec: the recipe.
-        anchor: the losses at w*.
+        at_anchor: losses at w*.
         moving: d, how many entries move.
     """
     for name, value in measured.items():
@@ -79,7 +80,7 @@ def wrong_with(
     factor = spec.config.divergence_factor
     if factor is None:
         return None
-    excess = float(measured["probe_loss"]) - anchor.probe_init_loss
+    excess = float(measured["probe_loss"]) - at_anchor.probe_init_loss
     found, limit = spec.nbeta * excess, factor * moving / 2
     if found <= limit:
         return None
@@ -98,7 +99,7 @@ class Chain:
     Args:
         spec: the recipe.
         index: of the chain.
-        anchor: the losses at w*.
+        at_anchor: losses at w*.
         anchors: the flat parameters at w*, shared and never written; None: the replica's own.
         device: where it runs.
         writer: takes what is too large to travel; None: it is dropped.
@@ -108,13 +109,13 @@ class Chain:
         self,
         spec: ChainSpec,
         index: int,
-        anchor: Anchor,
+        at_anchor: AtAnchor,
         *,
         anchors: list[Tensor] | None = None,
         device: torch.device | None = None,
         writer: Writer | None = None,
     ) -> None:
-        self._spec, self._index, self._anchor = spec, index, anchor
+        self._spec, self._index, self._at_anchor = spec, index, at_anchor
         self._replica = Replica(spec, device or torch.device("cpu"))
         config = spec.config
         self._generator = torch.Generator(self._replica.device)
@@ -124,7 +125,7 @@ class Chain:
         with warnings.catch_warnings():
             # The sampler's cautions were given before the run; shared memory is read-only.
             warnings.simplefilter("ignore")
-            known = _variance(self._replica, anchor)
+            known = _variance(self._replica, at_anchor)
             ground = Ground(self._replica.flats, anchors, self._replica.masks, known)
             self._sampler: Any = build(spec.sampler, config, spec.nbeta, ground, self._generator)
         # A sampler of ours moves without the profiler's mark and the hooks of a public step.
@@ -136,12 +137,12 @@ class Chain:
         apart = epochs and size < n
         streams = (config.seed, index, n, size)
         self._readout = BatchStream(*streams, epochs=False) if apart else None
-        self._observer = Observer(spec, self._replica, anchors, anchor, index)
+        self._meter = DrawMeter(spec, self._replica, anchors, at_anchor, index)
         self._variables, self._writer = variables(spec), writer
         self._watch = Watch(spec, self._replica, index, known) if config.watch else None
         self._first = self._draw = 0
         self._values: dict[str, NDArray[Any]] = {}
-        self._last_loss = anchor.init_loss
+        self._last_loss = at_anchor.init_loss
         self._moving = sum(flat.numel() for flat in self._replica.flats)
         self._anchors = anchors
 
@@ -226,7 +227,7 @@ class Chain:
             for group in sampler["param_groups"]:
                 group.update(dict.fromkeys(GROUND & group.keys()))
             sampler.pop("generator", None)
-        return chain_state.dump(
+        return dump(
             {
                 "draw": self._draw,
                 "last_loss": self._last_loss,
@@ -240,7 +241,7 @@ class Chain:
     @torch.no_grad()
     def restore(self, data: bytes) -> None:
         """Goes to a state that ``state`` gave."""
-        state = chain_state.parse(data)
+        state = parse(data)
         self._draw, self._last_loss = state["draw"], state["last_loss"]
         for flat, saved in zip(self._replica.flats, state["parameters"], strict=True):
             flat.copy_(saved)
@@ -259,7 +260,7 @@ class Chain:
     @torch.no_grad()
     def _disperse(self) -> None:
         """Goes to where a dispersed chain starts; the anchors stay at w*."""
-        ground = (self._spec, self._replica, self._anchors, self._anchor, self._index)
+        ground = (self._spec, self._replica, self._anchors, self._at_anchor, self._index)
         for flat, w in zip(self._replica.flats, Dispersion(*ground).start(), strict=True):
             flat.copy_(w)
             master = self._sampler.state[flat].get("master")  # of half precision
@@ -269,7 +270,7 @@ class Chain:
     def _keep(self, measured: Values, step: int) -> None:
         """Puts a draw beside those before it, if it is sound."""
         kept = self._draw - self._first
-        bad = wrong_with(measured, self._spec, self._anchor, self._moving)
+        bad = wrong_with(measured, self._spec, self._at_anchor, self._moving)
         if bad is not None:
             finite = {name: array[:kept] for name, array in self._values.items()}
             block = DrawBlock(self._index, self._first, finite, b"", wide=self._written())
@@ -289,9 +290,9 @@ class Chain:
         """Moves once, measuring nothing."""
         rows = self._batches.indices(step)
         if needs_closure(self._spec.sampler):
-            self._sampler.step(lambda: self._slope(rows, step).mean())
+            self._sampler.step(lambda: self._losses_and_gradient(rows, step).mean())
         else:
-            self._slope(rows, step)
+            self._losses_and_gradient(rows, step)
             self._step_sampler()
 
     def _measured_step(self, step: int) -> Values:
@@ -299,10 +300,10 @@ class Chain:
         watched = self._watched(step)
         rows = self._batches.indices(step)
         closure = needs_closure(self._spec.sampler)
-        losses = self._losses(rows, step) if closure else self._slope(rows, step)
+        losses = self._losses(rows, step) if closure else self._losses_and_gradient(rows, step)
         values = self._read(losses, rows, step)
         if closure:
-            self._sampler.step(lambda: self._slope(rows, step).mean())
+            self._sampler.step(lambda: self._losses_and_gradient(rows, step).mean())
         elif measures_acceptance(self._spec.sampler, self._spec.config):
             values["acceptance"] = self._move_as_proposal(losses, rows, step)
         else:
@@ -312,10 +313,10 @@ class Chain:
     def _read(self, losses: Tensor, rows: NDArray[np.int64], step: int) -> Values:
         """What is measured at the present weights."""
         if self._readout is None:
-            return self._observer.measure(losses, rows, step)
+            return self._meter.measure(losses, rows, step)
         other = self._readout.indices(step)
         with torch.no_grad():
-            return self._observer.measure(self._losses(other, step), other, step)
+            return self._meter.measure(self._losses(other, step), other, step)
 
     def _told(self) -> Values:
         """What the sampler tells of the step that it has just made."""
@@ -331,10 +332,10 @@ class Chain:
             self._watch.look(step, self._batches.span(step))
         return {**self._watch.values}
 
-    def _slope(self, rows: NDArray[np.int64], step: int) -> Tensor:
+    def _losses_and_gradient(self, rows: NDArray[np.int64], step: int) -> Tensor:
         """Losses of some rows; the gradient of their mean is left where the sampler reads it."""
         with self._told_where(rows, step):
-            losses = self._replica.slope(rows, self._index, step)
+            losses = self._replica.losses_and_gradient(rows, self._index, step)
         if self._shift is not None:
             self._shift.apply(step)
         return losses
@@ -362,12 +363,12 @@ class Chain:
         """Moves; with what chance Metropolis would have accepted, at one gradient more."""
         before = self._sampler.side(losses.mean())
         self._step_sampler()
-        after = self._sampler.side(self._slope(rows, step).mean())
+        after = self._sampler.side(self._losses_and_gradient(rows, step).mean())
         return float(mala_acceptance(before, after))
 
     def _control_variate(self) -> ControlVariate | None:
         """What makes a shard's gradient one of all data."""
-        gradients, rows = self._anchor.shard_gradients, self._spec.rows
+        gradients, rows = self._at_anchor.shard_gradients, self._spec.rows
         if gradients is None or not isinstance(rows, ShardedRows):
             return None
         assert isinstance(self._batches, HopStream)
@@ -386,9 +387,9 @@ def batches_of(spec: ChainSpec, chain: int) -> BatchStream | HopStream | AllRows
     return BatchStream(config.seed, chain, n, config.batch_size, epochs=epochs)
 
 
-def _variance(replica: Replica, anchor: Anchor) -> list[Tensor] | None:
+def _variance(replica: Replica, at_anchor: AtAnchor) -> list[Tensor] | None:
     """The gradient variance, as the flat tensors lie; shared memory where it can be."""
-    if anchor.gradient_variance is None:
+    if at_anchor.gradient_variance is None:
         return None
-    whole = torch.from_numpy(anchor.gradient_variance).to(replica.device)
+    whole = torch.from_numpy(at_anchor.gradient_variance).to(replica.device)
     return list(torch.split(whole, [flat.numel() for flat in replica.flats]))

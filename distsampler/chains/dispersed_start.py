@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from distsampler.chains.anchor_pass import probe_batches, probe_losses, probe_parts, probe_weights
-from distsampler.draws import Anchor
+from distsampler.draws import AtAnchor
 from distsampler.errors import WorkFailedError
 from distsampler.models.replica import ChainSpec, Replica
 from distsampler.models.sampler import signature_options
@@ -44,7 +44,7 @@ class Dispersion:
         spec: the recipe.
         replica: the chain's model, at w*; it is moved, and put back by ``start``'s caller only.
         anchors: the replica's flat parameters at w*.
-        anchor: the losses at w*.
+        at_anchor: losses at w*.
         chain: index.
     """
 
@@ -53,10 +53,10 @@ class Dispersion:
         spec: ChainSpec,
         replica: Replica,
         anchors: list[Tensor],
-        anchor: Anchor,
+        at_anchor: AtAnchor,
         chain: int,
     ) -> None:
-        self._spec, self._replica, self._anchor, self._chain = spec, replica, anchor, chain
+        self._spec, self._replica, self._at_anchor, self._chain = spec, replica, at_anchor, chain
         self._anchors = [w.detach() for w in anchors]
         self._probe = probe_batches(replica, spec)
         self._weights = probe_weights(spec)
@@ -122,7 +122,7 @@ class Dispersion:
         self._move(weights)
         losses = probe_losses(self._replica, self._spec, self._probe, self._chain)
         mean = float(np.average(losses, weights=self._weights))
-        return self._spec.nbeta * (mean - self._anchor.probe_init_loss)
+        return self._spec.nbeta * (mean - self._at_anchor.probe_init_loss)
 
     def _gradient(self, weights: list[Tensor]) -> list[Tensor]:
         """Of the probe's mean loss, float64, zero where the weights do not move."""

@@ -24,11 +24,12 @@ from torch import Tensor
 
 from distsampler.config import RunConfig
 from distsampler.curvature.hessian import Curvature, directions
+from distsampler.data.batches import HopStream
 from distsampler.data.shards import ShardedRows
 from distsampler.errors import ConfigError
 from distsampler.models.replica import ChainSpec, Replica
 from distsampler.models.sampler import signature_options
-from distsampler.seeding import HopStream, Stream, generator, probe_rows
+from distsampler.seeding import Stream, generator, probe_rows
 
 MOST = 1024  # rows of a shard whose curvature is measured
 TOLERATED = 0.02  # of the LLC: more predicted bias is refused
@@ -103,7 +104,7 @@ def gradient(replica: Replica, spec: ChainSpec, start: int, stop: int) -> NDArra
     total = [torch.zeros_like(flat, dtype=torch.float64) for flat in replica.flats]
     for first in range(start, stop, size):
         rows = np.arange(first, min(first + size, stop))
-        replica.slope(rows, chain=0, step=first)
+        replica.losses_and_gradient(rows, chain=0, step=first)
         for flat, whole in zip(replica.flats, total, strict=True):
             whole.add_(flat.grad, alpha=len(rows) / (stop - start))  # type: ignore[arg-type]
     return torch.cat(total).float().cpu().numpy()

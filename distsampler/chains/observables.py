@@ -23,7 +23,7 @@ from distsampler.chains.anchor_pass import (
 )
 from distsampler.chains.user_observables import OwnObservables, dims_of
 from distsampler.curvature.watch import watched
-from distsampler.draws import Anchor, Variable, WideVariable
+from distsampler.draws import AtAnchor, Variable, WideVariable
 from distsampler.errors import ConfigError
 from distsampler.models.replica import ChainSpec, Replica
 from distsampler.models.restriction import selected
@@ -106,14 +106,14 @@ def _measured(spec: ChainSpec) -> tuple[Variable, ...]:
     )
 
 
-class Observer:
+class DrawMeter:
     """Measures the draws of one chain.
 
     Args:
         spec: the recipe.
         replica: the chain's model.
         anchors: the replica's flat parameters at w*.
-        anchor: the losses at w*.
+        at_anchor: losses at w*.
         chain: index.
     """
 
@@ -122,10 +122,10 @@ class Observer:
         spec: ChainSpec,
         replica: Replica,
         anchors: list[Tensor],
-        anchor: Anchor,
+        at_anchor: AtAnchor,
         chain: int,
     ) -> None:
-        self._spec, self._replica, self._anchor, self._chain = spec, replica, anchor, chain
+        self._spec, self._replica, self._at_anchor, self._chain = spec, replica, at_anchor, chain
         self._anchors = anchors
         self._probe = probe_batches(replica, spec)
         self._weights = probe_weights(spec)
@@ -155,7 +155,7 @@ class Observer:
             "loss": float(batch.mean()),
             "excess_loss": float((batch - anchors).mean()),
             "probe_loss": float(np.average(probe, weights=self._weights)),
-            "projections": self._onto @ (probe - self._anchor.probe_losses),
+            "projections": self._onto @ (probe - self._at_anchor.probe_losses),
             "distance": self._distance(),
             "weight_projections": self._weight_onto @ self._moved(),
             "step": step,
@@ -183,10 +183,14 @@ class Observer:
         batch and by the same chance: what was measured before is of others.
         """
         if self._coupled:
-            return self._at_anchor(rows, step)
-        return self._anchor.init_loss if self._anchor.losses is None else self._anchor.losses[rows]
+            return self._losses_at_anchor(rows, step)
+        return (
+            self._at_anchor.init_loss
+            if self._at_anchor.losses is None
+            else self._at_anchor.losses[rows]
+        )
 
-    def _at_anchor(self, rows: NDArray[np.int64], step: int) -> NDArray[np.float64]:
+    def _losses_at_anchor(self, rows: NDArray[np.int64], step: int) -> NDArray[np.float64]:
         flats = self._replica.flats
         held = [flat.clone() for flat in flats]
         torch._foreach_copy_(flats, self._anchors)

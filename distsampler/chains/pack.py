@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from distsampler.chains.chain import Chain, ChainDiverged
-from distsampler.draws import Anchor, DrawBlock
+from distsampler.draws import AtAnchor, DrawBlock
 from distsampler.models.replica import ChainSpec, Replica
 from distsampler.models.stack import Lanes
 from distsampler.optim.joint import Joint
@@ -41,7 +41,7 @@ class Pack:
     Args:
         spec: the recipe of every chain.
         chains: indices, of one pack; those of it that are not named have been retired.
-        anchor: the losses at w*.
+        at_anchor: losses at w*.
         base: a replica at w*, on the device where the chains run.
         writer: what takes the wide values of a chain; None: they are dropped.
     """
@@ -50,7 +50,7 @@ class Pack:
         self,
         spec: ChainSpec,
         chains: Sequence[int],
-        anchor: Anchor,
+        at_anchor: AtAnchor,
         base: Replica,
         writer: Callable[[int], Writer | None] = lambda chain: None,
     ) -> None:
@@ -60,7 +60,7 @@ class Pack:
         anchors = [flat.detach() for flat in base.flats]
         self._chains = {
             index: Chain(
-                spec, index, anchor, anchors=anchors, device=base.device, writer=writer(index)
+                spec, index, at_anchor, anchors=anchors, device=base.device, writer=writer(index)
             )
             for index in chains
         }
@@ -105,9 +105,9 @@ class Pack:
         first = next((chain.draw for chain in self._chains.values()), 0) * self._thin
         last, diverged = first + self._thin - 1, list[ChainDiverged]()
         for step in range(first, last):
-            self._slopes(lanes, step)
+            self._losses_and_gradients(lanes, step)
             self._move()
-        losses, seen = self._slopes(lanes, last), {}
+        losses, seen = self._losses_and_gradients(lanes, last), {}
         for index, chain in self._chains.items():
             lane = index - self._first
             seen[index] = chain.look(losses[lane], self._rows[lane], last)
@@ -135,7 +135,7 @@ class Pack:
         lanes.put_to_rest(index - self._first)
         self._joint = None
 
-    def _slopes(self, lanes: Lanes, step: int) -> Tensor:
+    def _losses_and_gradients(self, lanes: Lanes, step: int) -> Tensor:
         """Losses of all lanes; their gradients are left where the samplers read them."""
         for index, chain in self._chains.items():
             self._rows[index - self._first] = chain.rows(step)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distsampler.chains import state as chain_state
+from distsampler.chains.state import dump, parse
 from distsampler.config import RunConfig
 from distsampler.errors import ConfigError
 from distsampler.models.sampler import Ground, build, check_options
@@ -133,7 +133,7 @@ def _check_state(trial: Trial, other: Trial, name: str) -> None:
     """Continues another sampler from the state of the tried one: both must take the same step."""
     must = f"the state_dict() of sampler {name!r} must hold all that the next step depends on"
     try:
-        state = chain_state.parse(chain_state.dump(trial.sampler.state_dict()))
+        state = parse(dump(trial.sampler.state_dict()))
         other.sampler.load_state_dict(state)
     except Exception as error:  # the user's code: anything can come
         raise ConfigError(

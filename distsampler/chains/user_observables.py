@@ -130,7 +130,7 @@ def _tried(name: str, function: Function, replica: Replica, batch: object) -> ND
         got = given.dtype if isinstance(given, Tensor) else type(given).__name__
         raise ConfigError(f"{what} must return a tensor of real numbers, got {got}")
     gradients = (flat.grad for flat in replica.flats)
-    if any(slope is not None and bool(slope.any()) for slope in gradients):
+    if any(g is not None and bool(g.any()) for g in gradients):
         raise ConfigError(f"{what} must leave no gradient: use torch.autograd.grad, not backward")
     if not all(map(torch.equal, before, replica.flats)):
         raise ConfigError(f"{what} must leave the model as it is, but it changed its weights")

@@ -17,7 +17,7 @@ from distsampler.chains.anchor_pass import AnchorPart, Part, measure
 from distsampler.chains.observables import wide_variables
 from distsampler.chains.pack import Advanced, Pack
 from distsampler.config import RunConfig
-from distsampler.draws import Anchor, DrawBlock, StateFile
+from distsampler.draws import AtAnchor, DrawBlock, StateFile
 from distsampler.errors import StoreError, WorkFailedError
 from distsampler.models.replica import ChainSpec, Replica
 from distsampler.store import chain_states
@@ -43,7 +43,7 @@ class Advance:
         chains: indices, of all in the pack that were not retired.
         first_draw: position of the first of them.
         draws: how many.
-        anchor: the losses at w*.
+        at_anchor: losses at w*.
         states: of each chain at first_draw, None at its start; empty: where this worker left them.
         files: of the run directory, where large states lie; None: there are none.
     """
@@ -51,7 +51,7 @@ class Advance:
     chains: tuple[int, ...]
     first_draw: int
     draws: int
-    anchor: Anchor | None = field(default=None, repr=False, compare=False)
+    at_anchor: AtAnchor | None = field(default=None, repr=False, compare=False)
     states: tuple[bytes | StateFile | None, ...] = field(default=(), repr=False, compare=False)
     files: Files | None = field(default=None, repr=False, compare=False)
 
@@ -118,9 +118,11 @@ class Worker:
         number = work.chains[0] // self._spec.config.together
         pack = self._packs.pop(number, None)
         if pack is None or not pack.at(work.chains, work.first_draw):
-            if work.anchor is None:
+            if work.at_anchor is None:
                 raise RuntimeError("a chain needs the losses at w*")
-            pack = Pack(self._spec, work.chains, work.anchor, self._base, self._writers(work.files))
+            pack = Pack(
+                self._spec, work.chains, work.at_anchor, self._base, self._writers(work.files)
+            )
             for chain, state in zip(work.chains, work.states, strict=False):
                 if state is not None:
                     pack.restore(chain, _read(state, work.files))

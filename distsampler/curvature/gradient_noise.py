@@ -63,7 +63,7 @@ def measure(replica: Replica, spec: ChainSpec, start: int, stop: int) -> NDArray
     means = [torch.zeros_like(flat, dtype=torch.float64) for flat in replica.flats]
     squares = [torch.zeros_like(mean) for mean in means]
     for seen, batch in enumerate(rows):
-        replica.slope(batch, chain=0, step=start + seen)
+        replica.losses_and_gradient(batch, chain=0, step=start + seen)
         for flat, mean, square in zip(replica.flats, means, squares, strict=True):
             _update(mean, square, flat.grad, seen + 1)  # type: ignore[arg-type]  # never None
     # Rows are taken with replacement by the chains: the variance of all examples over n, not n - 1.

@@ -19,7 +19,7 @@ from distsampler.analysis.diagnosis import Verdict
 from distsampler.chains import anchor_pass, hop
 from distsampler.chains.worker import AnchorPass, Work
 from distsampler.config import looks
-from distsampler.draws import Anchor, DrawBlock, StateFile
+from distsampler.draws import AtAnchor, DrawBlock, StateFile
 from distsampler.errors import DistsamplerError, StoreError
 from distsampler.execution.pool import ChainPool, PlaceLost
 from distsampler.execution.progress import Progress, Snapshot
@@ -101,7 +101,7 @@ class Driver:
     ) -> None:
         self._spec, self._pool, self._trace = spec, pool, trace
         self._judge, self._observer, self._stopped = judge, observer, stopped
-        self._anchor = trace.anchor()
+        self._at_anchor = trace.at_anchor()
         self._pending: list[DrawBlock] = []
         self._states: dict[int, bytes | StateFile] = {}
         self._events: deque[Event] = deque()
@@ -136,7 +136,7 @@ class Driver:
             config.together,
         )
         retired = frozenset(self._trace.manifest.retired)
-        anchored = self._anchor is not None
+        anchored = self._at_anchor is not None
         committed = self._trace.committed
         state = begin(setup, places, committed, retired, anchored, self._received)
         self._see_anchor()
@@ -253,18 +253,18 @@ class Driver:
             self._states.get(chain) or self._trace.state(chain, work.first_draw)
             for chain in work.chains
         )
-        return replace(work, anchor=self._anchor, states=states, files=self._trace.files)
+        return replace(work, at_anchor=self._at_anchor, states=states, files=self._trace.files)
 
     def _record(self, parts: tuple[anchor_pass.AnchorPart, ...]) -> None:
-        self._anchor = anchor_pass.reduce(parts, self._spec)
-        self._trace.record_facts(self._anchor, self._facts())
+        self._at_anchor = anchor_pass.reduce(parts, self._spec)
+        self._trace.record_facts(self._at_anchor, self._facts())
         self._see_anchor()
 
     def _see_anchor(self) -> None:
         """Refuses to sample where w* has no loss, or hopping would bring too much of an error."""
-        if self._anchor is None:
+        if self._at_anchor is None:
             return
-        reason = _not_finite(self._anchor) or hop.too_much(self._anchor.hop_bias, self._spec)
+        reason = _not_finite(self._at_anchor) or hop.too_much(self._at_anchor.hop_bias, self._spec)
         if reason is not None:
             self._events.append(Refused(reason))
 
@@ -287,7 +287,7 @@ class Driver:
                 self._events.append(PlaceLost(place, str(error), "fatal", incarnation))
 
 
-def _not_finite(found: Anchor) -> str | None:
+def _not_finite(found: AtAnchor) -> str | None:
     """Why no excess over the loss at w* can be told; None if it can."""
     losses = found.losses
     if losses is not None and not np.isfinite(losses).all():

@@ -38,7 +38,7 @@ from distsampler.chains.worker import Advance, Work, Worker
 from distsampler.config import PlacementConfig, RunConfig
 from distsampler.data.rows import Rows
 from distsampler.data.shards import Seen, ShardedRows, Source, see
-from distsampler.draws import Anchor
+from distsampler.draws import AtAnchor
 from distsampler.errors import ConfigError, PlacementError
 from distsampler.execution.pickling import check_picklable, send_by_value, send_values
 from distsampler.execution.placement import (
@@ -128,11 +128,11 @@ class ChainActor:
         """Answers, in a thread of its own, while work is done."""
 
     def perform(
-        self, place: int, work: Work, anchor: Anchor | None
+        self, place: int, work: Work, at_anchor: AtAnchor | None
     ) -> WorkDone | WorkFailed | PlaceLost:
-        """Does the work; the anchor comes beside it, so that it is shared memory too."""
+        """Does the work; the losses at w* come beside it, so that it is shared memory too."""
         if isinstance(work, Advance):
-            work = replace(work, anchor=anchor)
+            work = replace(work, at_anchor=at_anchor)
         return perform(self._worker, place, work)
 
 
@@ -176,7 +176,7 @@ class RayPool:
         self._drain_seen = 0.0
         self._spec: Any = None
         self._shelf: WeakKeyDictionary[Rows, Any] = WeakKeyDictionary()  # rows in the object store
-        self._anchors: tuple[Any, Any] = (None, None)
+        self._at_anchors: tuple[Any, Any] = (None, None)
         self._metrics: Metrics | None = None
         self._owns_ray = False
         self._folders: dict[str, Any] = {}  # folders that the whole job has
@@ -267,15 +267,15 @@ class RayPool:
 
     def submit(self, place: int, work: Work) -> None:
         """Sends the work; the state only where the actor does not hold the chain already."""
-        slot, anchor = self._slots[place], None
+        slot, at_anchor = self._slots[place], None
         slot.work, slot.heard = work, time.monotonic()
         if isinstance(work, Advance):
-            if self._anchors[0] is not work.anchor:
-                self._anchors = (work.anchor, ray.put(work.anchor))
-            anchor = self._anchors[1]
+            if self._at_anchors[0] is not work.at_anchor:
+                self._at_anchors = (work.at_anchor, ray.put(work.at_anchor))
+            at_anchor = self._at_anchors[1]
             resident = self._make_resident(slot, work)
-            work = replace(work, anchor=None, states=() if resident else work.states)
-        slot.call = slot.actor.perform.remote(place, work, anchor)
+            work = replace(work, at_anchor=None, states=() if resident else work.states)
+        slot.call = slot.actor.perform.remote(place, work, at_anchor)
 
     def wait(self, timeout: float) -> Sequence[PoolEvent]:
         """Collects what has come in."""
@@ -303,7 +303,7 @@ class RayPool:
                 self._end(slot)
         self._slots.clear()
         self._starts.clear()
-        self._spec, self._anchors = None, (None, None)
+        self._spec, self._at_anchors = None, (None, None)
         if self._owns_ray or not up:
             self._shelf.clear()  # what lies in the object store goes with it
         if self._owns_ray and up:

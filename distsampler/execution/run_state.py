@@ -107,7 +107,7 @@ Event = PoolEvent | Committed | Judged | Stop | Refused
 
 @dataclass(frozen=True)
 class Submit:
-    """Give a place its next work; the loop adds the chain's state and the anchor."""
+    """Give a place its next work; the loop adds the chain's state and the losses at w*."""
 
     place: int
     work: Work

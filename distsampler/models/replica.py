@@ -22,7 +22,7 @@ from distsampler.errors import ConfigError
 from distsampler.models.restriction import flat_masks, selected
 from distsampler.seeding import step_seed
 
-Loss = Callable[[nn.Module, object], Tensor]
+LossFn = Callable[[nn.Module, object], Tensor]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ChainSpec:
 
     model: nn.Module
     rows: Rows
-    loss: Loss
+    loss: LossFn
     config: RunConfig
     nbeta: float
     per_example: bool
@@ -109,17 +109,17 @@ class Replica:
             weights: one tensor for each flat one, of its shape; the present weights go there.
             gradients: likewise.
         """
-        for flat, home, slope in zip(self.flats, weights, gradients, strict=True):
+        for flat, home, gradient in zip(self.flats, weights, gradients, strict=True):
             before = int(flat.storage_offset())
             home.copy_(flat)
-            flat.data, flat.grad = home, slope
+            flat.data, flat.grad = home, gradient
             for p in self.moving:
                 if p.dtype == flat.dtype:
                     start = int(p.storage_offset()) - before
                     p.data = piece(home, p, start)
-                    p.grad = piece(slope, p, start)
+                    p.grad = piece(gradient, p, start)
 
-    def slope(self, rows: NDArray[np.int64], chain: int, step: int) -> Tensor:
+    def losses_and_gradient(self, rows: NDArray[np.int64], chain: int, step: int) -> Tensor:
         """Losses of some rows, detached; the gradient of their mean is left in ``grad``.
 
         A microbatch at a time, where the run has any: then no more than one of them is in memory.
@@ -223,7 +223,7 @@ class Replica:
             module._buffers[name] = buffer
 
 
-def forward(loss: Loss, config: RunConfig, device: torch.device) -> Loss:
+def forward(loss: LossFn, config: RunConfig, device: torch.device) -> LossFn:
     """The loss as a run computes it: in which precision, compiled or not."""
     if config.compile:
         loss = torch.compile(loss, dynamic=False)
@@ -274,7 +274,7 @@ def _flatten(parameters: list[nn.Parameter]) -> list[Tensor]:
 
 
 def inspect_loss(
-    model: nn.Module, rows: Rows, loss: Loss, mode: str, names: Container[str]
+    model: nn.Module, rows: Rows, loss: LossFn, mode: str, names: Container[str]
 ) -> tuple[bool, bool]:
     """Calls the loss once, on two examples, and leaves model and global generator as they were.
 

@@ -40,7 +40,7 @@ class Lanes:
         self.weights = [flat.detach().repeat(count, 1) for flat in base.flats]
         self.gradients = [torch.zeros_like(stack) for stack in self.weights]
         self._parameters = self._shaped(self.weights)
-        self._slopes = self._shaped(self.gradients)
+        self._gradients = self._shaped(self.gradients)
         self._compute: Compute | None = None
 
     def take_in(self, replica: Replica, lane: int) -> None:
@@ -66,8 +66,8 @@ class Lanes:
         batch = map_tensors(lambda t: t.view(*rows.shape, *t.shape[1:]), whole)
         if self._compute is None:
             self._compute = self._recorded(batch)
-        losses, *slopes = self._compute(*self._parameters, *_leaves(batch))
-        torch._foreach_copy_(self._slopes, slopes)
+        losses, *gradients = self._compute(*self._parameters, *_leaves(batch))
+        torch._foreach_copy_(self._gradients, gradients)
         return losses
 
     def _recorded(self, batch: object) -> Compute:
@@ -84,8 +84,8 @@ class Lanes:
 
         def lane(*tensors: Tensor) -> tuple[Tensor, ...]:
             parameters = dict(zip(names, tensors, strict=False))
-            slopes, losses = grad(mean, has_aux=True)(parameters, tensors[len(names) :])
-            return losses, *(slopes[name] for name in names)
+            gradients, losses = grad(mean, has_aux=True)(parameters, tensors[len(names) :])
+            return losses, *(gradients[name] for name in names)
 
         graph = make_fx(vmap(lane))(*self._parameters, *_leaves(batch))
         _simplify(graph)

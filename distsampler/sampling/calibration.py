@@ -41,7 +41,7 @@ from distsampler.analysis.run import Run
 from distsampler.config import RunConfig
 from distsampler.errors import ConfigError
 from distsampler.execution.pool import ChainPool
-from distsampler.models.replica import Loss
+from distsampler.models.replica import LossFn
 from distsampler.models.sampler import signature_options
 from distsampler.recipe import CALIBRATION, Recipe
 from distsampler.sampling.pilots import (
@@ -137,7 +137,7 @@ class Calibration:
 def calibrate(  # noqa: PLR0913 (as sample)
     model: nn.Module,
     data: object,
-    loss: Loss,
+    loss: LossFn,
     config: RunConfig | None = None,
     *,
     pool: ChainPool | None = None,

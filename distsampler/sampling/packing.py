@@ -21,7 +21,7 @@ from distsampler.chains.worker import numerics
 from distsampler.config import RunConfig
 from distsampler.data.rows import TensorRows
 from distsampler.data.shards import ShardedRows
-from distsampler.draws import Anchor
+from distsampler.draws import AtAnchor
 from distsampler.models.replica import ChainSpec, Replica
 from distsampler.models.stack import Lanes
 from distsampler.optim import SAMPLERS
@@ -165,7 +165,7 @@ def _speed(spec: ChainSpec, count: int) -> float:
     base, draws = Replica(spec, device), 0
     with numerics(spec.config):
         probe = np.asarray(measure(base, spec, Part(0, 0, "probe")).values, np.float64)
-        pack = Pack(spec, range(count), Anchor(None, 0.0, 0.0, probe), base)
+        pack = Pack(spec, range(count), AtAnchor(None, 0.0, 0.0, probe), base)
         pack.advance(WARM_UP)
         began = time.perf_counter()
         while time.perf_counter() - began < SECONDS:

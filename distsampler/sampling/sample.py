@@ -38,7 +38,7 @@ from distsampler.execution.metrics import Log, Logger
 from distsampler.execution.pool import ChainPool, SerialPool
 from distsampler.execution.run_state import Phase, State
 from distsampler.models import sampler as by_name
-from distsampler.models.replica import ChainSpec, Loss, inspect_loss
+from distsampler.models.replica import ChainSpec, LossFn, inspect_loss
 from distsampler.models.restriction import selected
 from distsampler.optim.checks import check_parameter
 from distsampler.recipe import Recipe, with_functions
@@ -57,7 +57,7 @@ Resume = Literal["never", "auto", "must"]
 def sample(  # noqa: PLR0913 (the signature is the public contract)
     model: nn.Module,
     data: object,
-    loss: Loss,
+    loss: LossFn,
     config: RunConfig | None = None,
     *,
     store: str | Path | None = None,
@@ -109,7 +109,7 @@ def resume(  # noqa: PLR0913 (as sample)
     store: str | Path,
     model: nn.Module,
     data: object,
-    loss: Loss,
+    loss: LossFn,
     *,
     draws: int | None = None,
     max_draws: int | None = None,
@@ -155,7 +155,7 @@ def _asked_for(config: RunConfig, draws: int | None, max_draws: int | None) -> R
 def start(  # noqa: PLR0913 (as sample)
     model: nn.Module,
     data: object,
-    loss: Loss,
+    loss: LossFn,
     config: RunConfig | None = None,
     *,
     store: str | Path | None = None,
@@ -191,7 +191,7 @@ Where = tuple[str | Path | None, ChainPool | None, Resume]
 def _job(
     model: nn.Module,
     data: object,
-    loss: Loss,
+    loss: LossFn,
     config: RunConfig,
     where: Where,
     recipe: dict[str, Any] | None = None,
@@ -273,7 +273,7 @@ class Job:
 def prepare(
     model: nn.Module,
     data: object,
-    loss: Loss,
+    loss: LossFn,
     config: RunConfig,
     look: shards.Look = shards.see_here,
 ) -> ChainSpec:
@@ -300,7 +300,7 @@ def look_of(pool: ChainPool | None) -> shards.Look:
 
 
 def _prepared(
-    model: nn.Module, data: object, loss: Loss, config: RunConfig, look: shards.Look
+    model: nn.Module, data: object, loss: LossFn, config: RunConfig, look: shards.Look
 ) -> ChainSpec:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"the model must be a torch.nn.Module, got {type(model).__name__}")

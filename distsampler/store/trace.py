@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from zarr.errors import ZarrUserWarning
 
 from distsampler.config import RunConfig, looks
-from distsampler.draws import Anchor, DrawBlock, StateFile
+from distsampler.draws import AtAnchor, DrawBlock, StateFile
 from distsampler.errors import StoreError
 from distsampler.store import chain_states
 from distsampler.store import manifest as manifests
@@ -127,17 +127,17 @@ class Trace:
         retired = self.manifest.retired
         return tuple(c for c in range(self.manifest.config.chains) if c not in retired)
 
-    def record_facts(self, anchor: Anchor, facts: Mapping[str, float]) -> None:
+    def record_facts(self, at_anchor: AtAnchor, facts: Mapping[str, float]) -> None:
         """Writes the anchor pass and the run's numbers, once."""
         numbers = {
             **facts,
-            "init_loss": anchor.init_loss,
-            "probe_init_loss": anchor.probe_init_loss,
-            "init_losses": anchor.losses,
-            "gradient_variance": anchor.gradient_variance,
-            "shard_gradients": anchor.shard_gradients,
-            **dict(zip(HOP_BIASES, anchor.hop_bias or (None, None), strict=True)),
-            "probe_losses": anchor.probe_losses,  # last: where it is, the pass is whole
+            "init_loss": at_anchor.init_loss,
+            "probe_init_loss": at_anchor.probe_init_loss,
+            "init_losses": at_anchor.losses,
+            "gradient_variance": at_anchor.gradient_variance,
+            "shard_gradients": at_anchor.shard_gradients,
+            **dict(zip(HOP_BIASES, at_anchor.hop_bias or (None, None), strict=True)),
+            "probe_losses": at_anchor.probe_losses,  # last: where it is, the pass is whole
         }
         given = {name: value for name, value in numbers.items() if value is not None}
         self._writing(lambda: self._put_constants(given))
@@ -150,7 +150,7 @@ class Trace:
             if array.ndim == 0
         }
 
-    def anchor(self) -> Anchor | None:
+    def at_anchor(self) -> AtAnchor | None:
         """The anchor pass as recorded; None before it has been.
 
         Raises:
@@ -164,7 +164,7 @@ class Trace:
             where = self.files.path(f"{ZARR}/constant_data")
             raise StoreError(f"{where} lacks a number: a file is missing; {AGAIN}")
         own, law = HOP_BIASES
-        return Anchor(
+        return AtAnchor(
             losses=self.constant("init_losses"),
             init_loss=facts["init_loss"],
             probe_init_loss=facts["probe_init_loss"],
@@ -281,7 +281,7 @@ class Trace:
         if before.status != "finished" or before.kept is None or _wants_more(config, before.config):
             return False
         try:
-            anchored = self.anchor() is not None
+            anchored = self.at_anchor() is not None
         except StoreError:
             return False
         counts = self._counts_to(self.burn_in + before.kept)
@@ -464,7 +464,7 @@ class Trace:
     def _drop_damaged_anchor(self) -> None:
         """Forgets an anchor pass that cannot be read: it will be made again."""
         try:
-            self.anchor()
+            self.at_anchor()
         except StoreError as error:
             self.event("damaged", what=str(error))
             del self._root["constant_data"]

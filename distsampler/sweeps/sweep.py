@@ -25,7 +25,7 @@ from distsampler.config import RunConfig
 from distsampler.errors import ConfigError, DistsamplerError, StoreError
 from distsampler.execution.driver import Observer
 from distsampler.execution.pool import ChainPool
-from distsampler.models.replica import Loss
+from distsampler.models.replica import LossFn
 from distsampler.sampling.calibration import BIAS
 from distsampler.sampling.sample import Job, Resume, hold, look_of, prepare, stop_on_signals
 from distsampler.store.files import Files, refused
@@ -45,7 +45,7 @@ from distsampler.sweeps.warm_start import Chosen
 def sweep(  # noqa: PLR0913 (the signature is the public contract)
     model: nn.Module,
     data: object,
-    loss: Loss,
+    loss: LossFn,
     config: RunConfig | None = None,
     *,
     store: str | Path,

@@ -24,7 +24,7 @@ from torch import nn
 from distsampler.config import RunConfig, SamplerConfig
 from distsampler.errors import RunFailed
 from distsampler.execution.pool import ChainPool
-from distsampler.models.replica import ChainSpec, Loss
+from distsampler.models.replica import ChainSpec, LossFn
 from distsampler.models.sampler import signature_options
 from distsampler.sampling.calibration import calibrate
 from distsampler.sampling.pilots import (
@@ -76,7 +76,7 @@ class Chosen(BaseModel):
 
 
 def lead(
-    model: nn.Module, data: object, loss: Loss, config: RunConfig, pool: ChainPool, bias: float
+    model: nn.Module, data: object, loss: LossFn, config: RunConfig, pool: ChainPool, bias: float
 ) -> Chosen:
     """The choice for the first checkpoint of a row, by pilots; see ``calibrate``."""
     found = calibrate(model, data, loss, config, pool=pool, bias=bias)
@@ -95,7 +95,7 @@ def follow(
     first: Chosen,
     model: nn.Module,
     data: object,
-    loss: Loss,
+    loss: LossFn,
     config: RunConfig,
     pool: ChainPool,
 ) -> Chosen:

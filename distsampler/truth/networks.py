@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from distsampler.config import optimal_nbeta
 from distsampler.errors import ConfigError
-from distsampler.models.replica import Loss
+from distsampler.models.replica import LossFn
 from distsampler.truth import coefficients
 from distsampler.truth.codimension import codimension
 from distsampler.truth.gibbs import BlockGibbs, DeepLinear, ReplicaMean, product
@@ -228,7 +228,7 @@ def rescaled(net: Network, factor: float) -> Network:
 class _OfLive:
     """The loss of the part of a model that does anything."""
 
-    loss: Loss
+    loss: LossFn
 
     def __call__(self, model: nn.Module, batch: object) -> Tensor:
         return self.loss(model.get_submodule("live"), batch)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from distsampler.config import RunConfig, optimal_nbeta
 from distsampler.errors import ConfigError
-from distsampler.models.replica import Loss
+from distsampler.models.replica import LossFn
 from distsampler.truth import coefficients, discretised_laws
 from distsampler.truth.coefficients import LearningCoefficient
 from distsampler.truth.quadrature import linear_regression, quadrature
@@ -66,7 +66,7 @@ class Target:
     name: str
     model: nn.Module
     data: object
-    loss: Loss
+    loss: LossFn
     nbeta: float
     gamma: float
     find: Callable[[], Known]

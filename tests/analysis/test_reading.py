@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import distsampler as ds
 from distsampler.analysis import diagnosis as diagnostics
 from distsampler.analysis import error_budget, estimators
-from distsampler.draws import Anchor, DrawBlock, Variable
+from distsampler.draws import AtAnchor, DrawBlock, Variable
 from distsampler.errors import ConfigError, NotConverged, NotConvergedWarning, StoreError
 from distsampler.store.manifest import Manifest
 from distsampler.store.trace import Trace
@@ -54,7 +54,7 @@ def make_run(slow: NDArray[np.float64], noise: float = 0.0, burn_in: int = 20) -
         Manifest(config=config, variables=VARIABLES, n_committed=(0,) * chains, **facts),
     )
     constants = {"nbeta": NBETA, "n": N, "localization": 5.0}
-    trace.record_facts(Anchor(None, 0.5, 0.4, np.zeros(4)), constants)
+    trace.record_facts(AtAnchor(None, 0.5, 0.4, np.zeros(4)), constants)
     rng = np.random.default_rng(1)
     for chain in range(chains):
         excess = 0.1 + 0.01 * slow[chain]

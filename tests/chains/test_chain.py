@@ -103,8 +103,8 @@ def test_a_draw_is_one_point() -> None:
     """Everything a draw records is measured at the weights of its step, before that step."""
     model, data = regression()
     spec = prepare(model, data, squared_error, config(thin=1))
-    anchor = anchored(spec)
-    walker = Chain(spec, 0, anchor)
+    at_anchor = anchored(spec)
+    walker = Chain(spec, 0, at_anchor)
     walker.advance(12)
     before = walker._replica.flats[0].detach().clone()
     rows = walker._batches.indices(12).copy()
@@ -404,9 +404,9 @@ def test_mala_is_exact_where_sgld_is_not() -> None:
         fields = {"sampler": chosen, "batch_size": 300, "batches": "epoch", "chains": 16, "thin": 4}
         model, data = regression()
         spec = prepare(model, data, squared_error, config(**fields))
-        anchor = anchored(spec)
+        at_anchor = anchored(spec)
         found = [
-            nbeta * Chain(spec, index, anchor).advance(70).values["excess_loss"][10:].mean()
+            nbeta * Chain(spec, index, at_anchor).advance(70).values["excess_loss"][10:].mean()
             for index in range(16)
         ]
         mean, error = np.mean(found), np.std(found, ddof=1) / 4

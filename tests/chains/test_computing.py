@@ -47,7 +47,7 @@ def test_microbatches_give_the_gradient_of_the_batch_and_are_all_that_is_seen(lo
     rows = np.arange(16)
     counting = Counting(loss)
     replicas = [Replica(whole, CPU), Replica(ds_replaced(cut, counting), CPU)]
-    losses = [replica.slope(rows, 0, 3) for replica in replicas]
+    losses = [replica.losses_and_gradient(rows, 0, 3) for replica in replicas]
     assert counting.sizes == [5, 5, 5, 1]
     assert torch.allclose(*losses, rtol=1e-6)
     assert losses[0].ndim == (1 if loss is squared_error else 0)
@@ -88,8 +88,8 @@ def test_dropout_differs_between_microbatches_and_is_the_same_again() -> None:
     x = torch.ones(16, 5)  # equal examples: only dropout tells them apart
     fields = problems.config(mode="train", microbatch=8)
     spec = prepare(model, (x, torch.zeros(16, 1)), squared_error, fields)
-    first = Replica(spec, CPU).slope(np.arange(16), 0, 7)
-    again = Replica(spec, CPU).slope(np.arange(16), 0, 7)
+    first = Replica(spec, CPU).losses_and_gradient(np.arange(16), 0, 7)
+    again = Replica(spec, CPU).losses_and_gradient(np.arange(16), 0, 7)
     assert torch.equal(first, again)
     assert not torch.equal(first[:8], first[8:])
 

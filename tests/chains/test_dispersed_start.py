@@ -46,7 +46,7 @@ def settings(lr: float = 0.004, gamma: float = GAMMA, **fields: Any) -> ds.RunCo
 
 
 def start(walker: Chain) -> Tensor:
-    ground = (walker._spec, walker._replica, walker._anchors, walker._anchor, walker._index)
+    ground = (walker._spec, walker._replica, walker._anchors, walker._at_anchor, walker._index)
     (found,) = Dispersion(*ground).start()
     return found
 

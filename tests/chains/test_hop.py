@@ -97,14 +97,14 @@ def spec_of(shards: Any, **fields: Any) -> Any:
 def test_the_corrected_gradient_is_that_of_all_data_at_the_anchor() -> None:
     """And there alone the shard's own is far from it."""
     spec = spec_of(bowls([1.0, 1.0, 1.0]), batch_size=100)
-    anchor = problems.anchored(spec)
+    at_anchor = problems.anchored(spec)
     replica = Replica(spec, torch.device("cpu"))
     for shard, (start, stop) in enumerate(spec.rows.spans):
         own = hop.gradient(replica, spec, start, stop)
-        assert np.allclose(own, anchor.shard_gradients[shard])
+        assert np.allclose(own, at_anchor.shard_gradients[shard])
         assert np.linalg.norm(own) > 1
         assert own == pytest.approx(-spec.rows.take(np.arange(start, stop))[1].mean(0), abs=1e-5)
-    chain = Chain(spec, 0, anchor)
+    chain = Chain(spec, 0, at_anchor)
     stream = chain._batches
     for step in (0, 5, 10):
         start, stop = stream.span(step)
@@ -115,17 +115,17 @@ def test_the_corrected_gradient_is_that_of_all_data_at_the_anchor() -> None:
 
 
 def test_equal_curvatures_predict_no_bias_however_far_the_centres_lie() -> None:
-    anchor = problems.anchored(spec_of(bowls([1.0, 1.0, 1.0])))
-    assert anchor.hop_bias == pytest.approx((0.0, 0.0), abs=1e-6)
+    at_anchor = problems.anchored(spec_of(bowls([1.0, 1.0, 1.0])))
+    assert at_anchor.hop_bias == pytest.approx((0.0, 0.0), abs=1e-6)
 
 
 def test_the_prediction_is_that_of_the_curvatures() -> None:
     curvatures = [0.5, 1.0, 1.5]
     spec = spec_of(bowls(curvatures))
-    anchor = problems.anchored(spec)
+    at_anchor = problems.anchored(spec)
     q = np.full(3, 1 / 3)
     expected = hop.in_direction(np.array(curvatures), q, (50.0, 1.0), 1e-3, 5, 3)
-    assert anchor.hop_bias == pytest.approx(expected, rel=1e-3)
+    assert at_anchor.hop_bias == pytest.approx(expected, rel=1e-3)
 
 
 def test_chance_is_no_heterogeneity_of_large_shards() -> None:

@@ -51,8 +51,8 @@ def sampler(name: str, **more: Any) -> ds.SamplerConfig:
     return ds.SamplerConfig(name=kind, **options)
 
 
-def make(spec: ChainSpec, chains: Any = None, anchor: Any = None) -> Pack:
-    return Pack(spec, chains or range(spec.config.together), anchor or anchored(spec),
+def make(spec: ChainSpec, chains: Any = None, at_anchor: Any = None) -> Pack:
+    return Pack(spec, chains or range(spec.config.together), at_anchor or anchored(spec),
                 Replica(spec, CPU))  # fmt: skip
 
 
@@ -65,11 +65,11 @@ def assert_equal(one: DrawBlock, *parts: DrawBlock) -> None:
 
 def assert_follows(spec: ChainSpec, draws: int = 8) -> None:
     """The draws of a pack are those of its chains alone, but for the last bits."""
-    anchor = anchored(spec)
-    blocks = make(spec, anchor=anchor).advance(draws).blocks
+    at_anchor = anchored(spec)
+    blocks = make(spec, at_anchor=at_anchor).advance(draws).blocks
     assert [block.chain for block in blocks] == list(range(spec.config.together))
     for block in blocks:
-        alone = Chain(spec, block.chain, anchor).advance(draws)
+        alone = Chain(spec, block.chain, at_anchor).advance(draws)
         for name, values in alone.values.items():
             scale = max(1.0, float(np.abs(values).max()))
             assert np.allclose(block.values[name], values, rtol=1e-5, atol=1e-5 * scale), name
@@ -147,8 +147,8 @@ def test_half_precision_keeps_its_masters() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_a_then_b_is_a_plus_b_and_a_restored_pack_goes_on_to_the_bit(name: str) -> None:
     spec = packed(sampler=sampler(name))
-    anchor = anchored(spec)
-    whole, parts, other = (make(spec, anchor=anchor) for _ in range(3))
+    at_anchor = anchored(spec)
+    whole, parts, other = (make(spec, at_anchor=at_anchor) for _ in range(3))
     first, second = parts.advance(4), parts.advance(5)
     for block in first.blocks:
         other.restore(block.chain, block.state)
@@ -164,8 +164,8 @@ def test_a_then_b_is_a_plus_b_and_a_restored_pack_goes_on_to_the_bit(name: str) 
 @pytest.mark.filterwarnings("ignore")
 def test_a_lane_that_diverges_changes_no_bit_of_the_others(name: str) -> None:
     spec = packed(sampler=sampler(name))
-    anchor = anchored(spec)
-    whole, hurt = make(spec, anchor=anchor), make(spec, anchor=anchor)
+    at_anchor = anchored(spec)
+    whole, hurt = make(spec, at_anchor=at_anchor), make(spec, at_anchor=at_anchor)
     hurt.advance(2)
     with torch.no_grad():
         hurt._chains[1].replica.flats[0][2] = torch.nan
@@ -182,8 +182,8 @@ def test_a_lane_that_diverges_changes_no_bit_of_the_others(name: str) -> None:
 
 def test_without_a_retired_chain_a_pack_has_the_same_bits() -> None:
     spec = packed()
-    anchor = anchored(spec)
-    whole, rest = make(spec, anchor=anchor), make(spec, (0, 2, 3), anchor)
+    at_anchor = anchored(spec)
+    whole, rest = make(spec, at_anchor=at_anchor), make(spec, (0, 2, 3), at_anchor)
     blocks = {block.chain: block for block in whole.advance(6).blocks}
     for block in rest.advance(6).blocks:
         assert_equal(blocks[block.chain], block)
@@ -203,8 +203,11 @@ def test_a_chain_that_leaves_is_retired_with_its_draws_and_the_others_finish() -
 
 def test_a_lanes_state_holds_nothing_of_the_others() -> None:
     spec = packed(sampler=sampler("sgnht"))
-    anchor = anchored(spec)
-    (alone, *_), together = make(spec, anchor=anchor).advance(2).blocks, Chain(spec, 0, anchor)
+    at_anchor = anchored(spec)
+    (alone, *_), together = (
+        make(spec, at_anchor=at_anchor).advance(2).blocks,
+        Chain(spec, 0, at_anchor),
+    )
     assert len(alone.state) == len(together.advance(2).state)
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import distsampler as ds
 from distsampler.chains import anchor_pass
-from distsampler.chains import state as chain_state
 from distsampler.chains.chain import Chain
+from distsampler.chains.state import parse
 from distsampler.curvature import gradient_noise
 from distsampler.errors import ConfigError
 from distsampler.models.replica import ChainSpec, Replica
@@ -160,7 +160,7 @@ def test_a_state_does_not_carry_it_and_a_restored_chain_goes_on_to_the_bit() -> 
     found = anchored(recipe)
     first, other = Chain(recipe, 0, found), Chain(recipe, 0, found)
     state = first.advance(7).state
-    assert chain_state.parse(state)["sampler"]["param_groups"][0]["gradient_variance"] is None
+    assert parse(state)["sampler"]["param_groups"][0]["gradient_variance"] is None
     other.restore(state)
     one, two = first.advance(5), other.advance(5)
     assert all(np.array_equal(one.values[name], two.values[name]) for name in one.values)

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, TensorDataset
 import distsampler as ds
 from distsampler.data.shards import ShardedRows, cut
 from distsampler.errors import ConfigError
-from distsampler.seeding import HopStream, probe_rows
+from distsampler.seeding import probe_rows
 from tests import problems
 from tests.assertions import assert_same
 
@@ -149,33 +149,6 @@ def test_pinned_chains_are_refused_with_their_bias() -> None:
     model, data = problems.regression(n=1000)
     with pytest.raises(ConfigError, match=r"217% too large on all data"):  # 15 / log 1000
         ds.sample(model, data, problems.squared_error, config, pool=ds.SerialPool())
-
-
-def test_every_example_is_as_likely_at_every_step() -> None:
-    """Of unequal shards: one example of each batch, once a visit, is a uniform one."""
-    sizes, visits = (1, 3, 8), 60_000
-    stream = HopStream(0, 0, sizes, 1, hop_every=2)
-    rows = [int(stream.indices(2 * visit + 1)[0]) for visit in range(visits)]
-    counts = np.bincount(rows, minlength=12)
-    error = np.sqrt(visits / 12 * 11 / 12)
-    assert np.abs(counts - visits / 12).max() < 5 * error
-    assert len(counts) == 12
-
-
-def test_a_visit_lasts_hop_every_steps_and_batches_stay_in_its_shard() -> None:
-    stream = HopStream(3, 1, (10, 20, 30), 8, hop_every=7)
-    again = HopStream(3, 1, (10, 20, 30), 8, hop_every=7)
-    shards = [stream.shard(step) for step in range(700)]
-    assert [again.shard(step) for step in range(699, -1, -1)] == shards[::-1]
-    assert all(len({*shards[at : at + 7]}) == 1 for at in range(0, 700, 7))
-    assert {*shards} == {0, 1, 2}
-    for step in range(200):
-        start, stop = stream.span(step)
-        rows = stream.indices(step)
-        assert start <= rows.min() <= rows.max() < stop
-        assert np.array_equal(again.indices(step), rows)
-    other = HopStream(3, 2, (10, 20, 30), 8, hop_every=7)
-    assert [other.shard(step) for step in range(700)] != shards
 
 
 def test_a_run_that_hops_is_the_same_however_it_is_cut(tmp_path: Path) -> None:

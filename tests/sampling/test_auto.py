@@ -9,7 +9,7 @@ import xarray as xr
 
 import distsampler as ds
 from distsampler.analysis import inference_data
-from distsampler.draws import Anchor
+from distsampler.draws import AtAnchor
 from distsampler.errors import ConfigError, StoreError
 from distsampler.execution import driver
 from distsampler.execution.pool import ChainPool
@@ -149,7 +149,7 @@ def auto_trace(path: Path) -> Trace:
     settings = ds.RunConfig(chains=3, draws=80, burn_in="auto")
     facts: dict[str, Any] = {"fingerprint": {}, "versions": {}, "n_committed": (0,) * 3}
     trace = Trace.create(path, Manifest(config=settings, variables=VARIABLES, **facts))
-    trace.record_facts(Anchor(None, 0.5, 0.25, np.zeros(8)), {"nbeta": 3.0, "n": 100})
+    trace.record_facts(AtAnchor(None, 0.5, 0.25, np.zeros(8)), {"nbeta": 3.0, "n": 100})
     for first in range(0, 60, 7):
         trace.commit([block(c, first, min(7, 60 - first)) for c in range(3)])
     return trace

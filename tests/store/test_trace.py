@@ -7,7 +7,7 @@ import xarray as xr
 
 import distsampler as ds
 from distsampler.analysis import inference_data
-from distsampler.draws import Anchor, DrawBlock, Variable
+from distsampler.draws import AtAnchor, DrawBlock, Variable
 from distsampler.errors import StoreError
 from distsampler.store.files import Files
 from distsampler.store.manifest import Manifest
@@ -95,7 +95,7 @@ def test_a_sealed_trace_is_cut_and_opens_as_it_is(tmp_path: Path) -> None:
 
     trace = make(tmp_path / "run")
     fill(trace)
-    trace.record_facts(Anchor(None, 0.5, 0.25, np.zeros(8)), {"nbeta": 3.0, "n": 100})
+    trace.record_facts(AtAnchor(None, 0.5, 0.25, np.zeros(8)), {"nbeta": 3.0, "n": 100})
     trace.seal("finished", "converged", 30, 1.0)
     tree = xr.open_datatree(tmp_path / "run/trace.zarr", engine="zarr", consolidated=False)
     assert tree["posterior"].sizes == {"chain": 3, "draw": 30, "projection": 3}
