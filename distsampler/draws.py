@@ -1,4 +1,4 @@
-"""DrawBlock: the only value that travels upwards, and the names of what it holds."""
+"""What travels upwards from a chain: its draws, and the names and shapes of what they hold."""
 
 from __future__ import annotations
 
@@ -8,6 +8,27 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+# Recorded at every draw.
+LOSS = "loss"
+EXCESS_LOSS = "excess_loss"
+PROBE_LOSS = "probe_loss"
+PROJECTIONS = "projections"
+DISTANCE = "distance"
+WEIGHT_PROJECTIONS = "weight_projections"
+STEP = "step"
+# Recorded while the curvature is watched.
+CURVATURE = "curvature"
+DISCRETISATION_BIAS = "discretisation_bias"
+HEAT_BIAS = "heat_bias"
+# Recorded where the sampler is asked for it; a user's sampler may have metrics of other names.
+ACCEPTANCE = "acceptance"
+GRAD_NORM = "grad_norm"
+LOCALIZATION_LOSS = "localization_loss"
+NOISE_CLIPPED = "noise_clipped"
+NOISE_NORM = "noise_norm"
+THERMOSTAT = "thermostat"
+WEIGHT_NORM = "weight_norm"
 
 Group = Literal["posterior", "sample_stats"]
 
@@ -42,7 +63,7 @@ class WideVariable:
         meaning: one line for people.
         dims: names of the dimensions behind (chain, draw).
         shape: of one draw.
-        every: it is saved at every so-manieth draw, counted from the chain's start.
+        every: saved at every k-th draw, counted from the chain's start.
     """
 
     name: str
@@ -52,20 +73,20 @@ class WideVariable:
     every: int = 1
 
     def saved(self, draws: int) -> int:
-        """How many of a chain's first draws have it."""
+        """Return at how many of a chain's first draws it was saved."""
         return draws // self.every
 
     def draw(self, row: int) -> int:
-        """The draw that a saved row belongs to."""
+        """Return the draw that a saved row belongs to."""
         return (row + 1) * self.every - 1
 
 
 @dataclass(frozen=True)
 class StateFile:
-    """A state that lies in the store already.
+    """A chain's state that lies in the store already.
 
     Args:
-        name: of the file, within the run directory; it holds the digest.
+        name: of the file, within the run directory; it contains the digest.
         size: bytes.
     """
 
@@ -81,9 +102,9 @@ class DrawBlock:
         chain: index of the chain.
         first_draw: position of the first draw, counted from the chain's start (burn-in included).
         values: name -> array of shape (draws, ...).
-        state: the chain after the last draw; bytes to everybody but chain and checkpoint, or the
-            file that holds them.
-        state_seconds: that it took to write the state down.
+        state: the chain after the last draw; bytes to everybody but the chain, or the file that
+            holds them.
+        state_seconds: time it took to serialise the state.
         wide: names of the wide variables whose values of these draws lie in the store already.
     """
 
@@ -101,11 +122,11 @@ class DrawBlock:
 
     @property
     def draws(self) -> int:
-        """How many draws."""
+        """Number of draws."""
         return min((len(array) for array in self.values.values()), default=0)
 
     def after(self, draws: int) -> DrawBlock:
-        """The same without its first draws."""
+        """Return the same block without its first draws."""
         values = {name: array[draws:] for name, array in self.values.items()}
         return replace(self, first_draw=self.first_draw + draws, values=values)
 
@@ -115,16 +136,16 @@ class AtAnchor:
     """What the anchor pass measures at w*.
 
     Args:
-        losses: per-example losses at w*, shape (n,), float32; None if the loss gives batch means.
+        losses: per-example losses, shape (n,), float32; None if the loss gives batch means.
         init_loss: L_n(w*), the mean over all data.
-        probe_init_loss: the same over the probe's examples.
-        probe_losses: the probe's per-example losses (or the means of its eight parts) at w*.
-        gradient_variance: between examples, of each entry that may move, float32; None if not
-            asked for.
-        shard_gradients: of each shard's mean loss, (shards, d), float32; None of data that are not
-            in shards.
-        hop_bias: predicted error that hopping brings, relative: of the LLC as chains read it, and
-            of the loss on all data where they are; None: not predicted.
+        probe_init_loss: the mean over the probe's examples.
+        probe_losses: the probe's per-example losses (or the means of its eight parts).
+        gradient_variance: variance between examples of each entry of the gradient that may move,
+            float32; None if not asked for.
+        shard_gradients: gradient of each shard's mean loss, (shards, d), float32; None for data
+            that are not in shards.
+        hop_bias: predicted relative error that hopping brings: of the LLC as chains read it, and of
+            the LLC read on all data; None if not predicted.
     """
 
     losses: NDArray[np.float32] | None
