@@ -30,8 +30,8 @@ from distsampler.data.shards import ShardedRows
 from distsampler.draws import AtAnchor, DrawBlock
 from distsampler.errors import DistsamplerError, WorkFailedError
 from distsampler.models.replica import ChainSpec, Replica
-from distsampler.models.sampler import Ground, build
-from distsampler.optim import Sampler, mala_acceptance
+from distsampler.models.sampler import Ground, build, mover
+from distsampler.optim import mala_acceptance
 from distsampler.seeding import noise_seed
 from distsampler.store.large_arrays import Writer
 
@@ -90,9 +90,6 @@ def wrong_with(
     )
 
 
-GROUND = {"gradient_variance", "optimize_over"}  # of a parameter group: tensors the recipe gives
-
-
 class Chain:
     """One chain of the run.
 
@@ -128,8 +125,7 @@ class Chain:
             known = _variance(self._replica, at_anchor)
             ground = Ground(self._replica.flats, anchors, self._replica.masks, known)
             self._sampler: Any = build(spec.sampler, config, spec.nbeta, ground, self._generator)
-        # A sampler of ours moves without the profiler's mark and the hooks of a public step.
-        self._step_sampler = getattr(self._sampler, "move", self._sampler.step)
+        self._mover = mover(self._sampler)
         n, size, epochs = len(spec.rows), config.batch_size, config.batches == "epoch"
         self._batches = batches_of(spec, index)
         self._shift = self._control_variate()
@@ -218,22 +214,13 @@ class Chain:
 
     def state(self) -> bytes:
         """All that the next step depends on, but what the recipe gives."""
-        sampler = self._sampler.state_dict()
-        if isinstance(self._sampler, Sampler):
-            sampler["state"] = {
-                p: {name: value for name, value in entry.items() if name != "anchor"}
-                for p, entry in sampler["state"].items()
-            }
-            for group in sampler["param_groups"]:
-                group.update(dict.fromkeys(GROUND & group.keys()))
-            sampler.pop("generator", None)
         return dump(
             {
                 "draw": self._draw,
                 "last_loss": self._last_loss,
                 "parameters": [flat.detach() for flat in self._replica.flats],
                 "generator": self._generator.get_state(),
-                "sampler": sampler,
+                "sampler": self._mover.chain_state(),
                 "watched": self._watch.values if self._watch is not None else {},
             }
         )
@@ -245,14 +232,7 @@ class Chain:
         self._draw, self._last_loss = state["draw"], state["last_loss"]
         for flat, saved in zip(self._replica.flats, state["parameters"], strict=True):
             flat.copy_(saved)
-        ground = [
-            {key: group[key] for key in GROUND & group.keys()}
-            for group in self._sampler.param_groups
-        ]
-        self._sampler.load_state_dict(self._sampler.state_dict() | state["sampler"])
-        if isinstance(self._sampler, Sampler):
-            for group, given in zip(self._sampler.param_groups, ground, strict=True):
-                group.update(given)
+        self._mover.restore_chain_state(state["sampler"])
         self._generator.set_state(state["generator"])
         if self._watch is not None:
             self._watch.values = state["watched"]
@@ -261,11 +241,7 @@ class Chain:
     def _disperse(self) -> None:
         """Goes to where a dispersed chain starts; the anchors stay at w*."""
         ground = (self._spec, self._replica, self._anchors, self._at_anchor, self._index)
-        for flat, w in zip(self._replica.flats, Dispersion(*ground).start(), strict=True):
-            flat.copy_(w)
-            master = self._sampler.state[flat].get("master")  # of half precision
-            if master is not None:
-                master.copy_(w)
+        self._mover.move_to(Dispersion(*ground).start())
 
     def _keep(self, measured: Values, step: int) -> None:
         """Puts a draw beside those before it, if it is sound."""
@@ -293,7 +269,7 @@ class Chain:
             self._sampler.step(lambda: self._losses_and_gradient(rows, step).mean())
         else:
             self._losses_and_gradient(rows, step)
-            self._step_sampler()
+            self._mover.move()
 
     def _measured_step(self, step: int) -> Values:
         """Measures, then moves."""
@@ -307,7 +283,7 @@ class Chain:
         elif measures_acceptance(self._spec.sampler, self._spec.config):
             values["acceptance"] = self._move_as_proposal(losses, rows, step)
         else:
-            self._step_sampler()
+            self._mover.move()
         return {**self._told(), **values, **watched}
 
     def _read(self, losses: Tensor, rows: NDArray[np.int64], step: int) -> Values:
@@ -322,7 +298,7 @@ class Chain:
         """What the sampler tells of the step that it has just made."""
         if not self._spec.metrics:
             return {}
-        return {name: float(value) for name, value in self._sampler.metrics().items()}
+        return {name: float(value) for name, value in self._mover.metrics().items()}
 
     def _watched(self, step: int) -> Values:
         """What is known of the curvature, measured now where that is due."""
@@ -362,7 +338,7 @@ class Chain:
     def _move_as_proposal(self, losses: Tensor, rows: NDArray[np.int64], step: int) -> float:
         """Moves; with what chance Metropolis would have accepted, at one gradient more."""
         before = self._sampler.side(losses.mean())
-        self._step_sampler()
+        self._mover.move()
         after = self._sampler.side(self._losses_and_gradient(rows, step).mean())
         return float(mala_acceptance(before, after))
 

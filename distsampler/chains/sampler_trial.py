@@ -9,7 +9,6 @@ continued after a fault.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,7 +17,8 @@ from torch import Tensor
 from distsampler.chains.state import dump, parse
 from distsampler.config import RunConfig
 from distsampler.errors import ConfigError
-from distsampler.models.sampler import Ground, build, check_options
+from distsampler.models.sampler import Ground, build, check_options, mover
+from distsampler.optim import SGLD, Sampler
 
 SIZE = 4
 
@@ -58,12 +58,12 @@ class Trial:
 
 def needs_closure(sampler: type[torch.optim.Optimizer]) -> bool:
     """Whether a step evaluates the loss itself, and so takes all data; of ours only, MALA."""
-    return bool(getattr(sampler, "needs_closure", False))
+    return issubclass(sampler, Sampler) and sampler.needs_closure
 
 
 def measures_acceptance(sampler: type[torch.optim.Optimizer], config: RunConfig) -> bool:
     """Whether the acceptance of the step behind each draw is asked for, and has a meaning."""
-    return bool(config.sampler.options.get("save_mala_vars")) and hasattr(sampler, "side")
+    return bool(config.sampler.options.get("save_mala_vars")) and issubclass(sampler, SGLD)
 
 
 def check(sampler: type[torch.optim.Optimizer], config: RunConfig, nbeta: float) -> tuple[str, ...]:
@@ -95,9 +95,8 @@ def check(sampler: type[torch.optim.Optimizer], config: RunConfig, nbeta: float)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its cautions have been given
         _check_state(trial, Trial(sampler, config, nbeta), name)
-    metrics: Callable[[], Mapping[str, Tensor]] = getattr(trial.sampler, "metrics", dict)
     own = ("acceptance",) if measures_acceptance(sampler, config) else ()
-    return (*metrics(), *own)
+    return (*mover(trial.sampler).metrics(), *own)
 
 
 def _check_step(trial: Trial, name: str, quiet: bool) -> None:

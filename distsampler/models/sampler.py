@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from inspect import Parameter
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -43,6 +43,48 @@ class Ground:
     anchors: Sequence[Tensor]
     masks: Sequence[Tensor] | None = None
     variance: Sequence[Tensor] | None = None
+
+
+class UsersOptimizer:
+    """A user's own torch optimizer, with what a chain asks of a :class:`Sampler`.
+
+    Args:
+        optimizer: The optimizer, of one parameter group.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self.move = optimizer.step
+        self.chain_state = optimizer.state_dict
+        self.restore_chain_state = optimizer.load_state_dict
+
+    def metrics(self) -> Mapping[str, Tensor]:
+        """Return the scalars of the last step, if the optimizer has a method for them."""
+        return self._optimizer.metrics() if isinstance(self._optimizer, HasMetrics) else {}
+
+    @torch.no_grad()
+    def move_to(self, weights: Iterable[Tensor]) -> None:
+        """Put the parameters to other weights.
+
+        Args:
+            weights: One tensor for each parameter, of its shape.
+        """
+        for p, w in zip(self._optimizer.param_groups[0]["params"], weights, strict=True):
+            p.copy_(w)
+
+
+@runtime_checkable
+class HasMetrics(Protocol):
+    """A user's optimizer that reports on its last step."""
+
+    def metrics(self) -> Mapping[str, Tensor]:
+        """Return 0-d tensors by name."""
+        ...
+
+
+def mover(optimizer: torch.optim.Optimizer) -> Sampler | UsersOptimizer:
+    """Return what moves a chain: one of our samplers as it is, a user's optimizer wrapped."""
+    return optimizer if isinstance(optimizer, Sampler) else UsersOptimizer(optimizer)
 
 
 def resolve(name: str) -> type[torch.optim.Optimizer]:

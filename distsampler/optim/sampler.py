@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -153,6 +153,46 @@ class Sampler(Optimizer):
         finally:
             before.remove()
             after.remove()
+
+    # What a chain asks for
+
+    def chain_state(self) -> StateDict:
+        """Return what a chain saves: :meth:`state_dict` without what its recipe gives again.
+
+        Left out are the anchors, the generator, and the options that hold a tensor a parameter.
+        """
+        saved = {key: value for key, value in self.state_dict().items() if key != "generator"}
+        saved["state"] = {
+            p: {name: value for name, value in entry.items() if name != "anchor"}
+            for p, entry in saved["state"].items()
+        }
+        for group in saved["param_groups"]:
+            group.update(dict.fromkeys(self._tensor_options(group)))
+        return saved
+
+    def restore_chain_state(self, state: StateDict) -> None:
+        """Continue from a chain's state; what it leaves out stays as it is.
+
+        Args:
+            state: What :meth:`chain_state` returned.
+        """
+        kept = [{key: g[key] for key in self._tensor_options(g)} for g in self.param_groups]
+        self.load_state_dict(state)
+        for group, options in zip(self.param_groups, kept, strict=True):
+            group.update(options)
+
+    @torch.no_grad()
+    def move_to(self, weights: Iterable[Tensor]) -> None:
+        """Put the parameters to other weights; the anchors stay.
+
+        Args:
+            weights: One tensor for each parameter of all groups, of its shape.
+        """
+        params = [p for group in self.param_groups for p in group["params"]]
+        for p, w in zip(params, weights, strict=True):
+            p.copy_(w)
+            if "master" in self.state[p]:
+                self.state[p]["master"].copy_(w)
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but hooks and buffers."""
@@ -338,6 +378,10 @@ class Sampler(Optimizer):
             self._normalise(group)
         if "generator" in saved:
             continue_stream(self.generator, saved["generator"])
+
+    def _tensor_options(self, group: dict[str, Any]) -> set[str]:
+        """Options of the group that may hold one tensor a parameter."""
+        return {"gradient_variance", "optimize_over"} & group.keys()
 
     def _current_plans(self) -> list[Plan]:
         """The plans of all groups, made anew when something they rest on has changed."""
