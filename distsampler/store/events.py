@@ -1,0 +1,161 @@
+"""events.jsonl: what happened to a run, one JSON object a line, the oldest first.
+
+Each kind of event is a frozen value, whose fields are the keys of its line. The log is for people
+and for ``Run.events``; nothing that a run computes depends on it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from distsampler.store.files import Files
+
+EVENTS = "events.jsonl"
+
+
+@dataclass(frozen=True)
+class RunEvent:
+    """Something that happened to a run."""
+
+    kind: ClassVar[str]
+
+    def line(self) -> dict[str, object]:
+        """Return the event as its line has it, without the time; what is None is left out."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {"event": self.kind} | {k: v for k, v in values.items() if v is not None}
+
+
+@dataclass(frozen=True)
+class Packed(RunEvent):
+    """The size of the packs was settled, as ``sampling.packing`` says."""
+
+    kind = "packing"
+    asked: int | str
+    pack: int
+    refused: str
+    speeds: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Started(RunEvent):
+    """A place is up; ``info`` says where: host, pid, device."""
+
+    kind = "started"
+    place: int
+    info: Mapping[str, object]
+
+    def line(self) -> dict[str, object]:
+        """Return the place's number with its info beside it."""
+        return {"event": self.kind, "place": self.place, **self.info}
+
+
+@dataclass(frozen=True)
+class Draining(RunEvent):
+    """The node of a place is about to go away."""
+
+    kind = "draining"
+    place: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Lost(RunEvent):
+    """A place died, for the ``losses``-th time by this fault; ``chains`` were at work there."""
+
+    kind = "lost"
+    place: int
+    fault: str
+    chains: Sequence[int] | None
+    losses: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Retired(RunEvent):
+    """A chain was taken out of the posterior."""
+
+    kind = "retired"
+    chain: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class GateRound(RunEvent):
+    """The gate gave its verdict on the first draws of every chain."""
+
+    kind = "verdict"
+    draws: int
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class StepTooLarge(RunEvent):
+    """A chain met a curvature for which its step is too large."""
+
+    kind = "step_too_large"
+    chain: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class DeviceChanged(RunEvent):
+    """The run continues on another model of the same type of device."""
+
+    kind = "device_changed"
+    stored: str
+    now: str
+
+
+@dataclass(frozen=True)
+class Damaged(RunEvent):
+    """A resume met damage: it goes back to the intact draws of each chain, or mends ``what``."""
+
+    kind = "damaged"
+    committed: Sequence[int] | None = None
+    intact: Sequence[int] | None = None
+    what: str | None = None
+
+
+@dataclass(frozen=True)
+class Ended(RunEvent):
+    """The run has ended; the line is called by its status: finished, interrupted or failed."""
+
+    status: str
+    reason: str
+
+    def line(self) -> dict[str, object]:
+        """Return the reason under the name of the status."""
+        return {"event": self.status, "reason": self.reason}
+
+
+def append(files: Files, event: RunEvent) -> None:
+    """Writes an event, with the time."""
+    record = {"time": round(time.time(), 3), **event.line()}
+    files.append(EVENTS, json.dumps(record))
+
+
+def read(files: Files) -> list[dict[str, Any]]:
+    """Return all lines that are whole, as they were written."""
+    try:
+        lines = files.read(EVENTS).decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    return [line for line in map(_parsed, lines) if line is not None]
+
+
+def of_kind(lines: Iterable[dict[str, Any]], kind: type[RunEvent]) -> list[dict[str, Any]]:
+    """Return the lines of one kind of event."""
+    return [line for line in lines if line["event"] == kind.kind]
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        parsed = json.loads(line)
+    except ValueError:
+        return None
+    return parsed if isinstance(parsed, dict) else None
