@@ -47,7 +47,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        for name in ("commit", "event", "seal", "record_facts"):
+        for name in ("commit", "log", "seal", "record_facts"):
             setattr(Trace, name, self._timed(getattr(Trace, name)))
 
     def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol, assert_never, cast, runtime_checkable
+from typing import Protocol, assert_never, runtime_checkable
 
 import numpy as np
 
@@ -45,6 +45,7 @@ from distsampler.execution.run_state import (
 from distsampler.execution.transition import begin, transition
 from distsampler.models.replica import ChainSpec
 from distsampler.models.sampler import signature_options
+from distsampler.store.events import Lost, Retired, RunEvent, Started, StepTooLarge
 from distsampler.store.trace import Trace
 
 WAIT_SECONDS = 0.2
@@ -210,10 +211,10 @@ class Driver:
                 self._progress.judged(verdict)
                 self._events.append(Judged(verdict))
             case Retire(chain, reason):
-                self._trace.event("retired", chain=chain, reason=reason)
+                self._trace.log(Retired(chain, reason))
                 self._trace.retire(chain, reason)
-            case Note(kind, details):
-                self._note(kind, details)
+            case Note(event):
+                self._note(event)
             case _:
                 assert_never(action)
 
@@ -225,7 +226,7 @@ class Driver:
         reason = bias.too_large(curvature, self._spec.config, self._facts())
         if reason is not None:
             self._too_large.add(block.chain)
-            self._trace.event("step_too_large", chain=block.chain, reason=reason)
+            self._trace.log(StepTooLarge(block.chain, reason))
 
     def _facts(self) -> dict[str, float]:
         """The numbers of the run that are known before it starts."""
@@ -237,13 +238,13 @@ class Driver:
         }
         return facts | ({"lr": float(options["lr"])} if "lr" in options else {})
 
-    def _note(self, kind: str, details: Mapping[str, object]) -> None:
-        if kind == "started":
-            self._trace.record_device(str(details["device"]))
-        elif kind == "lost":
-            for chain in cast(list[int], details.get("chains", [])):
+    def _note(self, event: RunEvent) -> None:
+        if isinstance(event, Started):
+            self._trace.record_device(str(event.info["device"]))
+        elif isinstance(event, Lost):
+            for chain in event.chains or ():
                 self._progress.lost(chain)
-        self._trace.event(kind, **details)
+        self._trace.log(event)
 
     def _filled(self, work: Work) -> Work:
         """The work with all that its place needs."""

@@ -14,6 +14,7 @@ from distsampler.chains.anchor_pass import AnchorPart, Part
 from distsampler.chains.worker import Work
 from distsampler.draws import DrawBlock
 from distsampler.execution.pool import LostReason, PoolEvent
+from distsampler.store.events import RunEvent
 
 FIRST_BLOCK = 10
 
@@ -160,8 +161,7 @@ class Retire:
 class Note:
     """Write an event that needs nothing else done."""
 
-    kind: str
-    details: Mapping[str, object]
+    event: RunEvent
 
 
 Action = Submit | Restart | Keep | CommitNow | RecordAnchor | Judge | Retire | Note

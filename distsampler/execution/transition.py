@@ -53,6 +53,7 @@ from distsampler.execution.run_state import (
     Stop,
     Submit,
 )
+from distsampler.store.events import Draining, GateRound, Lost, Started
 
 BUDGETS: dict[LostReason, float] = {  # losses of one place until it is given up
     "infrastructure": 5,  # without progress between them
@@ -140,7 +141,7 @@ def _ready(state: State, event: PlaceReady) -> Step:
     if state.places[event.place].up:
         return state, []
     place = replace(state.places[event.place], up=True)
-    note = Note("started", {"place": event.place, **event.info})
+    note = Note(Started(event.place, event.info))
     return _with_place(state, event.place, place), [note]
 
 
@@ -196,11 +197,8 @@ def _failed(state: State, event: WorkFailed) -> Step:
 def _lost(state: State, event: PlaceLost) -> Step:
     before = state.places[event.place]
     losses = {**before.losses, event.kind: before.losses.get(event.kind, 0) + 1}
-    details: dict[str, object] = {"place": event.place, "fault": event.kind}
-    if isinstance(before.work, Advance):
-        details["chains"] = list(before.work.chains)
-    details |= {"losses": losses[event.kind], "reason": event.reason}
-    note = Note("lost", details)
+    chains = before.work.chains if isinstance(before.work, Advance) else None
+    note = Note(Lost(event.place, event.kind, chains, losses[event.kind], event.reason))
     if isinstance(before.work, AnchorPass):
         state = replace(state, todo=(*state.todo, before.work.part))
     if losses[event.kind] <= BUDGETS[event.kind]:
@@ -226,7 +224,7 @@ def _draining(state: State, event: PlaceDraining) -> Step:
     place = state.places[event.place]
     if place.draining:
         return state, []
-    note = Note("draining", {"place": event.place, "reason": event.reason})
+    note = Note(Draining(event.place, event.reason))
     state = _with_place(state, event.place, replace(place, draining=True))
     if place.work is not None:
         return state, [note]
@@ -249,8 +247,7 @@ def _freed(state: State, number: int, progress: bool = False) -> Step:
 def _judged(state: State, event: Judged) -> Step:
     draws = state.setup.gate_rounds[state.gate_round]
     state = replace(state, judging=False)
-    details = {"draws": draws, "status": event.verdict.status, "reason": event.verdict.reason}
-    note = Note("verdict", details)
+    note = Note(GateRound(draws, event.verdict.status, event.verdict.reason))
     last = state.gate_round == len(state.setup.gate_rounds) - 1
     if event.verdict.converged or last:
         reason = "converged" if event.verdict.converged else "the draw budget is used up"

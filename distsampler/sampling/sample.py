@@ -46,6 +46,7 @@ from distsampler.sampling import packing
 from distsampler.sampling.fingerprint import check_same, fingerprint, versions
 from distsampler.sampling.handle import Running
 from distsampler.store import trace
+from distsampler.store.events import Ended, Packed
 from distsampler.store.files import Files
 from distsampler.store.lease import Lease
 from distsampler.store.manifest import Manifest
@@ -260,7 +261,7 @@ class Job:
                 found = Trace.create(files, self._manifest)
             stack.callback(pool.stop)  # before the right to write is given up
             if self._asked != 1:
-                found.event("packing", asked=self._asked, **asdict(self._packing))
+                found.log(Packed(self._asked, **asdict(self._packing)))
             began = time.monotonic() - found.manifest.seconds
             limit = _until(config, stopped)
             state = Driver(spec, pool, found, _judge(found), observer, limit).run(places)
@@ -458,7 +459,7 @@ def _seal(found: Trace, state: State, seconds: float) -> None:
         found.seal("interrupted", state.reason, None, seconds)
     else:
         found.seal("finished", state.reason, state.kept, seconds)
-    found.event(found.manifest.status, reason=state.reason)
+    found.log(Ended(found.manifest.status, state.reason))
 
 
 def _until(config: RunConfig, stopped: Callable[[], str | None]) -> Callable[[], str | None]:

@@ -6,8 +6,6 @@ draw and the draw itself. All that lies beyond them is what an interrupted commi
 
 from __future__ import annotations
 
-import json
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,14 +19,15 @@ from zarr.errors import ZarrUserWarning
 from distsampler.config import RunConfig, looks
 from distsampler.draws import AtAnchor, DrawBlock, StateFile
 from distsampler.errors import StoreError
-from distsampler.store import chain_states
+from distsampler.store import chain_states, events
 from distsampler.store import manifest as manifests
+from distsampler.store.events import EVENTS, Damaged, DeviceChanged, RunEvent
 from distsampler.store.files import TEMPORARY, Files, is_url, refused
 from distsampler.store.large_arrays import WIDE, WideArrays
 from distsampler.store.manifest import Manifest, Status
 from distsampler.store.zarr_arrays import ALL, Draws, ZarrFiles, array_of, codecs
 
-MANIFEST, EVENTS, ZARR = "run.json", "events.jsonl", "trace.zarr"
+MANIFEST, ZARR = "run.json", "trace.zarr"
 OURS = {
     "lease.json",
     "cell.json",
@@ -314,7 +313,7 @@ class Trace:
             intact = self._intact(counts)
             if intact != counts:
                 self._draws.mend()
-                self.event("damaged", committed=counts, intact=intact)
+                self.log(Damaged(counts, intact))
             if intact != self._committed:
                 self._count(intact)
             self.wide.sweep(intact)
@@ -350,7 +349,7 @@ class Trace:
                 f"  device: stored {before!r}, now {device!r}"
             )
         elif before != device:
-            self.event("device_changed", stored=before, now=device)
+            self.log(DeviceChanged(before, device))
 
     def seal(self, status: Status, reason: str, kept: int | None, seconds: float) -> None:
         """Ends the run.
@@ -376,18 +375,13 @@ class Trace:
         self._writing(lambda: self._draws.resize(kept, burn_in))
         self._writing(lambda: self.wide.resize(burn_in + kept))
 
-    def event(self, kind: str, **details: object) -> None:
-        """Appends one line to events.jsonl."""
-        line = json.dumps({"time": round(time.time(), 3), "event": kind, **details})
-        self._writing(lambda: self.files.append(EVENTS, line))
+    def log(self, event: RunEvent) -> None:
+        """Appends an event to events.jsonl."""
+        self._writing(lambda: events.append(self.files, event))
 
     def events(self) -> list[dict[str, Any]]:
-        """All lines of events.jsonl that are whole."""
-        try:
-            lines = self.files.read(EVENTS).decode(errors="replace").splitlines()
-        except FileNotFoundError:
-            return []
-        return [event for event in map(_parsed, lines) if event is not None]
+        """Return all lines of events.jsonl that are whole."""
+        return events.read(self.files)
 
     def _commit(self, blocks: Sequence[DrawBlock], counts: list[int]) -> None:
         newest = {block.chain: block for block in blocks if block.state}
@@ -466,7 +460,7 @@ class Trace:
         try:
             self.at_anchor()
         except StoreError as error:
-            self.event("damaged", what=str(error))
+            self.log(Damaged(what=str(error)))
             del self._root["constant_data"]
             self._root.create_group("constant_data")
 
@@ -572,11 +566,3 @@ def _only_ours(folder: Path) -> bool:
 
 def _kind(device: str) -> str:
     return device.partition(" ")[0].partition(":")[0]
-
-
-def _parsed(line: str) -> dict[str, Any] | None:
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None

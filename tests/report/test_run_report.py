@@ -16,6 +16,7 @@ from distsampler import recipe
 from distsampler.execution.display import Reporter
 from distsampler.report import html, plots, run_report, sweep_report
 from distsampler.sampling.sample import Job, prepare
+from distsampler.store.events import Lost, Retired, Started
 from tests import browser
 from tests.analysis.test_reading import autoregressive, make_run
 from tests.test_cli import written
@@ -56,11 +57,11 @@ def run() -> ds.Run:
     """A run that has lost a chain and an actor."""
     found = make_run(autoregressive(4, 1220, 0.5), noise=0.05, burn_in=200)
     trace = found._trace
-    trace.event("started", place=0, host="node-a", device="cpu")
-    trace.event("started", place=1, host="node-b", device="cpu")
-    trace.event("lost", place=1, fault="preempted", chains=[1], reason="node-b is <draining>")
-    trace.event("started", place=1, host="node-c", device="cpu")
-    trace.event("retired", chain=3, reason="chain 3 diverged at step 77")
+    trace.log(Started(0, {"host": "node-a", "device": "cpu"}))
+    trace.log(Started(1, {"host": "node-b", "device": "cpu"}))
+    trace.log(Lost(1, "preempted", [1], 1, "node-b is <draining>"))
+    trace.log(Started(1, {"host": "node-c", "device": "cpu"}))
+    trace.log(Retired(3, "chain 3 diverged at step 77"))
     trace.retire(3, "chain 3 diverged at step 77: lower sampler.lr\nand more")
     return ds.open(found.store)
 

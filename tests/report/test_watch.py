@@ -20,6 +20,7 @@ from distsampler.draws import DrawBlock
 from distsampler.errors import StoreError
 from distsampler.report import listing, watch
 from distsampler.store import lease
+from distsampler.store.events import GateRound
 from distsampler.store.files import Files
 from distsampler.store.trace import Trace
 from tests.analysis.test_reading import autoregressive, make_run
@@ -49,10 +50,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that finished, one interrupted, one whose driver is gone, a damaged one."""
     tmp_path = tmp_path_factory.mktemp("runs")
     good = place(make_run(autoregressive(4, 220, 0.5)), tmp_path / "good")
-    Trace(good).event("verdict", draws=200, status="CONVERGED", reason="")
+    Trace(good).log(GateRound(200, "CONVERGED", ""))
     stopped = place(make_run(autoregressive(2, 120, 0.5)), tmp_path / "sweep/cells/stopped")
     change(stopped, status="interrupted", kept=None, reason="SIGTERM")
-    Trace(stopped).event("verdict", draws=50, status="NOT_CONVERGED", reason="")
+    Trace(stopped).log(GateRound(50, "NOT_CONVERGED", ""))
     Trace(stopped).retire(1, "chain 1 diverged")
     change(
         place(make_run(autoregressive(2, 60, 0.5)), tmp_path / "sweep/cells/gone"),
@@ -153,7 +154,7 @@ def test_ls_of_many_cells_is_quick_and_loads_nothing_heavy(tmp_path: Path) -> No
     for number in range(50):
         subprocess.run(["cp", "-r", cell, tmp_path / f"cell-{number:03}"], check=True)
     code = (
-        "import sys, time; from distsampler.listing import entries\n"
+        "import sys, time; from distsampler.report.listing import entries\n"
         f"began = time.process_time(); found = entries({str(tmp_path)!r})\n"
         "print(len(found), time.process_time() - began)\n"
         "print([m for m in ('torch', 'ray', 'arviz', 'xarray', 'matplotlib') if m in sys.modules])"

@@ -9,6 +9,7 @@ import distsampler as ds
 from distsampler.analysis import inference_data
 from distsampler.draws import AtAnchor, DrawBlock, Variable
 from distsampler.errors import StoreError
+from distsampler.store.events import Started
 from distsampler.store.files import Files
 from distsampler.store.manifest import Manifest
 from distsampler.store.trace import Trace, check_new
@@ -159,7 +160,7 @@ def test_a_damaged_manifest_is_named(tmp_path: Path, text: str) -> None:
 
 def test_a_torn_last_event_is_left_out(tmp_path: Path) -> None:
     trace = make(tmp_path / "run")
-    trace.event("started", place=1)
+    trace.log(Started(1, {}))
     with (tmp_path / "run/events.jsonl").open("a") as file:
         file.write('{"event": "lo')
     assert [event["event"] for event in trace.events()] == ["started"]
