@@ -340,27 +340,6 @@ class RunConfig(Frozen):
             range(first, min(first + size, self.chains)) for first in range(0, self.chains, size)
         )
 
-    @property
-    def budget(self) -> int:
-        """Draws of a chain at most; burn-in included only where it is "auto"."""
-        found = self.max_draws if self.draws == "auto" else self.draws
-        return found or 0  # never 0: it was validated
-
-    @property
-    def first_draws(self) -> int:
-        """Draws that are not counted in ``budget``: a burn-in given by number."""
-        return 0 if self.burn_in == "auto" else self.burn_in
-
-    @property
-    def adapting(self) -> int:
-        """Draws in which a sampler may adapt: burn-in, or a quarter of what the gate first sees."""
-        return looks(self)[0] // 4 if self.burn_in == "auto" else self.burn_in
-
-    @property
-    def total_draws(self) -> int:
-        """Draws of a chain at most, burn-in included."""
-        return self.first_draws + self.budget
-
 
 class HasBatchSize(Protocol):
     """A DataLoader, as far as ``optimal_nbeta`` cares."""
@@ -405,20 +384,6 @@ def _n_over_log_n(n: int) -> float:
     if n < 2:
         raise ConfigError(f"n / log n needs at least 2 examples, got {n}: give sampler.nbeta")
     return n / math.log(n)
-
-
-def looks(config: RunConfig) -> tuple[int, ...]:
-    """The draws at which the gate looks; the last is the budget's end.
-
-    A burn-in given by number comes before them; one that is chosen is part of them.
-
-    Spaced geometrically, because every further look is another chance to stop on luck.
-    """
-    every, ends, budget = config.gate.every, list[int](), config.budget
-    while every is not None and every < budget:
-        ends.append(every)
-        every = math.ceil(every * 1.5)
-    return (*ends, budget)
 
 
 def _sentence(model: type[BaseModel], detail: ErrorDetails) -> str:

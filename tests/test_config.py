@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import distsampler as ds
-from distsampler.config import looks
 from distsampler.errors import ConfigError
 
 
@@ -60,12 +59,6 @@ def test_any_config_survives_yaml_and_json(config: ds.RunConfig) -> None:
     text = yaml.safe_dump(config.model_dump(mode="json"))
     assert ds.RunConfig(**yaml.safe_load(text)) == config
     assert ds.RunConfig.model_validate_json(config.model_dump_json()) == config
-
-
-def test_looks_are_spaced_geometrically_and_end_at_the_budget() -> None:
-    config = ds.RunConfig(draws=1000, gate=ds.GateConfig(every=200))
-    assert looks(config) == (200, 300, 450, 675, 1000)
-    assert looks(ds.RunConfig(draws=1000)) == (1000,)
 
 
 def test_optimal_nbeta_is_n_over_log_n() -> None:

@@ -18,7 +18,6 @@ from distsampler.analysis import bias
 from distsampler.analysis.diagnosis import Verdict
 from distsampler.chains import anchor_pass, hop
 from distsampler.chains.worker import AnchorPass, Work
-from distsampler.config import looks
 from distsampler.draws import AtAnchor, DrawBlock, StateFile
 from distsampler.errors import DistsamplerError, StoreError
 from distsampler.execution.pool import ChainPool, PlaceLost
@@ -45,6 +44,7 @@ from distsampler.execution.run_state import (
 from distsampler.execution.transition import begin, transition
 from distsampler.models.replica import ChainSpec
 from distsampler.models.sampler import signature_options
+from distsampler.schedule import Schedule
 from distsampler.store.events import Lost, Retired, RunEvent, Started, StepTooLarge
 from distsampler.store.trace import Trace
 
@@ -112,11 +112,10 @@ class Driver:
         self._commit_took = 0.0
         self._shown: Phase | None = None
         self._show_again = 0.0
-        config = spec.config
+        self._schedule = Schedule.of(spec.config)
         self._received = trace.restart_points()
-        burn_in = looks(config)[0] // 2 if config.burn_in == "auto" else config.burn_in
-        after = config.total_draws - burn_in
-        self._progress = Progress(self._received, burn_in, after, spec.nbeta)
+        burn_in, total = self._schedule.provisional_burn_in, self._schedule.total
+        self._progress = Progress(self._received, burn_in, total - burn_in, spec.nbeta)
 
     def run(self, places: tuple[int, ...]) -> State:
         """Runs to the end.
@@ -129,8 +128,7 @@ class Driver:
         """
         config = self._spec.config
         setup = RunSetup(
-            config.first_draws,
-            looks(config),
+            self._schedule,
             config.min_chains,
             config.placement.block,
             anchor_pass.plan(self._spec, len(places)),

@@ -14,6 +14,7 @@ from distsampler.chains.anchor_pass import AnchorPart, Part
 from distsampler.chains.worker import Work
 from distsampler.draws import DrawBlock
 from distsampler.execution.pool import LostReason, PoolEvent
+from distsampler.schedule import Schedule
 from distsampler.store.events import RunEvent
 
 FIRST_BLOCK = 10
@@ -35,25 +36,18 @@ class RunSetup:
     """What does not change while a run runs.
 
     Args:
-        burn_in: draws before the first that counts for a look.
-        gate_rounds: draws after these at which the gate judges; the last is the budget.
+        schedule: how many draws each chain makes, and when the gate judges them.
         min_chains: with fewer left, the run fails.
         block: draws of a block; None: sized by time.
         parts: of the anchor pass.
         together: chains of a pack, which are advanced as one.
     """
 
-    burn_in: int
-    gate_rounds: tuple[int, ...]
+    schedule: Schedule
     min_chains: int
     block: int | None
     parts: tuple[Part, ...]
     together: int = 1
-
-    @property
-    def total(self) -> int:
-        """Draws of a chain, burn-in included."""
-        return self.burn_in + self.gate_rounds[-1]
 
 
 @dataclass(frozen=True)
@@ -84,7 +78,7 @@ class Committed:
 
 @dataclass(frozen=True)
 class Judged:
-    """The gate has looked."""
+    """The gate has judged."""
 
     verdict: Verdict
 
@@ -144,7 +138,7 @@ class RecordAnchor:
 
 @dataclass(frozen=True)
 class Judge:
-    """Let the gate look at the first draws of every chain, burn-in not counted."""
+    """Let the gate judge the first counted draws of every chain; see ``Schedule``."""
 
     draws: int
 
@@ -200,8 +194,8 @@ class State:
 
     @property
     def boundary(self) -> int:
-        """The draw, burn-in included, at which the gate looks next."""
-        return self.setup.burn_in + self.setup.gate_rounds[self.gate_round]
+        """The draw, burn-in included, at which the gate judges next."""
+        return self.setup.schedule.round_ends[self.gate_round]
 
     @property
     def settled(self) -> bool:

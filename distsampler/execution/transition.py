@@ -245,10 +245,11 @@ def _freed(state: State, number: int, progress: bool = False) -> Step:
 
 
 def _judged(state: State, event: Judged) -> Step:
-    draws = state.setup.gate_rounds[state.gate_round]
+    rounds = state.setup.schedule.gate_rounds
+    draws = rounds[state.gate_round]
     state = replace(state, judging=False)
     note = Note(GateRound(draws, event.verdict.status, event.verdict.reason))
-    last = state.gate_round == len(state.setup.gate_rounds) - 1
+    last = state.gate_round == len(rounds) - 1
     if event.verdict.converged or last:
         reason = "converged" if event.verdict.converged else "the draw budget is used up"
         return replace(state, phase=Phase.DRAINING, kept=draws, reason=reason), [note]
@@ -317,11 +318,11 @@ def _cut(part: Part, pace: float | None) -> tuple[Part, ...]:
 
 
 def _sample(state: State) -> Step:
-    """A look of the gate where one is due, and a block to each free place."""
+    """Judge where a gate round has ended, and give each free place a block."""
     actions: list[Action] = []
     if all(state.committed[c] >= state.boundary for c in state.alive):
         if not state.judging:
-            actions.append(Judge(state.setup.gate_rounds[state.gate_round]))
+            actions.append(Judge(state.setup.schedule.gate_rounds[state.gate_round]))
             state = replace(state, judging=True)
     elif all(state.received[c] >= state.boundary for c in state.alive):
         actions.append(CommitNow())
@@ -330,12 +331,13 @@ def _sample(state: State) -> Step:
 
 
 def _next_blocks(state: State) -> Iterator[Advance]:
-    """The next blocks of the idle packs, those furthest behind first; none crosses a look."""
+    """The next blocks of the idle packs, those furthest behind first; none crosses a round."""
     works = [place.work for place in state.places.values()]
     taken = {chain for work in works if isinstance(work, Advance) for chain in work.chains}
     received, size = state.received, state.setup.together
+    round_ends = state.setup.schedule.round_ends
     left = set(state.alive).difference(taken)
-    waiting = [(received[c], c) for c in left if received[c] < state.setup.total]
+    waiting = [(received[c], c) for c in left if received[c] < round_ends[-1]]
     heapify(waiting)
     while waiting:
         first, chain = heappop(waiting)
@@ -344,8 +346,7 @@ def _next_blocks(state: State) -> Iterator[Advance]:
         mates = range(chain // size * size, min((chain // size + 1) * size, len(received)))
         pack = tuple(c for c in mates if c not in state.retired)
         taken.update(pack)
-        ends = (state.setup.burn_in + draws for draws in state.setup.gate_rounds)
-        end = min(first + state.block, next(end for end in ends if end > first))
+        end = min(first + state.block, next(end for end in round_ends if end > first))
         yield Advance(pack, first, end - first)
 
 

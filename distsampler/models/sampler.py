@@ -12,13 +12,13 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from distsampler.config import RunConfig, SamplerConfig, looks
+from distsampler.config import RunConfig, SamplerConfig
 from distsampler.errors import ConfigError, unknown_name
 from distsampler.optim import SAMPLERS
 from distsampler.optim.sampler import Sampler
+from distsampler.schedule import Schedule
 
 GIVEN = ("self", "params", "generator")  # what the chain gives, so no option
-_HALF = "half of the first look"
 HEAT = ("gradient_variance", "batch_size")
 TENSORS = {
     "optimize_over": "give boolean masks by parameter name to restrict_to of the run",
@@ -188,24 +188,22 @@ def _check_heat(config: RunConfig, known: dict[str, Any]) -> None:
 
 
 def _check_freeze(config: RunConfig) -> None:
-    """Adaptation must be over when the first draw is kept: while it lasts the law is biased."""
-    given, auto = config.sampler.options.get("freeze_after"), config.burn_in == "auto"
-    # A burn-in that is chosen may take half of what the gate first sees, and no less is sure.
-    burn_in = looks(config)[0] // 2 if config.burn_in == "auto" else config.burn_in
-    steps = burn_in * config.thin
-    if config.adapting == 0 and not (auto and given):
+    """Check that adaptation, which biases draws, is over when the first draw is kept."""
+    given, schedule = config.sampler.options.get("freeze_after"), Schedule.of(config)
+    auto = schedule.burn_in is None
+    # A chosen burn-in may take half of the first gate round, and no less is sure.
+    steps = schedule.provisional_burn_in * config.thin
+    if schedule.adapting == 0 and not (auto and given):
+        first = schedule.gate_rounds[0]
+        got = f"and 'auto' gives it a quarter of the first gate round, {first} draws"
         raise ConfigError(
             f"sampler {config.sampler.name!r} adapts until the end of burn-in: burn_in must be at "
-            + (
-                "least 1 draw, got 0"
-                if not auto
-                else "least 1 draw, and 'auto' gives it a quarter "
-                f"of the first look, at {looks(config)[0]} draws: raise draws or gate.every"
-            )
+            f"least 1 draw, {f'{got}: raise draws or gate.every' if auto else 'got 0'}"
         )
     if isinstance(given, int) and given > steps:
+        limit = "half of the first gate round" if auto else "burn_in"
         raise ConfigError(
-            f"sampler.freeze_after must be at most {_HALF if auto else 'burn_in'} * thin = {steps} "
+            f"sampler.freeze_after must be at most {limit} * thin = {steps} "
             "steps, or draws are kept from a chain that still adapts, and are biased; got "
             f"{given}: lower it, raise {'gate.every' if auto else 'burn_in'}, or leave it out"
         )
@@ -217,13 +215,13 @@ def freeze_after(config: RunConfig) -> int:
     if "freeze_after" not in known:
         return 0
     given = known["freeze_after"]
-    return config.adapting * config.thin if given is None else int(given)
+    return Schedule.of(config).adapting * config.thin if given is None else int(given)
 
 
 def supplied(config: RunConfig, nbeta: float) -> dict[str, Any]:
     """The options that the run gives where the user did not: nbeta, freeze_after, batch_size."""
     known = signature_options(config.sampler)
-    options = {"nbeta": nbeta, "freeze_after": config.adapting * config.thin}
+    options = {"nbeta": nbeta, "freeze_after": Schedule.of(config).adapting * config.thin}
     if known.get("gradient_variance") is not None:
         options["batch_size"] = config.batch_size
     given = config.sampler.options

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from distsampler.errors import StoreError
+from distsampler.schedule import Schedule
 from distsampler.store.files import Files, is_url
 from distsampler.store.lease import EXPIRY_SECONDS, heartbeat
 from distsampler.store.trace import AGAIN, MANIFEST, Trace
@@ -156,7 +157,7 @@ def _entry(root: Files, name: str) -> Entry:
 def _read(trace: Trace, name: str) -> Entry:
     manifest, chains = trace.manifest, trace.chains
     draws = min((trace.committed[chain] for chain in chains), default=0)
-    total = manifest.config.total_draws
+    total = Schedule.of(manifest.config).total
     if manifest.kept is not None:
         total = draws = trace.burn_in + manifest.kept
     found, events = llcs(trace, total), trace.events()

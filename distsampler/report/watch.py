@@ -25,6 +25,7 @@ from distsampler.errors import StoreError
 from distsampler.execution.display import PLAIN_SECONDS, grid, number, pace
 from distsampler.execution.progress import ChainProgress
 from distsampler.report import listing
+from distsampler.schedule import Schedule
 from distsampler.store.files import Files
 from distsampler.store.lease import heartbeat
 from distsampler.store.trace import MANIFEST, Trace
@@ -205,7 +206,7 @@ def table(view: View) -> Group:
 def _with_draws(view: View, trace: Trace, rates: NDArray[np.float64]) -> View:
     """The view, with all that is read from the draws."""
     config, found, losses = trace.manifest.config, listing.llcs(trace), _losses(trace)
-    total = config.total_draws
+    total = Schedule.of(config).total
     if trace.manifest.kept is not None:
         total = trace.burn_in + trace.manifest.kept
     chains = tuple(

@@ -56,6 +56,7 @@ from distsampler.sampling.pilots import (
 )
 from distsampler.sampling.sample import look_of, prepare
 from distsampler.sampling.tuning import REHEARSAL, Tuner
+from distsampler.schedule import Schedule
 from distsampler.store.trace import MANIFEST, as_files
 
 BIAS = 0.005  # of the LLC: what the step may bring, and what minibatches may
@@ -95,7 +96,7 @@ class Calibration:
     @property
     def run_steps(self) -> int:
         """Steps of all chains of the run that is proposed."""
-        return self.config.chains * self.config.total_draws * self.config.thin
+        return self.config.chains * Schedule.of(self.config).total * self.config.thin
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; NaN as None."""

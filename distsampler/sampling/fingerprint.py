@@ -14,6 +14,7 @@ from distsampler.config import RunConfig
 from distsampler.errors import StoreError
 from distsampler.models.replica import ChainSpec
 from distsampler.models.sampler import freeze_after
+from distsampler.schedule import Schedule
 from distsampler.store.files import Files
 from distsampler.store.manifest import Manifest
 from distsampler.store.trace import Trace
@@ -76,10 +77,10 @@ def check_same(files: Files, manifest: Manifest) -> Trace:
 
 def _long_enough(config: RunConfig, stored: Manifest) -> bool:
     """Whether no draw that a run has, or was to have, is left out by a config's budget."""
-    made = stored.config.budget
+    made = Schedule.of(stored.config).budget
     if stored.config.draws == "auto" and stored.kept is not None:
         made = (stored.burn_in or 0) + stored.kept  # the budget of one that has ended is its end
-    return config.budget >= made
+    return Schedule.of(config).budget >= made
 
 
 def _model_digest(model: nn.Module) -> str:

@@ -45,6 +45,7 @@ from distsampler.recipe import Recipe, with_functions
 from distsampler.sampling import packing
 from distsampler.sampling.fingerprint import check_same, fingerprint, versions
 from distsampler.sampling.handle import Running
+from distsampler.schedule import Schedule
 from distsampler.store import trace
 from distsampler.store.events import Ended, Packed
 from distsampler.store.files import Files
@@ -434,10 +435,11 @@ def _manifest(spec: ChainSpec, recipe: dict[str, Any] | None) -> Manifest:
 
 def _judge(found: Trace) -> Callable[[int], Verdict]:
     config = found.manifest.config
+    schedule = Schedule.of(config)
 
     def judge(draws: int) -> Verdict:
-        end = config.first_draws + draws
-        if config.burn_in == "auto":
+        end = schedule.counted_from + draws
+        if schedule.burn_in is None:
             whole = inference_data.between(found, "posterior", 0, end)
             found.choose_burn_in(_burn_in(whole, config))
         groups = inference_data.unread(found, end - found.burn_in)

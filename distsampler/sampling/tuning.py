@@ -27,9 +27,10 @@ from distsampler.sampling.pilots import (
     short,
     with_options,
 )
+from distsampler.schedule import Schedule
 
 STEPS, MOST_STEPS = 10_000, 100_000  # of a chain, burn-in included
-PILOT, REHEARSAL = 41, 136  # draws: just past the looks at steps 400 and 1,350
+PILOT, REHEARSAL = 41, 136  # draws: just past the curvature's looks at steps 400 and 1,350
 ATTEMPTS = 8  # of one candidate
 REHEARSALS = 3
 GROWN, JUMP = 1.3, 1e3  # of kappa: where a pilot is repeated; and how, if it diverged
@@ -138,7 +139,7 @@ class Tuner:
         config = self._config
         if not ({"draws", "burn_in"} & config.model_fields_set):
             return STEPS
-        return config.total_draws * config.thin
+        return Schedule.of(config).total * config.thin
 
     def _choose(self, probe: SamplerConfig) -> SamplerConfig:
         """The candidate of the longest reach within the wanted bias, or the one that was named."""

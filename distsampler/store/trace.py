@@ -16,9 +16,10 @@ import zarr
 from numpy.typing import NDArray
 from zarr.errors import ZarrUserWarning
 
-from distsampler.config import RunConfig, looks
+from distsampler.config import RunConfig
 from distsampler.draws import AtAnchor, DrawBlock, StateFile
 from distsampler.errors import StoreError
+from distsampler.schedule import Schedule
 from distsampler.store import chain_states, events
 from distsampler.store import manifest as manifests
 from distsampler.store.events import EVENTS, Damaged, DeviceChanged, RunEvent
@@ -82,7 +83,7 @@ class Trace:
             root.attrs["config"] = config.model_dump_json()
             burn_in, draws = _sizes(config)
             Draws(root, manifest.variables, burn_in).create(config.chains, draws)
-            WideArrays(files, manifest.wide).create(config.chains, config.total_draws)
+            WideArrays(files, manifest.wide).create(config.chains, Schedule.of(config).total)
             root.create_group("constant_data")
             _make_counts(root, [0] * config.chains)
             manifests.write(files, MANIFEST, manifest)
@@ -107,8 +108,8 @@ class Trace:
         Of a run that chooses: as many as it chose when the gate last looked, or, before it has
         looked, half of what there is.
         """
-        given = self.manifest.config.burn_in
-        if given != "auto":
+        given = Schedule.of(self.manifest.config).burn_in
+        if given is not None:
             return given
         chosen = self.manifest.burn_in
         return self._in_all_chains // 2 if chosen is None else chosen
@@ -307,7 +308,8 @@ class Trace:
             counts = list(self._committed)
             if self.manifest.kept is not None:  # sealed: what lay beyond was cut off
                 counts = self._counts_to(self.burn_in + self.manifest.kept)
-            if self.manifest.kept is not None or config.budget != self.manifest.config.budget:
+            budgets = {Schedule.of(each).budget for each in (config, self.manifest.config)}
+            if self.manifest.kept is not None or len(budgets) > 1:
                 self._make_room(config)
                 self._root.attrs["config"] = config.model_dump_json()
             intact = self._intact(counts)
@@ -332,7 +334,7 @@ class Trace:
         )
         burn_in, draws = _sizes(config)
         self._writing(lambda: self._draws.resize(draws, burn_in))
-        self._writing(lambda: self.wide.resize(config.total_draws))
+        self._writing(lambda: self.wide.resize(Schedule.of(config).total))
 
     def record_device(self, device: str) -> None:
         """Notes the device that the chains run on; a run stays on one type.
@@ -368,7 +370,7 @@ class Trace:
             self._update(**ending)
             return
         burn_in, chosen = self.burn_in, None
-        if self.manifest.config.burn_in == "auto":
+        if Schedule.of(self.manifest.config).burn_in is None:
             chosen, kept = burn_in, kept - burn_in
             self._writing(lambda: self._draws.split(burn_in, kept))
         self._update(**ending, kept=kept, burn_in=chosen)
@@ -391,8 +393,7 @@ class Trace:
         self._draws.write(blocks)
         self._count(counts)
         self._update(n_committed=tuple(counts))
-        config = self.manifest.config
-        ends = [0, *(config.first_draws + look for look in looks(config))]
+        ends = (0, *Schedule.of(self.manifest.config).round_ends)
         for chain, block in newest.items():
             boundary = max(end for end in ends if end <= block.end)
             chain_states.forget(self.files, chain, block.end, boundary)
@@ -414,8 +415,6 @@ class Trace:
         before = self.manifest
         if before.kept is not None and before.burn_in is not None:
             self._draws.join(before.burn_in, before.kept, burn_in)
-        elif config.burn_in == "auto":
-            self._draws.resize(0, burn_in)
         else:
             self._draws.resize(draws, burn_in)
 
@@ -515,9 +514,10 @@ def _sizes(config: RunConfig) -> tuple[int, int]:
 
     A burn-in that is yet to be chosen may be any: all draws are warm-up until it is written out.
     """
-    if config.burn_in == "auto":
-        return config.budget, 0
-    return config.burn_in, config.budget
+    schedule = Schedule.of(config)
+    if schedule.burn_in is None:
+        return schedule.budget, 0
+    return schedule.burn_in, schedule.budget
 
 
 def _wants_more(config: RunConfig, before: RunConfig) -> bool:

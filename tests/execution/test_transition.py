@@ -48,13 +48,10 @@ from distsampler.execution.run_state import (
     Submit,
 )
 from distsampler.execution.transition import BUDGETS, begin, transition
+from distsampler.schedule import Schedule
 
 SETUP = RunSetup(
-    burn_in=10,
-    gate_rounds=(30, 45),
-    min_chains=2,
-    block=8,
-    parts=(Part(0, 0, "probe"), Part(0, 1024)),
+    Schedule(10, (30, 45)), min_chains=2, block=8, parts=(Part(0, 0, "probe"), Part(0, 1024))
 )
 
 
@@ -525,7 +522,7 @@ def test_thousands_of_places_that_wait_get_their_blocks_in_one_go() -> None:
 
 
 def test_blocks_are_sized_by_time() -> None:
-    play = Play(replace(SETUP, block=None, gate_rounds=(10_000,)), places=1, chains=2)
+    play = Play(replace(SETUP, block=None, schedule=Schedule(10, (10_000,))), places=1, chains=2)
     play.start()
     for _ in range(12):
         work = play.state.busy[0]
@@ -654,7 +651,7 @@ def check(state: State) -> None:
     works = [work for work in state.busy.values() if isinstance(work, Advance)]
     chains = [chain for work in works for chain in work.chains]
     assert len(chains) == len(set(chains))
-    assert all(received <= state.setup.total for received in state.received)
+    assert all(received <= state.setup.schedule.total for received in state.received)
     for place in state.places.values():
         assert all(n <= BUDGETS[kind] for kind, n in place.losses.items()) or state.over
     if state.phase is Phase.FINISHED:
@@ -680,7 +677,7 @@ def finish(play: Play) -> None:
     if play.state.phase is Phase.FINISHED and not play.state.interrupted:
         assert play.state.kept is not None
         alive = [end for chain, end in enumerate(play.ends) if chain not in play.state.retired]
-        assert min(alive) >= play.state.setup.burn_in + play.state.kept
+        assert min(alive) >= play.state.setup.schedule.counted_from + play.state.kept
 
 
 @pytest.mark.parametrize("phase", [Phase.FINISHED, Phase.FAILED])

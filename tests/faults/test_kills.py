@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import distsampler as ds
+from distsampler.schedule import Schedule
 from tests.assertions import assert_same
 from tests.faults import job
 from tests.faults.job import DriverProcess, actors, committed, events, until
@@ -70,7 +71,7 @@ def assert_nothing_lost(store: Path, undisturbed: ds.Run) -> ds.Run:
         [run._trace.read(f"{g}sample_stats", "step") for g in ("warmup_", "")], 1
     )
     assert (np.diff(steps, axis=1) == run.manifest.config.thin).all()
-    assert steps.shape == (job.CHAINS, run.manifest.config.total_draws)
+    assert steps.shape == (job.CHAINS, Schedule.of(run.manifest.config).total)
     assert_same(run, undisturbed)
     assert run.llc("ignore") == undisturbed.llc("ignore")
     return run

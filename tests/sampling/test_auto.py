@@ -134,13 +134,13 @@ def test_a_burn_in_by_number_goes_with_draws_until_converged(tmp_path: Path) -> 
 def test_what_adapts_stops_inside_the_first_look_and_is_burn_in(tmp_path: Path) -> None:
     adaptive = ds.SamplerConfig(name="rmsprop_sgld", lr=1e-3, localization=10.0)
     run = sample(tmp_path / "run", sampler=adaptive, thin=2)
-    assert run.burn_in >= 25  # a quarter of the first look
+    assert run.burn_in >= 25  # a quarter of the first gate round
     assert run.manifest.burn_in <= (run.burn_in + run._trace.kept) // 2
     other = EASY.model_copy(update={"every": 200})
     with pytest.raises(StoreError, match=r"sampler\.freeze_after: stored '50', now '100'"):
         sample(tmp_path / "run", sampler=adaptive, thin=2, gate=other, resume="auto")
     late = ds.SamplerConfig(name="rmsprop_sgld", lr=1e-3, localization=10.0, freeze_after=101)
-    with pytest.raises(ConfigError, match=r"half of the first look \* thin = 100 steps"):
+    with pytest.raises(ConfigError, match=r"half of the first gate round \* thin = 100 steps"):
         sample(tmp_path / "other", sampler=late, thin=2)
 
 
