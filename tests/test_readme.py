@@ -1,21 +1,20 @@
 """What the README and the guide say is run here."""
 
 import re
+import subprocess
+import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import typer
 import yaml
 from torch import nn
 
 import distsampler as ds
 from distsampler import recipe
-from distsampler.cli import app
 from distsampler.sweeps import recipe as sweep_recipe
-from scripts.command_lines import commands, understand
 from tests.chains.test_sampler_trial import both
 from tests.execution.test_pools import assert_same
 from tests.problems import config, regression, squared_error
@@ -129,14 +128,17 @@ def test_the_loggers_of_the_readme_get_each_number() -> None:
     assert said == [(7, {"provisional/llc": 3.0})] * 3
 
 
-def test_the_command_lines_of_the_readme_are_understood() -> None:
-    lines = [line for page in PAGES for line in commands(page, ("distsampler",))]
-    assert len(lines) >= 12
-    group = typer.main.get_command(app)
-    for _, *words in lines:
-        understand(group, words)
-    with pytest.raises(Exception, match=r"[Nn]o such option"):
-        understand(group, [*words, "--no-such-option"])
+def test_the_command_lines_of_the_readme_are_understood(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "scripts.cluster.command_lines"]
+    done = subprocess.run([*command, *PAGES], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    count, lines = map(int, re.findall(r"\d+", done.stdout))
+    assert count == lines >= 12
+    wrong = tmp_path / "wrong.md"
+    wrong.write_text("    distsampler llc runs/one --no-such-option\n")
+    done = subprocess.run([*command, wrong], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 1
+    assert "no such option" in done.stderr.lower()
 
 
 def test_files_that_the_readme_names_exist() -> None:
@@ -146,7 +148,7 @@ def test_files_that_the_readme_names_exist() -> None:
 
 def test_the_demos_config_is_one() -> None:
     found = recipe.load(
-        ROOT / "scripts/mnist.yaml",
+        ROOT / "scripts/examples/mnist.yaml",
         ["model=tests.user_code:model", "data=tests.user_code:data", "loss=tests.user_code:loss"],
     ).config
     assert found.chains == 4

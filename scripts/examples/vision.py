@@ -9,19 +9,14 @@ an LLC may be negative: the weights are no minimum then, and chains find lower l
 """
 
 import argparse
-import sys
 from pathlib import Path
 
+import curves
+import mnist  # the network, digits and loss of the demo
 import torch
 from torch import nn
 
 import distsampler as ds
-
-sys.path.append(
-    str(Path(__file__).parents[1])
-)  # mnist.py: the network, digits and loss of the demo
-import curves
-import mnist
 
 STEPS = 6_000
 CHECKPOINTS = Path("runs/vision-checkpoints")

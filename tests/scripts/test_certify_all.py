@@ -1,169 +1,20 @@
-"""The table of bars judges as it says: each bar can be met, and each can be missed."""
+"""scripts/certify-all as it is run."""
 
-import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
-import pytest
-
-
-@pytest.fixture(scope="module")
-def scripts() -> Iterator[None]:
-    folder = str(Path(__file__).parents[2] / "scripts")
-    sys.path.insert(0, folder)
-    yield
-    sys.path.remove(folder)
-
-
-@pytest.fixture(scope="module")
-def bars(scripts: None) -> ModuleType:
-    return import_module("certify_bars")
-
-
-@pytest.fixture(scope="module")
-def main(scripts: None) -> ModuleType:
-    return import_module("certify_all")
-
-
-def made(count: int, **fields: Any) -> list[dict[str, Any]]:
-    row = {
-        "case": "a", "sampler": "sgld", "share": 0.1, "exact": 10.0, "expected": 11.0,
-        "coefficient": 10.2, "estimate": 10.0, "z": 0.5, "verdict": "CONVERGED", "covered": True,
-        "gradients": 100, "nan_runs": 0, "discretisation": 0.06, "heat": 0.05, "factor": 1.0,
-        "how": "calibrated", "codimension": 20, "same": True, "killed": 1, "lost": 1,
-    } | fields  # fmt: skip
-    return [dict(row) for _ in range(count)]
-
-
-def spread(count: int, **fields: Any) -> list[dict[str, Any]]:
-    """With z as they are by chance: 95 of a hundred below 2."""
-    rows = made(count, **fields)
-    for i, row in enumerate(rows):
-        row["z"] = 2.5 if i % 20 == 0 else 0.5
-    return rows
-
-
-BETTER = {
-    "quadratic": lambda: spread(160, estimate=10.0, discretisation=0.06, heat=0.04),
-    "crossing": lambda: made(10),
-    "reduced rank": lambda: made(10),
-    "nets 1K": lambda: [row for how in ("calibrated", "cooler", "published", "auto")
-                        for row in made(30, how=how)],
-    "nets 10K": lambda: [row for how in ("calibrated", "cooler", "published", "auto")
-                         for row in made(10, how=how)],
-    "rescaling": lambda: made(10) + made(1, factor=1e4, estimate=7.0, verdict="NOT_CONVERGED"),
-    "dead weights": lambda: made(10, case="a, 1000 dead weights"),
-    "honesty": lambda: made(100) + made(100, estimate=8.0, verdict="NOT_CONVERGED"),
-    "coverage": lambda: made(380) + made(21, covered=False),
-    "pools": lambda: made(3),
-}  # fmt: skip
-WORSE = {
-    "quadratic": [made(160), spread(160, z=5.0, heat=0.0), spread(160, heat=0.0)],
-    "crossing": [made(10, estimate=10.4), made(9) + made(1, estimate=None)],
-    "reduced rank": [made(10, estimate=9.6), made(10, coefficient=12.0)],
-    "nets 1K": [
-        made(30, estimate=10.2),
-        made(27) + made(3, estimate=12.0),
-        made(30, nan_runs=1),
-        made(30, coefficient=11.0),
-        made(29) + made(1, estimate=10.4),
-        made(30, how="auto", verdict="UNDETERMINED"),
-    ],
-    "nets 10K": [made(10, estimate=10.3)],
-    "rescaling": [made(10, estimate=10.2), made(1, factor=1e4, estimate=7.0)],
-    "dead weights": [made(10, case="dead", z=3.5), made(10, case="dead", verdict="NOT_CONVERGED")],
-    "honesty": [made(100) + made(100, estimate=8.0)],
-    "coverage": [made(400), made(300), made(420, verdict="UNDETERMINED"),
-                 made(360) + made(40, covered=False)],
-    "pools": [made(3, same=False), made(3, killed=0)],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("bar", BETTER)
-def test_a_bar_that_is_reached_is_met(bars: ModuleType, bar: str) -> None:
-    found = {name: rows() for name, rows in BETTER.items()}
-    lines = list(bars.JUDGES[bar](found[bar]))
-    assert any(line.met for line in lines)
-    assert not [line for line in lines if line.met is False], lines
-    assert all(line.reached for line in lines)
-
-
-MISSED = [(bar, i) for bar, cases in WORSE.items() for i in range(len(cases))]
-
-
-@pytest.mark.parametrize(("bar", "number"), MISSED)
-def test_a_bar_that_is_not_reached_is_missed(bars: ModuleType, bar: str, number: int) -> None:
-    assert any(line.met is False for line in bars.JUDGES[bar](WORSE[bar][number]))
-
-
-def test_the_summary_is_markdown_and_met_only_if_all_is_there(bars: ModuleType) -> None:
-    found = {name: rows() for name, rows in BETTER.items()}
-    text, met = bars.summary(found)
-    assert met, text
-    table = text.split("\n\n")[0].splitlines()
-    assert len({line.count("|") for line in table}) == 1
-    assert "met" in table[2]
-    text, met = bars.summary({**found, "pools": []})
-    assert not met
-    assert "not run" in text
-    assert not bars.summary({**found, "pools": WORSE["pools"][0]})[1]
-
-
-def test_parts_are_all_jobs_once_and_every_bar_has_some(main: ModuleType) -> None:
-    whole = [(job.bar, job.name) for job in main.chosen("1/1", None)]
-    parts = [(job.bar, job.name) for i in (1, 2, 3) for job in main.chosen(f"{i}/3", None)]
-    assert len(set(whole)) == len(whole)
-    assert sorted(parts) == sorted(whole)
-    assert {bar for bar, _ in whole} == set(main.BARS)
-    with pytest.raises(SystemExit, match="i/k"):
-        main.chosen("3/2", None)
-
-
-def test_jobs_that_are_done_are_not_done_again(main: ModuleType, tmp_path: Path) -> None:
-    from certify_rows import Job
-
-    calls: list[str] = []
-
-    def make(truths: object) -> list[dict[str, Any]]:
-        calls.append("made")
-        return made(1)
-
-    job = Job("pools", "one", 1.0, make)
-    main.run([job], tmp_path)
-    main.run([job], tmp_path)
-    assert calls == ["made"]
-    assert main.read(tmp_path)["pools"] == made(1)
-    assert json.loads(main.path_of(tmp_path, job).read_text())["seconds"] >= 0
-
-
-def test_a_job_that_another_process_is_at_is_left_to_it(main: ModuleType, tmp_path: Path) -> None:
-    from certify_rows import Job
-
-    def make(truths: object) -> list[dict[str, Any]]:
-        main.run([job], tmp_path)  # meanwhile another comes by
-        assert not main.path_of(tmp_path, job).exists()
-        return made(1)
-
-    job = Job("pools", "one", 1.0, make)
-    main.run([job], tmp_path)
-    assert main.read(tmp_path)["pools"] == made(1)
+ROOT = Path(__file__).parents[2]
 
 
 def test_several_processes_share_the_jobs_and_one_command_prints_the_table(tmp_path: Path) -> None:
-    root = Path(__file__).parents[2]
-    command = [sys.executable, str(root / "scripts" / "certify_all.py"), "--only", "honesty"]
+    command = [sys.executable, "-m", "scripts.certificate.certify_all", "--only", "honesty"]
     command += ["--part", "1/100", "--out", str(tmp_path)]
-    path = os.pathsep.join([str(root), str(root / "scripts")])
     ended = subprocess.run(
         [*command, "--jobs", "2"], capture_output=True, text=True, check=False,
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     done = re.findall(r"(\d+)/2  honesty", ended.stderr)
     assert sorted(done) == ["1", "2"], ended.stderr
@@ -171,26 +22,3 @@ def test_several_processes_share_the_jobs_and_one_command_prints_the_table(tmp_p
     assert "not done" not in ended.stderr
     assert "not run" in ended.stdout
     assert ended.stdout.count("| case | bar |") == 1, ended.stdout
-
-
-def test_truths_are_found_once(main: ModuleType, tmp_path: Path) -> None:
-    from certify_rows import Truths
-
-    from distsampler import truth
-
-    net = truth.unit_network((2, 2), 1).known(truth.Known(2.0, 0.1, "here"))
-    truths = Truths(tmp_path, main.write)
-    truths.of(net)
-    assert truths.of(net.known(truth.Known(3.0))).exact == (2.0, 0.1, "here")
-    tighter = truth.unit_network((2, 2), 1, gamma=5.0).known(truth.Known(1.5))
-    assert truths.of(tighter).exact.mean == 1.5  # of another posterior, though of equal name
-
-
-def test_a_net_that_is_off_is_named_with_what_a_chain_finds_near_its_start(
-    bars: ModuleType,
-) -> None:
-    rows = made(2) + made(1, case="1K net 28", estimate=11.5, codimension=23)
-    text, _ = bars.summary({"nets 1K": rows})
-    (note,) = [line for line in text.splitlines() if "has not left" in line]
-    assert "1K net 28 +15.0% (11.5 against 10.0)" in note
-    assert "has not left" not in bars.summary({"nets 1K": made(3)})[0]

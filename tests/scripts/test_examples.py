@@ -1,12 +1,12 @@
 """The examples run from end to end, in a reduced size, and show what they are there to show."""
 
-import importlib
 import math
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ import torch
 import xarray as xr
 
 import distsampler as ds
+from distsampler.recipe import find_callable
 from tests.conftest import RAY_ENVIRONMENT
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +32,7 @@ def python(*words: object, cwd: Path) -> str:
         env={
             **os.environ,
             **RAY_ENVIRONMENT,
-            "PYTHONPATH": os.pathsep.join(sys.path),
+            "PYTHONPATH": str(ROOT),
             "RAY_ADDRESS": "local",
         },
         timeout=840,
@@ -144,11 +145,11 @@ def test_plain_arviz_reads_what_a_run_from_python_has_left(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_heads_mask_holds_all_that_reaches_its_output_and_nothing_of_other_heads(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    language = importlib.import_module("language")
+def test_a_heads_mask_holds_all_that_reaches_its_output_and_nothing_of_other_heads() -> None:
+    names = ("gpt", "heads", "loss", "text")
+    language = SimpleNamespace(
+        **{name: find_callable("model", f"language.py:{name}", EXAMPLES) for name in names}
+    )
     masks = language.heads(language.gpt())
     assert list(masks) == ["head0.0", "head0.1", "head1.0", "head1.1"]
     sequences = language.text("test")[:4]

@@ -1,25 +1,23 @@
 """The demo's user code: real digits, a seeded network, a per-example loss, a minimum."""
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from distsampler.recipe import find_callable
+
 
 @pytest.fixture(scope="module")
-def mnist() -> ModuleType:
-    path = Path(__file__).parents[2] / "scripts/mnist.py"
-    spec = importlib.util.spec_from_file_location("mnist", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def mnist() -> SimpleNamespace:
+    """The callables as a config file finds them."""
+    folder = Path(__file__).parents[2] / "scripts/examples"
+    names = ("accuracy", "data", "gradient_norm", "loss", "network", "trained_network")
+    return SimpleNamespace(**{n: find_callable("model", f"mnist.py:{n}", folder) for n in names})
 
 
-def test_the_digits_are_split_into_4000_and_1000_that_share_none(mnist: ModuleType) -> None:
+def test_the_digits_are_split_into_4000_and_1000_that_share_none(mnist: SimpleNamespace) -> None:
     images, targets = mnist.data("train")
     held_out, held_out_targets = mnist.data("test")
     assert images.shape == (4000, 1, 28, 28)
@@ -34,7 +32,7 @@ def test_the_digits_are_split_into_4000_and_1000_that_share_none(mnist: ModuleTy
 
 
 def test_the_network_is_a_function_of_the_seed_and_leaves_the_global_generator(
-    mnist: ModuleType,
+    mnist: SimpleNamespace,
 ) -> None:
     before = torch.random.get_rng_state()
     one, same, other = (mnist.network(seed)[0].weight for seed in (3, 3, 4))
@@ -44,7 +42,7 @@ def test_the_network_is_a_function_of_the_seed_and_leaves_the_global_generator(
     assert sum(p.numel() for p in mnist.network().parameters()) == 5702
 
 
-def test_the_loss_is_one_value_per_example(mnist: ModuleType) -> None:
+def test_the_loss_is_one_value_per_example(mnist: SimpleNamespace) -> None:
     images, targets = mnist.data("test")
     model = mnist.network()
     losses = mnist.loss(model, (images[:7], targets[:7]))
@@ -53,7 +51,9 @@ def test_the_loss_is_one_value_per_example(mnist: ModuleType) -> None:
 
 
 @pytest.mark.slow
-def test_training_finds_a_minimum_and_keeps_the_threads(mnist: ModuleType, tmp_path: Path) -> None:
+def test_training_finds_a_minimum_and_keeps_the_threads(
+    mnist: SimpleNamespace, tmp_path: Path
+) -> None:
     threads = torch.get_num_threads()
     weights = tmp_path / "weights.pt"
     model = mnist.trained_network(weights)

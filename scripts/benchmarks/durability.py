@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_chain import log, machine
-from bench_workloads import WORKLOADS
 
 import distsampler as ds
 from distsampler.chains.observables import variables
@@ -26,8 +24,10 @@ from distsampler.sampling.sample import prepare
 from distsampler.store.files import Files
 from distsampler.store.manifest import Manifest
 from distsampler.store.trace import Trace
+from scripts.benchmarks.machine import heading, log, machine
+from scripts.benchmarks.workloads import WORKLOADS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STORES = {"memory": "in memory", "disk": "on the disk", "fsync": "on the disk, fsync=True"}
 WORKLOAD, CHAINS, BLOCK_SECONDS = WORKLOADS["mlp"], 2, 2.0
 GOAL = 0.03  # of run time, at most
@@ -177,8 +177,7 @@ def main() -> None:
     if options.json:
         print(json.dumps(found))
         return
-    about = found["machine"]
-    print(f"{about['date']}  {about['cpu']}, {about['cores']} cores, load {about['load']:.1f}")
+    print(heading(found["machine"]))
     print(f"1 thread; {options.rounds} rounds; medians (quartiles)")
     print(table(found))
 

@@ -106,7 +106,7 @@ class Network:
     """
 
     def __init__(self, batch: int) -> None:
-        import mnist
+        from scripts.examples import mnist
 
         self.batch, self.loss = batch, mnist.loss
         self.model = mnist.trained_network()

@@ -16,7 +16,8 @@ from multiprocessing.synchronize import Barrier
 from typing import Any
 
 import torch
-from bench_workloads import SEED, WORKLOADS, Workload
+
+from scripts.benchmarks.workloads import SEED, WORKLOADS, Workload
 
 THIN, CHAINS, CORES = 10, 4, 2
 POLL = 0.005  # seconds between two looks at a run's progress

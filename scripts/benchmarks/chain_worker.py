@@ -1,4 +1,4 @@
-"""One contestant in a process of its own: `bench_worker.py WORKLOAD CONTESTANT`.
+"""One contestant of scripts/bench chain in a process of its own: `WORKLOAD CONTESTANT`.
 
 It says hello with its first loss, then answers every line `go SECONDS` with a line of JSON: the
 steps it made, and how long they took. It ends when its input does. Other packages are imported by
@@ -14,7 +14,8 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from bench_workloads import SEED, WORKLOADS, Workload
+
+from scripts.benchmarks.workloads import SEED, WORKLOADS, Workload
 
 WARM_UP = 200  # steps; a multiple of every thin
 

@@ -158,7 +158,7 @@ def main() -> None:
             flush=True,
         )
     print(table(errors))
-    draw(errors, Path(__file__).with_name("figures") / "step-size.png")
+    draw(errors, Path(__file__).with_name("step-size.png"))
 
 
 if __name__ == "__main__":

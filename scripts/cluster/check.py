@@ -16,14 +16,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import click
 import jsonschema
-import typer
 import yaml
 
-from scripts.command_lines import commands, understand
+from scripts.cluster import command_lines
+from scripts.cluster.command_lines import commands
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RAY_UP, RAYJOB, SLURM = "ray-cluster.yaml", "kuberay-rayjob.yaml", "slurm.sbatch"
 DOCKERFILE, README = "Dockerfile", "README.md"
 FILES = (DOCKERFILE, README, RAYJOB, RAY_UP, SLURM)
@@ -104,7 +103,7 @@ def ray_up_keeps_head_and_token(folder: Path) -> Mistakes:
 
 def rayjob_fits_schema(folder: Path) -> Mistakes:
     """Only known fields, the apiVersion, a token, autoscaling from nothing, retries."""
-    schemas = yaml.safe_load((ROOT / "scripts/kuberay-schema.yaml").read_text())
+    schemas = yaml.safe_load(Path(__file__).with_name("kuberay-schema.yaml").read_text())
     documents = _documents(folder / RAYJOB)
     kinds = [str(document.get("kind")) for document in documents]
     if sorted(kinds) != ["PersistentVolumeClaim", "RayJob"]:
@@ -152,20 +151,10 @@ def slurm_script_is_sound(folder: Path) -> Mistakes:
 
 def commands_are_understood(folder: Path) -> Mistakes:
     """Every command line of distsampler and of Ray, parsed by the program itself."""
-    from ray.scripts.scripts import cli as ray
-
-    from distsampler.cli import app
-
-    groups: dict[str, Any] = {"distsampler": typer.main.get_command(app), "ray": ray}
     for name in FILES:
-        for program, *words in commands(folder / name, tuple(groups)):
-            try:
-                understand(groups[program], words)
-            except click.exceptions.Exit:
-                yield f"{name}: {program} {shlex.join(words)!r} does nothing"
-            except Exception as error:  # click's own or typer's copy of it
-                reason = getattr(error, "message", "") or error
-                yield f"{name}: {program} {shlex.join(words)}: {reason}"
+        for line, reason in command_lines.check(folder / name):
+            if reason:
+                yield f"{name}: {line}: {reason}"
 
 
 def runs_resume(folder: Path) -> Mistakes:

@@ -15,14 +15,14 @@ from unittest import mock
 
 import numpy as np
 import torch
-from bench_chain import log, machine
 from torch import Tensor, nn
 
 import distsampler as ds
 from distsampler.chains import hop
 from distsampler.truth import networks
+from scripts.benchmarks.machine import log, machine
 
-FIGURE = Path(__file__).parent / "figures" / "hop.png"
+FIGURE = Path(__file__).parents[1] / "figures/hop.png"
 REPLICAS, SHARDS = 16, (1, 4, 16, 32)
 NEVER = 10**9
 Z = 3.0

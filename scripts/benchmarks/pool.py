@@ -16,8 +16,10 @@ import sys
 from typing import Any
 
 import numpy as np
-from bench_chain import PEER, Worker, log, machine, peer_python, ratio
-from bench_workloads import WORKLOADS
+
+from scripts.benchmarks.machine import heading, log, machine
+from scripts.benchmarks.race import PEER, Contestant, peer_python, quartiles, rotated
+from scripts.benchmarks.workloads import WORKLOADS
 
 WHOLE = {
     "packed": "2 actors, 2 chains packed in each",
@@ -45,11 +47,10 @@ def turns(workload: str, pythons: dict[str, str], seconds: float, rounds: int) -
     with contextlib.ExitStack() as stack:
         workers = {}
         for name, python in pythons.items():
-            workers[name] = Worker(python, workload, name, "bench_pool_worker.py")
+            workers[name] = Contestant(python, "pool_worker", workload, name)
             stack.callback(workers[name].close)
         for turn in range(rounds):
-            cut = turn % len(workers)
-            for name in [*workers][cut:] + [*workers][:cut]:
+            for name in rotated([*workers], turn):
                 found[name].append(workers[name].go(seconds))
             log(f"{workload}: {', '.join(pythons)}: round {turn + 1} of {rounds}")
         return {"parameters": workers[next(iter(workers))].hello["parameters"], "rounds": found}
@@ -111,7 +112,7 @@ def table(result: dict[str, Any], missing: str, goal: float) -> str:
     for name, title in WHOLE.items():
         row = result["whole"].get(name)
         lines.append(
-            f"{title:37}{row['steps_per_second']:8.0f}  {ratio(row['ratio'])}" if row
+            f"{title:37}{row['steps_per_second']:8.0f}  {quartiles(row['ratio'])}" if row
             else f"{title:37}  NOT MEASURED: {missing}"
         )  # fmt: skip
     ours = [result["whole"][name]["ratio"] for name in ("packed", "unpacked")]
@@ -120,7 +121,7 @@ def table(result: dict[str, Any], missing: str, goal: float) -> str:
     lines.append(f"{'2 chains, their pace':37}{'steps/s':>8}  2 actors are of it")
     for name, title in PACE.items():
         line = f"{title:37}{result['pace'][name]:8.0f}"
-        lines.append(line + f"  {ratio(result['two_over'].get(name))}" * (name != "two"))
+        lines.append(line + f"  {quartiles(result['two_over'].get(name))}" * (name != "two"))
     for name, least in GOALS_OF_TWO.items():
         met = told(result["two_over"][name][1] >= least)
         lines.append(f"goal: 2 actors at least {least:g} x {PACE[name]}: {met}")
@@ -134,7 +135,7 @@ def told(met: bool) -> str:
 def first_table(found: dict[str, Any]) -> str:
     """The way to the first draw as text."""
     lines = ["\nMLP, 2 chains on 2 actors of a local Ray that runs: seconds from the call"]
-    lines += [f"  {PHASES[name]:22}{ratio(row)}" for name, row in found.items()]
+    lines += [f"  {PHASES[name]:22}{quartiles(row)}" for name, row in found.items()]
     met = told(found["seconds"][1] <= FIRST_DRAW)
     return "\n".join([*lines, f"goal: first draw within {FIRST_DRAW:g} s: {met}"])
 
@@ -164,8 +165,7 @@ def main() -> None:
     if options.json:
         print(json.dumps(found))
         return
-    about = found["machine"]
-    print(f"{about['date']}  {about['cpu']}, {about['cores']} cores, load {about['load']:.1f}")
+    print(heading(found["machine"]))
     print(f"1 thread a process; {options.rounds} rounds: whole runs of {options.seconds:g} s, "
           f"paces of {options.pace:g} s; medians (quartiles)")  # fmt: skip
     for name, result in found["workloads"].items():

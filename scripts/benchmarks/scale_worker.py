@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_durability import Watch
-from bench_workloads import EXAMPLES, SEED, WORKLOADS
 from torch import nn
 
 import distsampler as ds
@@ -29,6 +27,8 @@ from distsampler.sampling.sample import prepare
 from distsampler.store.files import Files
 from distsampler.store.manifest import Manifest
 from distsampler.store.trace import Trace
+from scripts.benchmarks.durability import Watch
+from scripts.benchmarks.workloads import EXAMPLES, SEED, WORKLOADS
 
 LINEAR, WIDTH = WORKLOADS["linear"], 1_000
 STATE_BYTES, BLOCK = 24_000, 1_024

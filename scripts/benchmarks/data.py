@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_chain import log, machine
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import distsampler as ds
+from scripts.benchmarks.machine import heading, log, machine
 
 ACTORS, WIDTH, GOAL = 4, 256, 30.0  # MB above base, at most
 SHARDS = 10
@@ -155,8 +155,7 @@ def main() -> None:
     if options.json:
         print(json.dumps(found))
         return
-    about = found["machine"]
-    print(f"{about['date']}  {about['cpu']}, {about['cores']} cores, load {about['load']:.1f}")
+    print(heading(found["machine"]))
     print(table(found))
 
 

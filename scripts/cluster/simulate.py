@@ -12,8 +12,8 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from bench_chain import machine
-from simulated_cluster import Cluster, Costs, simulate
+from scripts.benchmarks.machine import machine
+from scripts.cluster.simulation import Cluster, Costs, simulate
 
 COSTS = Costs(
     start=1.75,
@@ -82,16 +82,16 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()
     if options.measure:
-        import cluster_costs
+        from scripts.cluster import costs as measured
 
-        print(json.dumps({"machine": machine(), "costs": asdict(cluster_costs.measure())}))
+        print(json.dumps({"machine": machine(), "costs": asdict(measured.measure())}))
         return
     costs = Costs(**json.load(options.costs)["costs"]) if options.costs else COSTS
     found: dict[str, Any] = {"machine": machine(), "costs": asdict(costs)}
     if options.check is not None:
-        import cluster_costs
+        from scripts.cluster import costs as measured
 
-        found["check"] = cluster_costs.check(
+        found["check"] = measured.check(
             options.check or [1, 2, 4, 8], costs, options.seconds or REAL_SECONDS
         )
     else:

@@ -20,11 +20,11 @@ from statistics import median
 from typing import Any
 from unittest import mock
 
-import heat_table
 import torch
 from torch import Tensor, nn
 
 from distsampler.optim import MALA, SAMPLERS, SGLD, Sampler
+from scripts.benchmarks import heat
 from tests.statistical import test_optim_laws as optim_laws
 from tests.statistical.test_optim_laws import GAMMA, KAPPAS, LAM, LEVELS, NBETA, Case
 from tests.targets import CorrelatedGaussian, parameter
@@ -332,7 +332,7 @@ def memory_child() -> None:
 
 def memory_of_a_large_model() -> dict[str, float]:
     """As memory_child, in a process of its own."""
-    command = [sys.executable, __file__, "--memory-child"]
+    command = [sys.executable, "-m", "scripts.benchmarks.samplers", "--memory-child"]
     found: dict[str, float] = json.loads(subprocess.check_output(command, text=True))
     return found
 
@@ -369,7 +369,7 @@ def print_tables(found: dict[str, Any]) -> None:
         f"\nSGLD on {size / 4:.0f} million parameters ({size:.0f} MB) takes {extra:.0f} MB beyond "
         f"parameters and gradients: {extra - size:+.0f} MB and a copy, w* (goal +64)\n"
     )
-    print(heat_table.markdown(found["heat"]))
+    print(heat.markdown(found["heat"]))
 
 
 def measure(quick: bool) -> dict[str, Any]:
@@ -390,7 +390,7 @@ def measure(quick: bool) -> dict[str, Any]:
         "samplers": rows,
         "step_alone": alone,
         "large_model": memory_of_a_large_model(),
-        "heat": heat_table.quadratic_cells(10 if quick else 40),
+        "heat": heat.quadratic_cells(10 if quick else 40),
     }
 
 

@@ -18,8 +18,6 @@ from unittest import mock
 import numpy as np
 import ray
 import torch
-from bench_scale_worker import block, empty
-from simulated_cluster import Cluster, Costs, simulate
 from torch import nn
 
 import distsampler as ds
@@ -32,6 +30,8 @@ from distsampler.execution.ray_pool import RayPool
 from distsampler.models.replica import ChainSpec
 from distsampler.sampling.sample import prepare
 from distsampler.store.trace import Trace
+from scripts.benchmarks.scale_worker import block, empty
+from scripts.cluster.simulation import Cluster, Costs, simulate
 
 CALLS, STEP, BATCH = 30, 0.02, 16
 SIZES = (50, 400)  # chains of the commits, snapshots and calls that are compared

@@ -1,18 +1,25 @@
-"""The command lines that a file holds, and whether the program that one calls understands it."""
+"""The command lines that files hold, each parsed by the program that it calls, without running it.
 
+python -m scripts.cluster.command_lines FILE... prints how many are understood, and which are not.
+"""
+
+import argparse
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
+import typer
 import yaml
 
 OPERATORS = frozenset(";&|()<>")
 
 
 def commands(path: Path, programs: tuple[str, ...], name: str = "") -> Iterator[list[str]]:
-    """The command lines in a file that call one of some programs, from the program on."""
+    """Yield the command lines in a file that call one of some programs, from the program on."""
     for line in _lines(path):
         for words in _simple_commands(line):
             for i, word in enumerate(words[:-1]):
@@ -22,7 +29,7 @@ def commands(path: Path, programs: tuple[str, ...], name: str = "") -> Iterator[
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """What a file gives to a shell."""
+    """Yield what a file gives to a shell."""
     text = path.read_text()
     if path.suffix == ".yaml":
         uncommented = re.sub(r"^#gcp ", "", text, flags=re.MULTILINE)
@@ -47,7 +54,7 @@ def _strings(value: object) -> Iterator[str]:
 
 
 def _simple_commands(line: str) -> Iterator[list[str]]:
-    """The commands of a line, and those that are quoted in it."""
+    """Yield the commands of a line, and those that are quoted in it."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars="".join(OPERATORS))
     lexer.whitespace_split = True
     words: list[str] = []
@@ -61,11 +68,26 @@ def _simple_commands(line: str) -> Iterator[list[str]]:
             yield from _simple_commands(word)
 
 
-def understand(group: click.Group, words: list[str]) -> None:
-    """Parses a command line without running it; raises what its program would say.
+def check(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield each command line of distsampler and of Ray in a file, and its mistake or ""."""
+    from ray.scripts.scripts import cli as ray
 
-    A variable stands for 1, which is a number and a name.
-    """
+    from distsampler.cli import app
+
+    groups: dict[str, Any] = {"distsampler": typer.main.get_command(app), "ray": ray}
+    for program, *words in commands(path, tuple(groups)):
+        reason = ""
+        try:
+            _parse(groups[program], words)
+        except click.exceptions.Exit:
+            reason = "does nothing"
+        except Exception as error:  # click's own or typer's copy of it
+            reason = str(getattr(error, "message", "") or error)
+        yield shlex.join([program, *words]), reason
+
+
+def _parse(group: click.Group, words: list[str]) -> None:
+    """Parse a command line; a variable stands for 1, which is a number and a name."""
     name, *rest = [re.sub(r"\$\{?\w+\}?", "1", word) for word in words]
     if name == "symmetric-run":  # what it does not know it gives to `ray start`
         if "--" not in rest:
@@ -79,4 +101,19 @@ def understand(group: click.Group, words: list[str]) -> None:
         raise ValueError(f"no such command: {name}")
     context = command.make_context(name, rest)
     if isinstance(command, click.Group):
-        understand(command, [*context._protected_args, *context.args])
+        _parse(command, [*context._protected_args, *context.args])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path)
+    lines = [(path, *line) for path in parser.parse_args().files for line in check(path)]
+    wrong = [line for line in lines if line[2]]
+    for path, line, reason in wrong:
+        print(f"{path.name}: {line}: {reason}", file=sys.stderr)
+    print(f"{len(lines) - len(wrong)} of {len(lines)} command lines are understood")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

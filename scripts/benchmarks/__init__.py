@@ -1,0 +1,6 @@
+"""The benchmarks of scripts/bench, one a file; a ``*_worker`` is the process that one measures.
+
+``machine``    where and when a benchmark was run
+``race``       contestants in processes of their own, which take turns; the peer's environment
+``workloads``  models, data and losses that are raced
+"""

@@ -1,0 +1,1 @@
+"""scripts/certify-all: ``jobs`` make rows, ``bars`` judge them, ``certify_all`` is the command."""
