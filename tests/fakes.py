@@ -1,8 +1,7 @@
 """A pool that plays faults: real chains in this process, places that die when the script says."""
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
@@ -31,7 +30,6 @@ class FlakyPool:
         self, places: int = 2, deaths: Sequence[int] = (), kind: LostReason = "infrastructure"
     ) -> None:
         self._room, self._deaths, self._kind = places, set(deaths), kind
-        self._starts: Counter[int] = Counter()
         self._workers: dict[int, Worker] = {}
         self._todo: deque[tuple[int, Work]] = deque()
         self._events: deque[PoolEvent] = deque()
@@ -43,9 +41,7 @@ class FlakyPool:
         accepted = places[: self._room]
         for place in accepted:
             self._workers[place] = Worker(spec, torch.device("cpu"), capacity=1)
-            self._starts[place] += 1
-            info = place_info(torch.device("cpu"))
-            self._events.append(PlaceReady(place, info, self._starts[place]))
+            self._events.append(PlaceReady(place, place_info(torch.device("cpu"))))
         return accepted
 
     def submit(self, place: int, work: Work) -> None:
@@ -64,8 +60,7 @@ class FlakyPool:
     def _answer(self, place: int, work: Work) -> PoolEvent:
         number, self.works = self.works, self.works + 1
         if number not in self._deaths:
-            done = perform(self._workers[place], place, work)
-            return replace(done, incarnation=self._starts[place])
+            return perform(self._workers[place], place, work)
         perform(self._workers.pop(place), place, work)  # done, but the answer is lost
         self.died += 1
-        return PlaceLost(place, "killed by the script", self._kind, self._starts[place])
+        return PlaceLost(place, "killed by the script", self._kind)

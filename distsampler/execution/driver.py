@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol, assert_never, runtime_checkable
+from typing import assert_never
 
 import numpy as np
 
@@ -20,8 +20,8 @@ from distsampler.chains import anchor_pass, hop
 from distsampler.chains.worker import AnchorPass, Work
 from distsampler.draws import AtAnchor, DrawBlock, StateFile
 from distsampler.errors import DistsamplerError, StoreError
-from distsampler.execution.pool import ChainPool, PlaceLost
-from distsampler.execution.progress import Progress, Snapshot
+from distsampler.execution.pool import ChainPool, PlaceLost, PoolEvent
+from distsampler.execution.progress import Observer, Progress
 from distsampler.execution.run_state import (
     Action,
     CommitNow,
@@ -54,31 +54,6 @@ SHORT_COMMIT = 0.5  # seconds: those that take no longer are made as often as as
 SHOW_SHARE = 20.0  # of the driver's time at most one part in so many goes into showing progress
 
 
-@runtime_checkable
-class Observer(Protocol):
-    """Whoever wants to see how a run goes."""
-
-    def show(self, snapshot: Snapshot) -> None:
-        """Called several times a second."""
-        ...
-
-
-class Observers:
-    """Several as one.
-
-    Args:
-        *observers: told in this order.
-    """
-
-    def __init__(self, *observers: Observer) -> None:
-        self._observers = observers
-
-    def show(self, snapshot: Snapshot) -> None:
-        """Tells each."""
-        for observer in self._observers:
-            observer.show(snapshot)
-
-
 class Driver:
     """The loop: performs what ``transition`` decides, and tells it what came of it.
 
@@ -108,6 +83,7 @@ class Driver:
         self._events: deque[Event] = deque()
         self._too_large: set[int] = set()
         self._restarts: list[tuple[float, int, int]] = []
+        self._incarnations: dict[int, int] = {}  # of places that were started again
         self._last_commit = time.monotonic()
         self._commit_took = 0.0
         self._shown: Phase | None = None
@@ -183,10 +159,17 @@ class Driver:
         if time.monotonic() - self._last_commit > pause:
             self._commit()
         if not self._events:
-            self._events.extend(self._pool.wait(WAIT_SECONDS))
+            self._events.extend(self._reported())
         events = list(self._events)
         self._events.clear()
         return events
+
+    def _reported(self) -> list[PoolEvent]:
+        """What the pool reports, with the incarnation of each place."""
+        return [
+            replace(event, incarnation=self._incarnations.get(event.place, 1))
+            for event in self._pool.wait(WAIT_SECONDS)
+        ]
 
     def _perform(self, action: Action) -> None:
         match action:
@@ -279,11 +262,13 @@ class Driver:
         now = time.monotonic()
         for entry in [entry for entry in self._restarts if entry[0] <= now]:
             self._restarts.remove(entry)
-            _, place, incarnation = entry
+            _, place, self._incarnations[place] = entry
             try:
                 self._pool.start(self._spec, [place])
             except DistsamplerError as error:
-                self._events.append(PlaceLost(place, str(error), "fatal", incarnation))
+                self._events.append(
+                    PlaceLost(place, str(error), "fatal", self._incarnations[place])
+                )
 
 
 def _not_finite(found: AtAnchor) -> str | None:

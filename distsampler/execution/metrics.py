@@ -67,8 +67,8 @@ class Metrics:
         self._gauges: dict[str, Any] = {}
         self._said, self._news = -math.inf, News((), None)
 
-    def export(self, snapshot: Snapshot) -> None:
-        """Sets all, after a commit or a look of the gate, or when it is time."""
+    def show(self, snapshot: Snapshot) -> None:
+        """Set all, after a commit or a gate round, or when it is time."""
         now, news = time.monotonic(), News(snapshot.committed, snapshot.verdict)
         if news == self._news and now - self._said < EXPORT_SECONDS:
             return

@@ -1,4 +1,8 @@
-"""ChainPool: places that do work, and what they report. SerialPool is this process."""
+"""Pools: where chains run. What a pool must do and may do, and the pool of one process.
+
+A pool has places, numbered from 0. A place does one work at a time and reports how it went.
+``SerialPool`` has one place, in this process; ``ray_pool`` has one for each Ray actor.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +11,35 @@ import socket
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from distsampler.chains.worker import ALONE, Result, Work, Worker
+from distsampler.config import RunConfig
+from distsampler.data.shards import Seen, Source
 from distsampler.errors import ConfigError, DistsamplerError
 from distsampler.execution.placement import CUBLAS
 from distsampler.models.replica import ChainSpec
+
+if TYPE_CHECKING:  # it imports xarray, which takes a second and no actor needs
+    from distsampler.execution.progress import Observer
 
 LostReason = Literal["infrastructure", "preempted", "memory", "start", "fatal"]
 
 
 @dataclass(frozen=True)
 class PlaceReady:
-    """A place is up. Incarnation: how often the place was started, here and below."""
+    """A place is up.
+
+    Args:
+        place: number of the place.
+        info: host, process and device, for people.
+        incarnation: which start of the place this is about; the driver writes it here.
+    """
 
     place: int
     info: Mapping[str, str]
@@ -52,13 +69,13 @@ class WorkFailed:
 
 @dataclass(frozen=True)
 class PlaceLost:
-    """A place is gone, and the work it had with it.
+    """A place is gone, and its work with it.
 
     Args:
-        place: number.
-        reason: for people.
+        place: number of the place.
+        reason: what happened, for people.
         kind: whose fault it was; a fatal loss would only repeat itself.
-        incarnation: of the place.
+        incarnation: as in ``PlaceReady``.
     """
 
     place: int
@@ -80,36 +97,94 @@ PoolEvent = PlaceReady | WorkDone | WorkFailed | PlaceLost | PlaceDraining
 
 
 class ChainPool(Protocol):
-    """Where work is done. A place does one work at a time."""
+    """Where work is done."""
 
     def start(self, spec: ChainSpec, places: Sequence[int]) -> Sequence[int]:
-        """Begins to bring up places, or to bring them up again; returns those there is room for."""
+        """Begin to start places, or to start them again; return those there is room for.
+
+        Once a place is started again, nothing more is reported of what it was before.
+        """
         ...
 
     def submit(self, place: int, work: Work) -> None:
-        """Gives a ready place its next work."""
+        """Give a ready place its next work."""
         ...
 
     def wait(self, timeout: float) -> Sequence[PoolEvent]:
-        """What has happened since; waits for something up to timeout seconds."""
+        """Return what has happened since the last call, after at most timeout seconds."""
         ...
 
     def stop(self) -> None:
-        """Ends every place, and what this pool itself started."""
+        """End every place, and what this pool itself started."""
+        ...
+
+
+@runtime_checkable
+class KnowsPlaces(Protocol):
+    """A pool that knows before its start how many places it will have."""
+
+    def place_count(self) -> int:
+        """Return the number of places."""
+        ...
+
+
+@runtime_checkable
+class InspectsShards(Protocol):
+    """A pool that can inspect shards of data where its chains will run."""
+
+    def inspect_shards(
+        self, sources: Sequence[Source], rows: Sequence[NDArray[np.int64] | None]
+    ) -> Sequence[Seen]:
+        """Return the size, and the digest or the examples of some rows, of each shard."""
+        ...
+
+
+@runtime_checkable
+class ExportsMetrics(Protocol):
+    """A pool that has a monitoring system to which the progress of a run can go."""
+
+    def metrics(self, run: str) -> Observer:
+        """Return what passes the progress of the run of this name on."""
+        ...
+
+
+class LendsPlaces(Protocol):
+    """A pool on a cluster that several runs share, each with a pool of its own.
+
+    Idle actors go from run to run in a stock, which its owner keeps and only the pools look into.
+    """
+
+    def room(self, config: RunConfig) -> int:
+        """Return the number of places that the cluster has now."""
+        ...
+
+    def sharing(self, stock: deque[Any], places: int) -> ChainPool:
+        """Return a pool of at most so many places, which takes idle actors from the stock."""
+        ...
+
+    def discard(self, stock: deque[Any], kept: int) -> None:
+        """End actors of the stock until at most so many are left."""
         ...
 
 
 class SerialPool:
-    """One place, in this process: for debugging, and for small problems; several take turns."""
+    """One place in this process, where all chains take turns: for debugging and small problems."""
 
     def __init__(self) -> None:
         self._worker: Worker | None = None
-        self._starts = 0
         self._events: deque[PoolEvent] = deque()
-        self._todo: deque[tuple[int, Work]] = deque()
+        self._queue: deque[tuple[int, Work]] = deque()
+
+    def place_count(self) -> int:
+        """Return 1."""
+        return 1
 
     def start(self, spec: ChainSpec, places: Sequence[int]) -> Sequence[int]:
-        """Accepts one place."""
+        """Start the first of the places.
+
+        Raises:
+            ConfigError: if the config wants a GPU and there is none.
+        """
         config = spec.config
         if config.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError(
@@ -119,21 +194,19 @@ class SerialPool:
         if device.type == "cuda" and config.deterministic:
             os.environ.setdefault(*CUBLAS)
         self._worker = Worker(spec, device, capacity=config.chains)
-        self._starts += 1
-        self._events.append(PlaceReady(places[0], place_info(device), self._starts))
+        self._events.append(PlaceReady(places[0], place_info(device)))
         return places[:1]
 
     def submit(self, place: int, work: Work) -> None:
-        """Keeps the work until the next wait."""
-        self._todo.append((place, work))
+        """Keep the work until the next wait."""
+        self._queue.append((place, work))
 
     def wait(self, timeout: float) -> Sequence[PoolEvent]:
-        """Does one work, or returns what is known."""
-        if self._todo and self._worker is not None:
-            place, work = self._todo.popleft()
+        """Do one work, if there is any, and return what has happened."""
+        if self._queue and self._worker is not None:
+            place, work = self._queue.popleft()
             with ALONE:  # other runs of this process take turns
-                done = perform(self._worker, place, work)
-            self._events.append(replace(done, incarnation=self._starts))
+                self._events.append(perform(self._worker, place, work))
         elif not self._events:
             time.sleep(timeout)
         events = list(self._events)
@@ -141,14 +214,13 @@ class SerialPool:
         return events
 
     def stop(self) -> None:
-        """Drops the worker and its work."""
+        """Drop the worker and its work."""
         self._worker = None
-        self._starts = 0
-        self._todo.clear()
+        self._queue.clear()
 
 
 def perform(worker: Worker, place: int, work: Work) -> WorkDone | WorkFailed | PlaceLost:
-    """Does the work and reports how it went; a device without memory is a place that is lost."""
+    """Do the work and report how it went; a device without memory is a place that is lost."""
     began = time.perf_counter()
     try:
         result = worker.perform(work)
@@ -160,7 +232,7 @@ def perform(worker: Worker, place: int, work: Work) -> WorkDone | WorkFailed | P
 
 
 def place_info(device: torch.device) -> dict[str, str]:
-    """What a place says of itself when it is up."""
+    """Return what people may want to know of a place in this process."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return {
         "host": socket.gethostname(),

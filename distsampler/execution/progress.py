@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import xarray as xr
@@ -92,6 +93,30 @@ class Snapshot:
         data = xr.Dataset({"probe_loss": (("chain", "draw"), values)})
         with np.errstate(invalid="ignore", divide="ignore"):  # a constant series: NaN
             return float(arviz_module().ess(data, method="bulk")["probe_loss"])
+
+
+class Observer(Protocol):
+    """Shows the progress of a run."""
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Take the progress; called several times a second."""
+        ...
+
+
+class Observers:
+    """Several observers as one.
+
+    Args:
+        *observers: who is shown the progress, in this order.
+    """
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Show the progress to each."""
+        for observer in self._observers:
+            observer.show(snapshot)
 
 
 class _Running:

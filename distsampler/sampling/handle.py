@@ -6,8 +6,7 @@ import threading
 from collections.abc import Callable
 
 from distsampler.analysis.run import Run
-from distsampler.execution.driver import Observer
-from distsampler.execution.progress import Snapshot
+from distsampler.execution.progress import Observer, Snapshot
 
 
 class Running:

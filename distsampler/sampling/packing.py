@@ -47,15 +47,15 @@ class Packing:
     speeds: Mapping[int, float] = field(default_factory=dict)
 
 
-def settle(spec: ChainSpec, serial: bool, stored: int | None) -> Packing:
+def settle(spec: ChainSpec, places: int | None, stored: int | None) -> Packing:
     """How many chains advance together.
 
-    "auto" is measured in this process, and counts as many places as this machine has cores (one, if
-    one process does all the work): on a cluster a number is better.
+    "auto" is measured in this process, and counts as many places as this machine has cores, unless
+    the pool knows its places: on a cluster a number is better.
 
     Args:
         spec: the recipe.
-        serial: whether one process does all the work.
+        places: number of places; None: not known yet.
         stored: what was settled when the run began; None for a new run.
     """
     config = spec.config
@@ -70,7 +70,7 @@ def settle(spec: ChainSpec, serial: bool, stored: int | None) -> Packing:
             stacklevel=4,
         )
         return Packing(1, refused)
-    return _measured(spec, serial) if config.pack == "auto" else Packing(config.together)
+    return _measured(spec, places) if config.pack == "auto" else Packing(config.together)
 
 
 def refusal(spec: ChainSpec) -> str | None:
@@ -145,11 +145,11 @@ def _close(found: Tensor, expected: Tensor | None) -> bool:
     return bool(away <= tolerance * torch.linalg.vector_norm(expected.double()))
 
 
-def _measured(spec: ChainSpec, serial: bool) -> Packing:
+def _measured(spec: ChainSpec, places: int | None) -> Packing:
     """The number with which the chains of the run come furthest, on so many places."""
     config, speeds = spec.config, dict[int, float]()
     counts = [2**k for k in range(config.chains.bit_length()) if 2**k < config.chains]
-    places = 1 if serial else _places(config)
+    places = places or _places(config)
     for count in [*counts, config.chains]:
         speeds[count] = _speed(spec, count)
     rounds = {n: math.ceil(math.ceil(config.chains / n) / places) * n for n in speeds}

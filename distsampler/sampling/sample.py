@@ -33,9 +33,10 @@ from distsampler.data.rows import DatasetRows, TensorRows, as_rows
 from distsampler.draws import Variable, WideVariable
 from distsampler.errors import ConfigError, RunFailed, StoreError
 from distsampler.execution.display import Reporter
-from distsampler.execution.driver import Driver, Observer, Observers
+from distsampler.execution.driver import Driver
 from distsampler.execution.metrics import Log, Logger
-from distsampler.execution.pool import ChainPool, SerialPool
+from distsampler.execution.pool import ChainPool, ExportsMetrics, InspectsShards, KnowsPlaces
+from distsampler.execution.progress import Observer, Observers
 from distsampler.execution.run_state import Phase, State
 from distsampler.models import sampler as by_name
 from distsampler.models.replica import ChainSpec, LossFn, inspect_loss
@@ -229,8 +230,9 @@ class Job:
         self._asked, stored = spec.config.pack, None
         if self._continues and self._asked == "auto":
             stored = Trace(self._files).manifest.config.together
+        places = pool.place_count() if isinstance(pool, KnowsPlaces) else None
         with ALONE:
-            self._packing = packing.settle(spec, isinstance(pool, SerialPool), stored)
+            self._packing = packing.settle(spec, places, stored)
         settled = spec.config.model_copy(update={"pack": self._packing.pack})
         self._spec = replace(spec, config=settled, run=self._files.name)
         self._manifest = _manifest(self._spec, recipe)
@@ -250,8 +252,8 @@ class Job:
             if pool is None:
                 pool = _ray_pool(config)
                 stack.callback(pool.stop)
-            if isinstance(pool, Observer):
-                observer = Observers(observer, pool)
+            if isinstance(pool, ExportsMetrics):
+                observer = Observers(observer, pool.metrics(spec.run))
             places = tuple(pool.start(spec, range(len(config.packs))))
             if before is not None:
                 found = Trace(files)
@@ -297,8 +299,7 @@ def prepare(
 
 def look_of(pool: ChainPool | None) -> shards.Look:
     """How shards that are made are looked at: where a pool's chains will be, else here."""
-    found: shards.Look = getattr(pool, "look", shards.see_here)
-    return found
+    return pool.inspect_shards if isinstance(pool, InspectsShards) else shards.see_here
 
 
 def _prepared(

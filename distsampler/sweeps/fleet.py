@@ -13,14 +13,11 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from distsampler.config import RunConfig
 from distsampler.errors import PlacementError
-from distsampler.execution.pool import ChainPool
-
-if TYPE_CHECKING:
-    from distsampler.execution.ray_pool import RayPool
+from distsampler.execution.pool import ChainPool, LendsPlaces
 
 MOST = 64  # cells at a time: each has a thread in this process
 
@@ -70,7 +67,7 @@ class RayFleet:
         PlacementError: if the cluster has no place at all.
     """
 
-    def __init__(self, joined: RayPool, config: RunConfig) -> None:
+    def __init__(self, joined: LendsPlaces, config: RunConfig) -> None:
         self._joined, self._config = joined, config
         self._idle: deque[Any] = deque()  # actors; those of a cell are in a deque of its own
         self._lent: dict[int, tuple[int, deque[Any]]] = {}  # pool -> places, actors

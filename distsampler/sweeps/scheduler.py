@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from distsampler.analysis.run import Run
-from distsampler.execution.driver import Observer
 from distsampler.execution.pool import ChainPool
+from distsampler.execution.progress import Observer
 from distsampler.sampling.handle import Running
 from distsampler.sweeps.cells import Cell
 from distsampler.sweeps.fleet import Fleet

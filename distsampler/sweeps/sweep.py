@@ -23,8 +23,8 @@ from torch import nn
 from distsampler.analysis.run import Run
 from distsampler.config import RunConfig
 from distsampler.errors import ConfigError, DistsamplerError, StoreError
-from distsampler.execution.driver import Observer
 from distsampler.execution.pool import ChainPool
+from distsampler.execution.progress import Observer
 from distsampler.models.replica import LossFn
 from distsampler.sampling.calibration import BIAS
 from distsampler.sampling.sample import Job, Resume, hold, look_of, prepare, stop_on_signals

@@ -52,7 +52,7 @@ class Gauge:
 def test_what_is_exported_is_what_the_snapshot_says() -> None:
     Gauge.made = []
     metrics, found = Metrics(Gauge, "digits"), snapshot(judged=True)
-    metrics.export(found)
+    metrics.show(found)
     values = {gauge.name: gauge.values for gauge in Gauge.made}
     assert set(values) == set(METRICS)
     assert values["distsampler_draws_committed"] == {("digits",): 60 + 55 + 7}
@@ -92,13 +92,13 @@ def test_metrics_are_set_at_commits_and_else_rarely(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Gauge, "set", lambda self, value, tags: sets.append(self.name))
     metrics = Metrics(Gauge, "digits")
     for _ in range(10):
-        metrics.export(snapshot())
+        metrics.show(snapshot())
         now[0] += 0.1
     assert sets.count("distsampler_r_hat") == 1
-    metrics.export(snapshot(80))
+    metrics.show(snapshot(80))
     assert sets.count("distsampler_r_hat") == 2
     now[0] += 6
-    metrics.export(snapshot(80))
+    metrics.show(snapshot(80))
     assert sets.count("distsampler_r_hat") == 3
 
 
@@ -225,7 +225,7 @@ def test_actors_have_names_that_read_well_and_survive_restarts(
     import ray
     from ray._private.state import actors
 
-    from distsampler.execution.ray_pool import ChainActor
+    from distsampler.execution.ray_actor import ChainActor
 
     def alive() -> set[str]:
         return {a["Name"] for a in actors().values() if a["State"] == "ALIVE"}

@@ -272,11 +272,12 @@ def test_a_pool_whose_ray_is_gone_is_as_new_once_it_is_stopped(
 
     pool, rows = ds.RayPool(), as_rows(torch.zeros(3))
     gone: Any = object()
-    pool._slots[0], pool._spec, pool._owns_ray, pool._shelf[rows] = gone, gone, True, gone
+    cluster = pool._cluster
+    pool._slots[0], pool._spec, cluster._owned, cluster._shelf[rows] = gone, gone, True, gone
     monkeypatch.setattr(ray_pool.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray_pool.ray, "shutdown", lambda: pytest.fail("it is not ours any more"))
     pool.stop()
-    assert (pool._slots, pool._spec, pool._owns_ray, len(pool._shelf)) == ({}, None, False, 0)
+    assert (pool._slots, pool._spec, cluster._owned, len(cluster._shelf)) == ({}, None, False, 0)
 
 
 def test_shared_data_are_not_copied_and_runs_of_the_same_send_them_once(ray_cluster: None) -> None:
@@ -291,8 +292,8 @@ def test_shared_data_are_not_copied_and_runs_of_the_same_send_them_once(ray_clus
     assert owns_its_memory(spec)
     with ds.RayPool().joined() as joined:
         first, second = (joined.sharing(deque(), 1) for _ in range(2))
-        assert first._stored(rows) == second._stored(rows)
-        assert first._stored(rows) != first._stored(as_rows(torch.zeros(10**6)))
+        assert first._cluster.stored(rows) == second._cluster.stored(rows)
+        assert first._cluster.stored(rows) != first._cluster.stored(as_rows(torch.zeros(10**6)))
         for pool in (first, second):
-            there = ray.remote(owns_its_memory).remote(ray.put(pool._located(spec)))
+            there = ray.remote(owns_its_memory).remote(ray.put(pool._cluster.located(spec)))
             assert not ray.get(there)

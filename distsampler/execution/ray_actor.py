@@ -1,0 +1,173 @@
+"""One Ray actor: what runs in its process, and what its driver knows of it.
+
+Ray never restarts an actor or repeats a call here: it would do so with the chain's state gone and
+without an error. The driver starts a place again, from what is committed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Container
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError, RuntimeEnvSetupError
+
+from distsampler.chains.worker import Advance, Work, Worker
+from distsampler.draws import AtAnchor
+from distsampler.errors import ConfigError
+from distsampler.execution.placement import check_versions, versions_here
+from distsampler.execution.pool import (
+    LostReason,
+    PlaceLost,
+    WorkDone,
+    WorkFailed,
+    perform,
+    place_info,
+)
+
+_NAMED: Counter[str] = Counter()  # how often this process has given an actor a name
+
+
+class _Name:
+    """A ``__repr__`` that Ray does not take for a method.
+
+    Where an actor's class cannot be imported, Ray makes every method raise, and calls ``__repr__``
+    while it reports that: the worker would die before it has named its node and what it lacks.
+    """
+
+    def __get__(self, actor: ChainActor | None, owner: type) -> Any:  # noqa: ANN401 (of two kinds)
+        return self if actor is None else lambda: f"ChainActor({actor._name})"
+
+
+class ChainActor:
+    """A worker in a process of its own.
+
+    Args:
+        versions: those of the driver.
+        spec: the recipe, in the object store: its data are shared memory. It comes in a list, so
+            that it is unpacked only after the versions were compared.
+        device: "cpu" or "cuda".
+        capacity: number of packs of chains that stay in memory.
+        name: the actor's name in Ray's dashboard and logs: "run=digits, place=3".
+    """
+
+    def __init__(
+        self, versions: dict[str, str], spec: list[Any], device: str, capacity: int, name: str
+    ) -> None:
+        self._name = name
+        check_versions(versions, ray.util.get_node_ip_address())
+        self._device = torch.device(device)
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(
+                "this actor was given a GPU, but torch sees none: install a CUDA build"
+            )
+        self._worker = Worker(ray.get(spec[0]), self._device, capacity)
+
+    def adopt(self, spec: list[Any], capacity: int) -> dict[str, str]:
+        """Work for another run from now on; return ``info``."""
+        del self._worker  # its memory, before the other needs some
+        self._worker = Worker(ray.get(spec[0]), self._device, capacity)
+        return self.info()
+
+    __repr__ = _Name()
+
+    def info(self) -> dict[str, str]:
+        """Return where the actor is."""
+        node = ray.get_runtime_context().get_node_id()
+        return {**place_info(self._device), "node": node}
+
+    @ray.method(concurrency_group="probe")  # type: ignore[untyped-decorator]
+    def ping(self) -> None:
+        """Answer, in a thread of its own, while work is done."""
+
+    def perform(
+        self, place: int, work: Work, at_anchor: AtAnchor | None
+    ) -> WorkDone | WorkFailed | PlaceLost:
+        """Do the work; what was measured at w* comes beside it, as shared memory, and stays."""
+        if not isinstance(work, Advance):
+            return perform(self._worker, place, work)
+        done = perform(self._worker, place, replace(work, at_anchor=at_anchor))
+        return done if isinstance(done, PlaceLost) else replace(done, work=replace(work, states=()))
+
+
+@dataclass
+class Slot:
+    """What the driver knows of the actor of one place.
+
+    Args:
+        actor: Ray's handle of it.
+        call: the call it is waited for; None: nothing is awaited.
+        began: when the actor was asked for.
+        ready: whether it has ever answered.
+        node: where it is; empty until it is ready.
+        work: what it was last given, until the answer is here.
+        probe: a call that only asks whether the actor lives; None: it was not asked.
+        heard: when the actor last answered, or was given work.
+        draining: whether the driver knows that the node will go away.
+    """
+
+    actor: Any
+    call: Any
+    began: float = field(default_factory=time.monotonic)
+    ready: bool = False
+    node: str = ""
+    work: Work | None = None
+    probe: Any = None
+    heard: float = 0.0
+    draining: bool = False
+
+    def ask(self) -> None:
+        """Ask the actor whether it lives, unless it was asked."""
+        self.probe = self.probe or self.actor.ping.remote()
+
+    def lost_reason(self, error: Exception, drained: Container[str]) -> LostReason:
+        """Return whose fault it was that the actor is gone.
+
+        Args:
+            error: what Ray raised.
+            drained: nodes that were to go away.
+        """
+        if isinstance(error, OutOfMemoryError):
+            return "memory"
+        if isinstance(error, RayTaskError | RuntimeEnvSetupError):
+            return "fatal"
+        if isinstance(error, RayActorError) and error.actor_init_failed:
+            return "fatal"  # what a constructor raised it will raise again
+        if self.node in drained or getattr(error, "preempted", False):
+            return "preempted"
+        return "infrastructure" if self.ready else "start"
+
+
+def new_actor(
+    run: str, place: int, options: dict[str, Any], arguments: tuple[Any, str, int]
+) -> Any:  # noqa: ANN401 (Ray's handles have no type)
+    """Start an actor, with a name of its own unless somebody else's in the namespace has it.
+
+    Args:
+        run: name of the run.
+        place: number of the place.
+        options: the actor's, as Ray takes them.
+        arguments: of ``ChainActor``: reference to the recipe, device, capacity.
+    """
+    actor_class = ray.remote(concurrency_groups={"probe": 1})(ChainActor)
+    spec, *rest = arguments
+    given = (versions_here(), [spec], *rest, f"run={run}, place={place}")
+    name = f"distsampler:{run}:place-{place}"
+    _NAMED[name] += 1  # a name is free again only some time after its actor was killed
+    if _NAMED[name] > 1:
+        name += f":{_NAMED[name]}"
+    try:
+        return actor_class.options(name=name, **options).remote(*given)
+    except ValueError:
+        return actor_class.options(**options).remote(*given)
+
+
+def end(actor: Any) -> None:  # noqa: ANN401 (Ray's handles have no type)
+    """End an actor, if it is not gone already."""
+    with contextlib.suppress(Exception):
+        ray.kill(actor)
