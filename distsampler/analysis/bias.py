@@ -22,27 +22,20 @@ contribute nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from distsampler import facts
 from distsampler.config import RunConfig
+from distsampler.facts import Facts, Posterior
 
 STEEPEST = 0.9  # of lr kappa / 4, in a prediction: at 1 a chain has no law
 GENTLE = 0.1  # of lr kappa / 4: what is advised
 BEARABLE = 0.5  # of lr kappa / 4, beyond which a step is called too large
 
 Law = Literal["sgld", "lmsgld", "sghmc", "sgnht", "badodab", "mala"]
-LAWS: dict[str, Law] = {
-    "sgld": "sgld",
-    "lmsgld": "lmsgld",
-    "sghmc": "sghmc",
-    "sgnht": "sgnht",
-    "mala": "mala",
-}
-"""The laws of the samplers, by their names in a config."""
 PREDICTED = ("discretisation_bias", "heat_bias")
 
 
@@ -72,9 +65,7 @@ class Step(NamedTuple):
 
     law: Law
     lr: float
-    nbeta: float
-    pull: float
-    """Localisation and weight decay, gamma + lam."""
+    posterior: Posterior
     batch_size: int
     friction: float = 0.0
     """Alpha of SGHMC, A of SGNHT."""
@@ -82,7 +73,7 @@ class Step(NamedTuple):
     @property
     def heat(self) -> float:
         """U = lr nbeta^2 / (4 m): of v, the heat beside the injected noise."""
-        return self.lr * self.nbeta**2 / (4 * self.batch_size)
+        return self.lr * self.posterior.nbeta**2 / (4 * self.batch_size)
 
 
 class Bias(NamedTuple):
@@ -102,8 +93,8 @@ def predict(step: Step, ritz: Ritz, made: float = math.inf) -> Bias:
     """
     up = ritz.values > 0
     h, weights, noise, removed = (array[up] for array in ritz)
-    kappa = step.nbeta * h + step.pull
-    share = step.nbeta * h / kappa / 2
+    kappa = step.posterior.kappa(h)
+    share = step.posterior.nbeta * h / kappa / 2
     match step.law:
         case "mala":
             return Bias(0.0, 0.0)
@@ -137,19 +128,12 @@ def _thermostat(step: Step, ritz: Ritz, llc: float, noisy: float, made: float) -
     return Bias(alone - llc, whole - alone)
 
 
-def law_of(config: RunConfig) -> Law | None:
-    """The law of a run's sampler; None: it is not known here."""
-    law = LAWS.get(config.sampler.name)
-    badodab = law == "sgnht" and config.sampler.options.get("scheme") == "badodab"
-    return "badodab" if badodab else law
-
-
-def unpredicted(config: RunConfig) -> dict[str, str]:
-    """Which biases of a run are not predicted, by their names in sample_stats, and why."""
+def unpredicted(config: RunConfig, law: facts.Law | None) -> dict[str, str]:
+    """Return which biases of a run are not predicted, by their names in sample_stats, and why."""
     name, options = config.sampler.name, config.sampler.options
     if not config.watch:
         why = "nothing was measured along the run: watch is off"
-    elif law_of(config) is None:
+    elif law is None:
         why = f"the law of {name!r} on a quadratic is not known here"
     elif options.get("noise_level", 1.0) != 1.0:
         why = "with a noise_level other than 1 the law is not that of the posterior"
@@ -161,34 +145,21 @@ def unpredicted(config: RunConfig) -> dict[str, str]:
     return dict.fromkeys(PREDICTED, why)
 
 
-def steepness(
-    curvature: NDArray[np.float64], config: RunConfig, facts: Mapping[str, float]
-) -> NDArray[np.float64]:
-    """X = lr kappa / 4, of SGHMC y, where the curvature is largest: at 1 the chain has no law."""
-    options = config.sampler.options
-    pull = facts["localization"] + float(options.get("weight_decay", 0.0))
-    x = facts["lr"] * (facts["nbeta"] * curvature + pull) / 4
-    friction = float(options.get("friction", 0.0)) if law_of(config) == "sghmc" else 0.0
-    return np.asarray(x / (1 - friction / 2))
-
-
-def too_large(
-    curvature: NDArray[np.float64], config: RunConfig, facts: Mapping[str, float]
-) -> str | None:
-    """A sentence where a step is, or has become, too large; None where it is not.
+def too_large(curvature: NDArray[np.float64], known: Facts) -> str | None:
+    """Return a sentence where a step is, or has become, too large; None where it is not.
 
     Args:
-        curvature: as measured along some chains, any shape.
-        config: of the run.
-        facts: nbeta, localization and lr of the run.
+        curvature: of the mean loss, as measured along some chains, any shape.
+        known: what is known of the run.
     """
-    if law_of(config) in (None, "mala") or "lr" not in facts or not curvature.size:
+    if known.law is None or known.law.limit is None or known.lr is None or not curvature.size:
         return None
-    found = float(steepness(curvature, config, facts).max())
-    if not found > BEARABLE:
+    # For SGLD lr kappa / 4: at 1 the chain has no law.
+    steepness = float((known.lr * known.posterior.kappa(curvature) / known.law.limit).max())
+    if not steepness > BEARABLE:
         return None
     return (
-        f"the step is too large: lr (nbeta h + gamma) / 4 reached {found:.2g}, beyond {BEARABLE}, "
-        f"where the largest curvature h was {curvature.max():.4g}; lower sampler.lr to about "
-        f"{facts['lr'] * GENTLE / found:.2g}"
+        f"the step is too large: lr (nbeta h + gamma) / 4 reached {steepness:.2g}, beyond "
+        f"{BEARABLE}, where the largest curvature h was {curvature.max():.4g}; lower sampler.lr to "
+        f"about {known.lr * GENTLE / steepness:.2g}"
     )

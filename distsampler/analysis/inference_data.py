@@ -191,7 +191,7 @@ def _span(wanted: NDArray[np.bool_]) -> slice:
 
 def _constants(trace: Trace) -> xr.Dataset:
     """Numbers and losses; the gradient variance, as large as the model, stays in the store."""
-    arrays: dict[str, object] = dict(trace.facts())
+    arrays: dict[str, object] = dict(trace.numbers())
     for name in ("probe_losses", "init_losses"):
         values = trace.constant(name)
         if values is not None:
@@ -226,9 +226,9 @@ def _opened_large(trace: Trace, variable: WideVariable) -> xr.DataArray:
 def _examples(trace: Trace) -> NDArray[np.int64]:
     """The rows of the data that are the probe."""
     config, facts = trace.manifest.config, trace.facts()
-    if "n" not in facts:
+    if facts is None:
         raise StoreError(f"{trace.path} holds no draw yet: the run has only been started")
-    return probe_rows(config.seed, int(facts["n"]), config.probe)
+    return probe_rows(config.seed, facts.n, config.probe)
 
 
 class _Committed(BackendArray):

@@ -149,10 +149,10 @@ class Run:
         Raises:
             StoreError: if the run ended before the anchor pass.
         """
-        facts = self._trace.facts()
-        if "init_loss" not in facts:
+        numbers = self._trace.numbers()
+        if "init_loss" not in numbers:
             raise StoreError(f"{self.store} holds no loss at w*: it ended before any draw was made")
-        return facts
+        return numbers
 
     def llc(self, on_unconverged: Literal["warn", "raise", "ignore"] = "warn") -> LLCEstimate:
         """The Local Learning Coefficient, with its error and its verdict.
@@ -208,12 +208,12 @@ class Run:
         stats = self._unread["sample_stats"]
         if "curvature" not in stats:
             return ()
-        curvature = np.asarray(stats["curvature"].values)
-        found = bias.too_large(curvature, self.manifest.config, self.facts)
-        return () if found is None else (found,)
+        facts = self._trace.facts()
+        reason = facts and bias.too_large(np.asarray(stats["curvature"].values), facts)
+        return (reason,) if reason else ()
 
     def _budget(self) -> ErrorBudget:
-        why = bias.unpredicted(self.manifest.config)
+        why = bias.unpredicted(self.manifest.config, self.manifest.law)
         nbeta, hop = self.facts["nbeta"], self.facts.get("hop_bias")
         posterior, stats = self._unread["posterior"], self._unread["sample_stats"]
         return budget(posterior, nbeta, self.diagnosis, stats, why, hop)

@@ -28,8 +28,8 @@ from torch import Tensor
 from distsampler.chains.anchor_pass import probe_batches, probe_losses, probe_parts, probe_weights
 from distsampler.draws import AtAnchor
 from distsampler.errors import WorkFailedError
+from distsampler.facts import Posterior
 from distsampler.models.replica import ChainSpec, Replica
-from distsampler.models.sampler import signature_options
 from distsampler.seeding import Stream, generator
 
 GRADIENTS = 4  # differences that measure the curvature
@@ -64,7 +64,7 @@ class Dispersion:
         masks = replica.masks or [torch.ones_like(w, dtype=torch.bool) for w in self._anchors]
         self._masks = [mask.to(w.dtype) for mask, w in zip(masks, self._anchors, strict=True)]
         self.moving = sum(int(mask.sum()) for mask in masks)
-        self._gamma = float(signature_options(spec.config.sampler).get("localization") or 0.0)
+        self._gamma = spec.posterior.localization
 
     @torch.no_grad()
     def start(self) -> list[Tensor]:
@@ -101,7 +101,8 @@ class Dispersion:
             new = [(b - a).square() for a, b in zip(before, after, strict=True)]
             squares = [a + b for a, b in zip(squares, new, strict=True)] if squares else new
         scale = math.sqrt(self.moving / GRADIENTS) / distance
-        found = [self._spec.nbeta * scale * s.sqrt() + self._gamma for s in squares]
+        precision = Posterior(self._spec.nbeta * scale, self._gamma)  # of sqrt(s), by its kappa
+        found = [precision.kappa(s.sqrt()) for s in squares]
         least = FLATTEST * max(float(c.max()) for c in found if c.numel())
         return [c.clamp(min=least or 1.0) for c in found]
 

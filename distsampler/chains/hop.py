@@ -27,6 +27,7 @@ from distsampler.curvature.hessian import Curvature, directions
 from distsampler.data.batches import HopStream
 from distsampler.data.shards import ShardedRows
 from distsampler.errors import ConfigError
+from distsampler.facts import Posterior
 from distsampler.models.replica import ChainSpec, Replica
 from distsampler.models.sampler import signature_options
 from distsampler.seeding import Stream, generator, probe_rows
@@ -146,32 +147,30 @@ def bias(parts: Sequence[Array], spec: ChainSpec) -> tuple[float, float] | None:
     shares, halves = parts[0][0], np.array([part[1:] for part in parts])  # (shard, half, direction)
     if not np.isfinite(halves).all():
         return None
-    options = signature_options(config.sampler)
-    gamma = options["localization"] + options["weight_decay"]
+    posterior, lr = spec.posterior, signature_options(config.sampler)["lr"]
     sizes = np.array(rows.sizes, np.float64)
-    visits, lr = config.hop_every or 1, options["lr"]
+    visits = config.hop_every or 1
     own = everywhere = whole = 0.0
     for share, found in zip(shares, np.moveaxis(halves, 2, 0), strict=True):
         h = _heterogeneous(found, sizes)
         mean = float(np.average(h, weights=sizes))
         if mean <= 0:
             continue
-        llc = share * spec.nbeta * mean / (spec.nbeta * mean + gamma) / 2
-        posterior = (spec.nbeta, gamma)
+        llc = share * spec.nbeta * mean / posterior.kappa(mean) / 2
         each = in_direction(h, sizes / sizes.sum(), posterior, lr, visits, config.thin)
         own, everywhere, whole = own + llc * each[0], everywhere + llc * each[1], whole + llc
     return (own / whole, everywhere / whole) if whole > 0 else (0.0, 0.0)
 
 
 def in_direction(
-    h: Array, q: Array, posterior: tuple[float, float], lr: float, visit: int, thin: int = 1
+    h: Array, q: Array, posterior: Posterior, lr: float, visit: int, thin: int = 1
 ) -> tuple[float, float]:
     """Relative bias in one direction of a quadratic; exact for SGLD.
 
     Args:
         h: curvature of each shard's mean loss.
         q: how often each is visited.
-        posterior: nbeta and gamma.
+        posterior: the density that is sampled.
         lr: step size.
         visit: k, steps on a shard.
         thin: steps a draw: where it shares a factor with k, draws fall on some steps of a visit
@@ -181,8 +180,7 @@ def in_direction(
         Of the LLC read on the shard where the chain is, and read on all data; infinite where the
         chain has no law.
     """
-    nbeta, gamma = posterior
-    r = (1 - lr * (nbeta * h + gamma) / 2) ** 2
+    r = (1 - lr * posterior.kappa(h) / 2) ** 2
     kept, mean = r**visit, float(q @ h)
     if q @ kept >= 1:
         return np.inf, np.inf
@@ -191,7 +189,7 @@ def in_direction(
     apart = math.gcd(thin, visit)  # steps of a visit that are measured: apart - 1, and so on
     fading = r ** (apart - 1) * (1 - kept) / (1 - r**apart) * apart / visit
     variance = still + (before - still) * fading  # mean over the steps that are measured
-    plain = lr / (1 - (1 - lr * (nbeta * mean + gamma) / 2) ** 2)
+    plain = lr / (1 - (1 - lr * posterior.kappa(mean) / 2) ** 2)
     return float(q @ (h * variance) / (mean * plain) - 1), float(q @ variance / plain - 1)
 
 

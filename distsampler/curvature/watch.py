@@ -8,12 +8,13 @@ on a few rows, drawn anew; what it found is held until the next.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from distsampler.analysis.bias import PREDICTED, Step, law_of, predict, unpredicted
+from distsampler.analysis.bias import PREDICTED, Law, Step, predict, unpredicted
 from distsampler.curvature.hessian import Curvature, measure
 from distsampler.draws import Variable
 from distsampler.errors import WorkFailedError
@@ -35,7 +36,7 @@ def watched(spec: ChainSpec) -> tuple[Variable, ...]:
     """What a draw holds of it."""
     if not spec.config.watch:
         return ()
-    left_out = unpredicted(spec.config)
+    left_out = unpredicted(spec.config, spec.facts.law)
     return tuple(
         Variable(name, "sample_stats", meaning)
         for name, meaning in MEANINGS.items()
@@ -128,15 +129,14 @@ def attempt(spec: ChainSpec) -> None:
 
 def step_of(spec: ChainSpec) -> Step | None:
     """The step of a run's sampler; None where nothing is predicted of it."""
-    config, law = spec.config, law_of(spec.config)
-    if law is None or unpredicted(config).keys() >= set(PREDICTED):
+    config, known = spec.config, spec.facts
+    if known.law is None or unpredicted(config, known.law).keys() >= set(PREDICTED):
         return None
     options = signature_options(config.sampler)
     return Step(
-        law,
+        cast(Law, known.law.name),
         lr=options["lr"],
-        nbeta=spec.nbeta,
-        pull=options["localization"] + options["weight_decay"],
+        posterior=known.posterior,
         batch_size=config.batch_size,
         friction=options.get("friction", options.get("diffusion_factor", 0.0)),
     )

@@ -43,7 +43,6 @@ from distsampler.execution.run_state import (
 )
 from distsampler.execution.transition import begin, transition
 from distsampler.models.replica import ChainSpec
-from distsampler.models.sampler import signature_options
 from distsampler.schedule import Schedule
 from distsampler.store.events import Lost, Retired, RunEvent, Started, StepTooLarge
 from distsampler.store.trace import Trace
@@ -204,20 +203,10 @@ class Driver:
         if "curvature" not in block.values or block.chain in self._too_large:
             return
         curvature = np.asarray(block.values["curvature"], np.float64)
-        reason = bias.too_large(curvature, self._spec.config, self._facts())
+        reason = bias.too_large(curvature, self._spec.facts)
         if reason is not None:
             self._too_large.add(block.chain)
             self._trace.log(StepTooLarge(block.chain, reason))
-
-    def _facts(self) -> dict[str, float]:
-        """The numbers of the run that are known before it starts."""
-        options = signature_options(self._spec.config.sampler)
-        facts = {
-            "nbeta": self._spec.nbeta,
-            "n": float(len(self._spec.rows)),
-            "localization": float(options.get("localization", 0.0)),
-        }
-        return facts | ({"lr": float(options["lr"])} if "lr" in options else {})
 
     def _note(self, event: RunEvent) -> None:
         if isinstance(event, Started):
@@ -239,7 +228,7 @@ class Driver:
 
     def _record(self, parts: tuple[anchor_pass.AnchorPart, ...]) -> None:
         self._at_anchor = anchor_pass.reduce(parts, self._spec)
-        self._trace.record_facts(self._at_anchor, self._facts())
+        self._trace.record_facts(self._spec.facts, self._at_anchor)
         self._see_anchor()
 
     def _see_anchor(self) -> None:

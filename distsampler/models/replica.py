@@ -19,7 +19,9 @@ from distsampler.config import RunConfig
 from distsampler.data.rows import Rows, map_tensors, taker
 from distsampler.draws import Variable, WideVariable
 from distsampler.errors import ConfigError
+from distsampler.facts import Facts, Posterior
 from distsampler.models.restriction import flat_masks, selected
+from distsampler.models.sampler import facts_of, posterior_of
 from distsampler.seeding import step_seed
 
 LossFn = Callable[[nn.Module, object], Tensor]
@@ -54,6 +56,16 @@ class ChainSpec:
     metrics: tuple[str, ...] = ()
     observed: tuple[Variable | WideVariable, ...] = ()
     run: str = "run"
+
+    @property
+    def posterior(self) -> Posterior:
+        """The density that is sampled."""
+        return posterior_of(self.config.sampler, self.nbeta)
+
+    @property
+    def facts(self) -> Facts:
+        """What is known of the run before its first draw."""
+        return facts_of(self.config.sampler, self.nbeta, len(self.rows))
 
     @property
     def coupled(self) -> bool:

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from distsampler.config import RunConfig, SamplerConfig
 from distsampler.errors import ConfigError, unknown_name
+from distsampler.facts import Facts, Posterior
 from distsampler.optim import SAMPLERS
 from distsampler.optim.sampler import Sampler
 from distsampler.schedule import Schedule
+from distsampler.store.manifest import _unrecorded_law
 
 GIVEN = ("self", "params", "generator")  # what the chain gives, so no option
 HEAT = ("gradient_variance", "batch_size")
@@ -136,6 +138,20 @@ def signature_options(config: SamplerConfig) -> dict[str, Any]:
             raise ConfigError(unknown_name(f"option of sampler {config.name!r}", key, known))
     chosen = known | config.options
     return {key: value for key, value in chosen.items() if value is not Parameter.empty}
+
+
+def posterior_of(config: SamplerConfig, nbeta: float) -> Posterior:
+    """Return the density that a sampler samples at some nbeta."""
+    options = signature_options(config)
+    localization, decay = (options.get(key) or 0.0 for key in ("localization", "weight_decay"))
+    return Posterior(nbeta, float(localization), float(decay))
+
+
+def facts_of(config: SamplerConfig, nbeta: float, n: int) -> Facts:
+    """Return what is known of a run of n examples before its first draw."""
+    lr = signature_options(config).get("lr")
+    law = _unrecorded_law(config)
+    return Facts(n, posterior_of(config, nbeta), None if lr is None else float(lr), law)
 
 
 def check_options(config: RunConfig) -> None:

@@ -99,14 +99,14 @@ def llcs(trace: Trace, stop: int | None = None) -> dict[int, float]:
     """
     facts, burn_in = trace.facts(), trace.burn_in
     counts = {c: trace.committed[c] for c in trace.chains if trace.committed[c] > burn_in}
-    if not counts or "nbeta" not in facts:
+    if not counts or facts is None:
         return {}
     end = max(counts.values()) if stop is None else stop
     values = np.asarray(trace.between("posterior", "excess_loss", burn_in, end), np.float64)
     means = {c: values[c, : min(n, end) - burn_in].mean() for c, n in counts.items()}
     if not np.isfinite(list(means.values())).all():
         raise StoreError(f"{trace.path}: excess_loss lacks draws that were committed; {AGAIN}")
-    return {chain: facts["nbeta"] * float(mean) for chain, mean in means.items()}
+    return {chain: facts.posterior.nbeta * float(mean) for chain, mean in means.items()}
 
 
 def table(found: Sequence[Entry]) -> str:

@@ -428,6 +428,7 @@ def _manifest(spec: ChainSpec, recipe: dict[str, Any] | None) -> Manifest:
         fingerprint=fingerprint(spec),
         variables=variables(spec),
         wide=wide_variables(spec),
+        law=spec.facts.law,
         versions=versions(),
         n_committed=(0,) * config.chains,
         recipe=recipe,

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from distsampler.analysis.bias import Law, law_of, unpredicted
+from distsampler.analysis.bias import unpredicted
 from distsampler.config import RunConfig, SamplerConfig
 from distsampler.errors import ConfigError, RunFailed
 from distsampler.models.replica import ChainSpec
-from distsampler.models.sampler import HEAT, signature_options
+from distsampler.models.sampler import HEAT, facts_of, posterior_of
 from distsampler.sampling.pilots import (
     MOMENTUM,
     PILOT_CHAINS,
@@ -39,7 +39,7 @@ GUESSED = 30.0  # times what a pilot met: kappa was a guess
 RELAXATIONS = 20  # of a flat direction within the run, where localization is free
 PREFERRED = 1.5  # times the reach of a sampler without momentum, for one with it
 FRICTION = (0.03, 0.5)  # bounds of A
-FRACTIONS: dict[Law, float] = {
+FRACTIONS: dict[str, float] = {
     "sgld": 0.2,
     "lmsgld": 0.7,
     "sghmc": 0.2,
@@ -100,12 +100,13 @@ class Tuner:
 
     def _check(self, given: SamplerConfig) -> None:
         """Sees that what is to be chosen by its biases has biases that are predicted."""
-        if law_of(self._config) not in FRACTIONS:
+        law = facts_of(given, self._spec.nbeta, len(self._spec.rows)).law
+        if law is None or law.name not in FRACTIONS:
             raise ConfigError(
                 f"calibrate knows the laws of {', '.join(sorted({*FRACTIONS} - {'badodab'}))}, and "
                 f"not that of {given.name!r}: name one of them, or leave sampler.name out"
             )
-        if missing := unpredicted(short(self._config)):
+        if missing := unpredicted(short(self._config), law):
             raise ConfigError(
                 "calibrate chooses by the biases that are predicted, and here one cannot be: "
                 f"{next(iter(missing.values()))}; change that, or give sampler.lr and "
@@ -200,15 +201,13 @@ class Tuner:
         )
 
     def _fraction(self, sampler: SamplerConfig) -> float:
-        law = law_of(changed(self._config, sampler=sampler))
-        return FRACTIONS[law] if law is not None else math.nan  # None was refused before
+        law = facts_of(sampler, self._spec.nbeta, len(self._spec.rows)).law
+        return math.nan if law is None else FRACTIONS[law.name]  # None was refused before
 
     def _kappa(self, sampler: SamplerConfig) -> float:
         """Nbeta h + gamma + lam, of the largest curvature so far."""
-        options = signature_options(sampler)
-        pull = float(options["localization"]) + float(options["weight_decay"])
-        found = self._spec.nbeta * max(self._h, 0.0) + pull
-        return found if found > 0 else 1.0
+        kappa = posterior_of(sampler, self._spec.nbeta).kappa(max(self._h, 0.0))
+        return kappa if kappa > 0 else 1.0
 
     def _within(self, sampler: SamplerConfig, warmth: float) -> SamplerConfig:
         """At the step that curvature allows, or, where its heat would be too much, slower."""

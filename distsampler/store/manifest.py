@@ -5,15 +5,30 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from distsampler.config import RunConfig
+from distsampler.config import RunConfig, SamplerConfig
 from distsampler.draws import Variable, WideVariable
 from distsampler.errors import StoreError
+from distsampler.facts import Law
 from distsampler.store.files import Files
 
 SCHEMA_VERSION = 1
+LAWS_BY_NAME = ("sgld", "lmsgld", "sghmc", "sgnht", "mala")
+"""Samplers whose law was known when stores did not record it, and went by the sampler's name."""
+
 Status = Literal["running", "finished", "interrupted", "failed"]
+
+
+def _unrecorded_law(sampler: SamplerConfig) -> Law | None:
+    """Return the law of a run whose store does not record it."""
+    if sampler.name not in LAWS_BY_NAME:
+        return None
+    if sampler.name == "mala":
+        return Law("mala", None)
+    friction = float(sampler.options.get("friction", 0.0)) if sampler.name == "sghmc" else 0.0
+    name = "badodab" if sampler.options.get("scheme") == "badodab" else sampler.name
+    return Law(name, 4 * (1 - friction / 2))
 
 
 class Manifest(BaseModel):
@@ -25,6 +40,7 @@ class Manifest(BaseModel):
         fingerprint: what the bits of the trace depend on beside the config.
         variables: what a draw holds.
         wide: what of it is too large to travel.
+        law: the law of the sampler's chain on a quadratic; None: not known.
         versions: of the libraries that wrote it.
         recipe: the config file's model, data and loss, and the file; None for a run from Python.
         status: how the run stands.
@@ -46,6 +62,7 @@ class Manifest(BaseModel):
     fingerprint: dict[str, str]
     variables: tuple[Variable, ...]
     wide: tuple[WideVariable, ...] = ()
+    law: Law | None = Field(default_factory=lambda known: _unrecorded_law(known["config"].sampler))
     versions: dict[str, str]
     recipe: dict[str, Any] | None = None
     status: Status = "running"

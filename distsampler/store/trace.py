@@ -19,6 +19,7 @@ from zarr.errors import ZarrUserWarning
 from distsampler.config import RunConfig
 from distsampler.draws import AtAnchor, DrawBlock, StateFile
 from distsampler.errors import StoreError
+from distsampler.facts import Facts, Posterior
 from distsampler.schedule import Schedule
 from distsampler.store import chain_states, events
 from distsampler.store import manifest as manifests
@@ -127,10 +128,10 @@ class Trace:
         retired = self.manifest.retired
         return tuple(c for c in range(self.manifest.config.chains) if c not in retired)
 
-    def record_facts(self, at_anchor: AtAnchor, facts: Mapping[str, float]) -> None:
-        """Writes the anchor pass and the run's numbers, once."""
+    def record_facts(self, facts: Facts, at_anchor: AtAnchor) -> None:
+        """Write what is known before the first draw, once."""
         numbers = {
-            **facts,
+            **facts.numbers(),
             "init_loss": at_anchor.init_loss,
             "probe_init_loss": at_anchor.probe_init_loss,
             "init_losses": at_anchor.losses,
@@ -142,13 +143,30 @@ class Trace:
         given = {name: value for name, value in numbers.items() if value is not None}
         self._writing(lambda: self._put_constants(given))
 
-    def facts(self) -> dict[str, float]:
-        """The run's numbers: nbeta, n, init_loss, localization ..."""
+    def numbers(self) -> dict[str, float]:
+        """Return the recorded numbers by name: nbeta, n, init_loss, localization ..."""
         return {
             name: float(self._read_constant(name, array))
             for name, array in self._arrays("constant_data")
             if array.ndim == 0
         }
+
+    def facts(self) -> Facts | None:
+        """Return what was known before the first draw; None while it is not recorded.
+
+        Raises:
+            StoreError: if it is damaged.
+        """
+        numbers, options = self.numbers(), self.manifest.config.sampler.options
+        if not {"nbeta", "n"} <= set(numbers):
+            return None
+        decay = float(options.get("weight_decay", 0.0))
+        return Facts(
+            int(numbers["n"]),
+            Posterior(numbers["nbeta"], numbers.get("localization", 0.0), decay),
+            numbers.get("lr"),
+            self.manifest.law,
+        )
 
     def at_anchor(self) -> AtAnchor | None:
         """The anchor pass as recorded; None before it has been.
@@ -159,19 +177,19 @@ class Trace:
         probe = self.constant("probe_losses")
         if probe is None:
             return None
-        facts = self.facts()
-        if not {"init_loss", "probe_init_loss", "nbeta", "n"} <= set(facts):
+        numbers = self.numbers()
+        if not {"init_loss", "probe_init_loss", "nbeta", "n"} <= set(numbers):
             where = self.files.path(f"{ZARR}/constant_data")
             raise StoreError(f"{where} lacks a number: a file is missing; {AGAIN}")
         own, law = HOP_BIASES
         return AtAnchor(
             losses=self.constant("init_losses"),
-            init_loss=facts["init_loss"],
-            probe_init_loss=facts["probe_init_loss"],
+            init_loss=numbers["init_loss"],
+            probe_init_loss=numbers["probe_init_loss"],
             probe_losses=probe,
             gradient_variance=self.constant("gradient_variance"),
             shard_gradients=self.constant("shard_gradients"),
-            hop_bias=(facts[own], facts[law]) if own in facts and law in facts else None,
+            hop_bias=(numbers[own], numbers[law]) if {own, law} <= set(numbers) else None,
         )
 
     def constant(self, name: str) -> NDArray[Any] | None:

@@ -165,6 +165,4 @@ def _pilot(spec: ChainSpec, sampler: SamplerConfig, runs: Pilots) -> Pilot | Non
 
 def _kappa(spec: ChainSpec, h: float) -> float:
     """Curvature of the log posterior, from that of the mean loss."""
-    options = signature_options(spec.config.sampler)
-    pull = float(options["localization"]) + float(options["weight_decay"])
-    return max(spec.nbeta * max(h, 0.0) + pull, 1e-300)
+    return max(spec.posterior.kappa(max(h, 0.0)), 1e-300)

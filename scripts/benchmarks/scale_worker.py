@@ -23,6 +23,7 @@ from distsampler.analysis.inference_data import arviz_module
 from distsampler.analysis.run import Run
 from distsampler.chains.observables import variables
 from distsampler.draws import AtAnchor, DrawBlock, Variable
+from distsampler.facts import Facts, Posterior
 from distsampler.sampling.sample import prepare
 from distsampler.store.files import Files
 from distsampler.store.manifest import Manifest
@@ -118,7 +119,7 @@ def written(chains: int, draws: int) -> dict[str, float]:
     numbers = committed(chains, draws)
     trace = Trace(sys.argv[-1])
     at_anchor = AtAnchor(None, init_loss=1.0, probe_init_loss=1.0, probe_losses=np.ones(8))
-    trace.record_facts(at_anchor, {"nbeta": LINEAR.nbeta, "n": float(EXAMPLES)})
+    trace.record_facts(Facts(EXAMPLES, Posterior(LINEAR.nbeta)), at_anchor)
     trace.seal("finished", "", draws, 0.0)
     return numbers
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from distsampler.analysis.bias import Ritz, Step, predict
 from distsampler.analysis.diagnosis import diagnose
 from distsampler.analysis.error_budget import ErrorBudget, budget
+from distsampler.facts import Posterior
 
 PLAIN = ErrorBudget(0.1, 0.1, None, None, 0.0, 0.0, 0.0)
 
@@ -81,7 +82,7 @@ def test_what_was_not_measured_is_named() -> None:
 
 def sampled(step: Step, h: NDArray[np.float64], v: float, runs: int) -> NDArray[np.float64]:
     """Nbeta times the excess loss of SGLD, (runs, chains, draws), from its stationary law on."""
-    rng, kappa = np.random.default_rng(1), step.nbeta * h + step.pull
+    rng, kappa = np.random.default_rng(1), step.posterior.kappa(h)
     scale = math.sqrt(step.lr * (1 + step.heat * v))
     w = rng.standard_normal((runs, 4, len(h)))
     w *= np.sqrt((1 + step.heat * v) / (kappa * (1 - step.lr * kappa / 4)))
@@ -90,7 +91,7 @@ def sampled(step: Step, h: NDArray[np.float64], v: float, runs: int) -> NDArray[
         for _ in range(3):
             w *= 1 - step.lr * kappa / 2
             w += scale * rng.standard_normal(w.shape)
-        found[..., draw] = step.nbeta / 2 * (w**2 @ h)
+        found[..., draw] = step.posterior.nbeta / 2 * (w**2 @ h)
     return found
 
 
@@ -100,7 +101,7 @@ def sampled(step: Step, h: NDArray[np.float64], v: float, runs: int) -> NDArray[
 def test_the_interval_holds_the_truth_in_95_of_100_runs(share: float, v: float) -> None:
     """400 runs on a quadratic with gradient noise, each predicting its bias from four walks."""
     h = np.linspace(0.5, 2, 10)
-    step = Step("sgld", share / (100 * 2 + 10), 100.0, 10.0, 32)
+    step = Step("sgld", share / (100 * 2 + 10), Posterior(100.0, 10.0), 32)
     exact = float((100 * h / (100 * h + 10)).sum() / 2)
     rng, covered, naive = np.random.default_rng(2), 0, 0
     for excess in sampled(step, h, v, 400):

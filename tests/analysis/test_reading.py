@@ -18,6 +18,7 @@ from distsampler.analysis import diagnosis as diagnostics
 from distsampler.analysis import error_budget, estimators
 from distsampler.draws import AtAnchor, DrawBlock, Variable
 from distsampler.errors import ConfigError, NotConverged, NotConvergedWarning, StoreError
+from distsampler.facts import Facts, Posterior
 from distsampler.store.manifest import Manifest
 from distsampler.store.trace import Trace
 
@@ -53,8 +54,8 @@ def make_run(slow: NDArray[np.float64], noise: float = 0.0, burn_in: int = 20) -
         store,
         Manifest(config=config, variables=VARIABLES, n_committed=(0,) * chains, **facts),
     )
-    constants = {"nbeta": NBETA, "n": N, "localization": 5.0}
-    trace.record_facts(AtAnchor(None, 0.5, 0.4, np.zeros(4)), constants)
+    known = Facts(N, Posterior(NBETA, localization=5.0))
+    trace.record_facts(known, AtAnchor(None, 0.5, 0.4, np.zeros(4)))
     rng = np.random.default_rng(1)
     for chain in range(chains):
         excess = 0.1 + 0.01 * slow[chain]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import distsampler as ds
 from distsampler.chains import hop
 from distsampler.chains.chain import Chain
+from distsampler.facts import Posterior
 from distsampler.models.replica import Replica
 from distsampler.sampling.sample import prepare
 from tests import problems
@@ -41,13 +42,13 @@ def test_the_bias_of_one_direction_is_that_of_a_simulated_chain(
             moved = w - lr / 2 * (nbeta * h + gamma) * w + lr**0.5 * rng.standard_normal(copies)
             w = np.where(last & (step >= stop), w, moved)
     plain = lr / (1 - (1 - lr * (nbeta * mean + gamma) / 2) ** 2)
-    own, everywhere = hop.in_direction(CURVATURES, q, (nbeta, gamma), lr, visit, thin)
+    own, everywhere = hop.in_direction(CURVATURES, q, Posterior(nbeta, gamma), lr, visit, thin)
     for readout, predicted in (
         (h * w**2 / (mean * plain), own),
         (w**2 / plain, everywhere),
     ):
         assert_mean(readout.mean() - 1, predicted, readout.std() / copies**0.5)
-    wrong = hop.in_direction(CURVATURES, q, (nbeta, gamma), lr, max(10 * visit, 50))[1]
+    wrong = hop.in_direction(CURVATURES, q, Posterior(nbeta, gamma), lr, max(10 * visit, 50))[1]
     if visit < 100:
         error = (w**2 / plain).std() / copies**0.5
         assert abs((w**2 / plain).mean() - 1 - wrong) > 5 * error  # another visit: another bias
@@ -56,10 +57,10 @@ def test_the_bias_of_one_direction_is_that_of_a_simulated_chain(
 def test_the_bias_is_what_was_measured_on_eight_shards() -> None:
     """Curvatures .2 to 1.8: 11 and 41 % at hop_every 10 and 100 for lr kappa = .1."""
     q = np.full(8, 1 / 8)
-    found = [hop.in_direction(CURVATURES, q, (1.0, 0.0), 0.1, k)[1] for k in (1, 10, 100)]
+    found = [hop.in_direction(CURVATURES, q, Posterior(1.0), 0.1, k)[1] for k in (1, 10, 100)]
     assert found == pytest.approx([0.007, 0.108, 0.417], abs=0.001)
-    assert hop.in_direction(np.ones(8), q, (1.0, 0.0), 0.1, 10) == pytest.approx((0.0, 0.0))
-    assert hop.in_direction(CURVATURES, q, (1.0, 0.0), 4.0, 10) == (np.inf, np.inf)
+    assert hop.in_direction(np.ones(8), q, Posterior(1.0), 0.1, 10) == pytest.approx((0.0, 0.0))
+    assert hop.in_direction(CURVATURES, q, Posterior(1.0), 4.0, 10) == (np.inf, np.inf)
 
 
 class Vector(nn.Module):
@@ -124,7 +125,7 @@ def test_the_prediction_is_that_of_the_curvatures() -> None:
     spec = spec_of(bowls(curvatures))
     at_anchor = problems.anchored(spec)
     q = np.full(3, 1 / 3)
-    expected = hop.in_direction(np.array(curvatures), q, (50.0, 1.0), 1e-3, 5, 3)
+    expected = hop.in_direction(np.array(curvatures), q, Posterior(50.0, 1.0), 1e-3, 5, 3)
     assert at_anchor.hop_bias == pytest.approx(expected, rel=1e-3)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from distsampler.analysis.bias import Bias, Law, Ritz, Step, predict
 from distsampler.curvature.hessian import Curvature, measure
+from distsampler.facts import Posterior
 from distsampler.models.replica import ChainSpec, Replica
 from distsampler.sampling.sample import prepare
 from distsampler.truth import discretised_laws
@@ -201,6 +202,7 @@ def test_attention_has_a_curvature() -> None:
 # The biases
 
 N, BATCH, NBETA, GAMMA, D = 1024, 64, 150.0, 30.0, 200
+POSTERIOR = Posterior(NBETA, GAMMA)
 SHARES = (0.1, 0.3, 0.6, 1.0)  # lr kappa_max
 
 
@@ -216,9 +218,11 @@ def exact_bias(step: Step, ritz: Ritz) -> float:
     law = {"sgld": discretised_laws.sgld, "lmsgld": discretised_laws.lmsgld}[step.law]
     total = 0.0
     for h, weight, v, d in zip(*ritz, strict=True):
-        kappa, u = step.nbeta * h + step.pull, step.heat
+        kappa, u = step.posterior.kappa(h), step.heat
         heat, left = step.lr * u * v / weight, 1 - u * d / weight
-        total += weight * step.nbeta * h / 2 * (law(step.lr, kappa, heat, left) - 1 / kappa)
+        total += (
+            weight * step.posterior.nbeta * h / 2 * (law(step.lr, kappa, heat, left) - 1 / kappa)
+        )
     return total
 
 
@@ -229,13 +233,13 @@ def test_the_bias_of_a_known_spectrum_is_that_of_the_stationary_law(
     law: Law, corrected: bool, share: float
 ) -> None:
     ritz = known(corrected)
-    step = Step(law, share / (NBETA * 10 + GAMMA), NBETA, GAMMA, BATCH)
+    step = Step(law, share / (NBETA * 10 + GAMMA), POSTERIOR, BATCH)
     assert sum(predict(step, ritz)) == pytest.approx(exact_bias(step, ritz), rel=1e-9)
 
 
 def test_the_bias_of_sghmc_is_that_of_the_stationary_law() -> None:
     ritz, lr, alpha = known(False), 1e-4, 0.1
-    step = Step("sghmc", lr, NBETA, GAMMA, BATCH, alpha)
+    step = Step("sghmc", lr, POSTERIOR, BATCH, alpha)
     exact = 0.0
     for h, v in zip(ritz.values, ritz.noise, strict=True):
         kappa = NBETA * h + GAMMA
@@ -260,7 +264,7 @@ def test_the_bias_of_a_thermostat_is_that_of_its_law(noise: float) -> None:
     variances, _ = discretised_laws._settled(law, lr, a)
     kappa = NBETA * ritz.values + GAMMA
     exact = float((NBETA * ritz.values / 2) @ (np.array(variances) - 1 / kappa))
-    bias = predict(Step("sgnht", lr, NBETA, GAMMA, BATCH, a), ritz)
+    bias = predict(Step("sgnht", lr, POSTERIOR, BATCH, a), ritz)
     assert sum(bias) == pytest.approx(exact, rel=0.001)
     assert bias.discretisation == pytest.approx(-a / 2 * 6, rel=0.1)
     assert (abs(bias.heat) > 0.1) == bool(noise)
@@ -269,7 +273,7 @@ def test_the_bias_of_a_thermostat_is_that_of_its_law(noise: float) -> None:
 @pytest.mark.parametrize("law", ["sgnht", "badodab"])
 def test_a_thermostat_that_has_not_answered_yet_leaves_the_heat_of_its_friction(law: Law) -> None:
     ritz, lr, a = known(False), 1e-9, 0.01
-    step = Step(law, lr, NBETA, GAMMA, BATCH, a)
+    step = Step(law, lr, POSTERIOR, BATCH, a)
     cold = predict(step._replace(law="lmsgld"), ritz).heat * 2 / a
     found = [predict(step, ritz, made).heat for made in (0, 3 * a / lr, 1e3 * a / lr)]
     assert found[0] == pytest.approx(cold, rel=0.01)
@@ -280,11 +284,11 @@ def test_a_thermostat_that_has_not_answered_yet_leaves_the_heat_of_its_friction(
 def test_badodab_and_mala_have_none_without_noise() -> None:
     quiet = known(False)._replace(noise=np.zeros(60))
     for law in ("badodab", "mala"):
-        assert predict(Step(law, 1e-3, NBETA, GAMMA, BATCH, 0.01), quiet) == Bias(0.0, 0.0)
+        assert predict(Step(law, 1e-3, POSTERIOR, BATCH, 0.01), quiet) == Bias(0.0, 0.0)
 
 
 def test_a_step_beyond_stability_gives_a_large_number_not_infinity() -> None:
-    found = predict(Step("sgld", 1.0, NBETA, GAMMA, BATCH), known(False))
+    found = predict(Step("sgld", 1.0, POSTERIOR, BATCH), known(False))
     assert math.isfinite(found.discretisation)
     assert found.discretisation > 8 * 60 / 2 * 0.9
 
@@ -324,12 +328,13 @@ def test_a_measured_spectrum_predicts_the_true_bias_within_five_percent(
         for seed in range(16)
     ]
     for share in SHARES:
-        step = Step(law, share / (NBETA * 10 + GAMMA), NBETA, GAMMA, BATCH)
+        step = Step(law, share / (NBETA * 10 + GAMMA), POSTERIOR, BATCH)
         exact = exact_bias(step, Ritz(values, np.ones(D), along, taken))
         without = exact_bias(step, Ritz(values, np.ones(D), along, 0 * taken))
         found = averaged([predict(step, ritz) for ritz in walks])
         assert abs(found - exact) < 0.05 * without, share
-        hot = averaged([predict(step._replace(nbeta=1.1 * NBETA), ritz) for ritz in walks])
+        hotter = step._replace(posterior=Posterior(1.1 * NBETA, GAMMA))
+        hot = averaged([predict(hotter, ritz) for ritz in walks])
         assert abs(hot - exact) > 0.05 * exact, share
         if not (law == "lmsgld" and corrected):
             assert found == pytest.approx(exact, rel=0.05), share

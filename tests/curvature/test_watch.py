@@ -19,6 +19,7 @@ from distsampler.chains.chain import Chain
 from distsampler.chains.observables import variables
 from distsampler.cli import app
 from distsampler.curvature.watch import due
+from distsampler.models.sampler import facts_of
 from distsampler.sampling.sample import prepare
 from tests.chains.test_chain import assert_same as assert_same_blocks
 from tests.curvature.test_hessian import Tilted, tilted
@@ -205,11 +206,9 @@ def test_a_step_that_is_too_large_is_an_event_and_an_advisory(tmp_path: Path, ba
 
 
 def test_weight_decay_and_momentum_count_for_whether_a_step_is_too_large() -> None:
-    facts = {"nbeta": 10.0, "localization": 1.0, "lr": 0.1}
-
     def told(**options: Any) -> str | None:
         sampler = ds.SamplerConfig(lr=0.1, localization=1.0, **options)
-        return bias.too_large(np.array([1.8]), ds.RunConfig(sampler=sampler), facts)
+        return bias.too_large(np.array([1.8]), facts_of(sampler, 10.0, 100))
 
     assert told() is None  # x = 0.475
     assert "reached 0.53" in (told(weight_decay=2.0) or "")

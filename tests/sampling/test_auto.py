@@ -13,6 +13,7 @@ from distsampler.draws import AtAnchor
 from distsampler.errors import ConfigError, StoreError
 from distsampler.execution import driver
 from distsampler.execution.pool import ChainPool
+from distsampler.facts import Facts, Posterior
 from distsampler.store.manifest import Manifest
 from distsampler.store.trace import Trace
 from tests.fakes import FlakyPool
@@ -149,7 +150,7 @@ def auto_trace(path: Path) -> Trace:
     settings = ds.RunConfig(chains=3, draws=80, burn_in="auto")
     facts: dict[str, Any] = {"fingerprint": {}, "versions": {}, "n_committed": (0,) * 3}
     trace = Trace.create(path, Manifest(config=settings, variables=VARIABLES, **facts))
-    trace.record_facts(AtAnchor(None, 0.5, 0.25, np.zeros(8)), {"nbeta": 3.0, "n": 100})
+    trace.record_facts(Facts(100, Posterior(3.0)), AtAnchor(None, 0.5, 0.25, np.zeros(8)))
     for first in range(0, 60, 7):
         trace.commit([block(c, first, min(7, 60 - first)) for c in range(3)])
     return trace

@@ -9,6 +9,7 @@ import distsampler as ds
 from distsampler.analysis import inference_data
 from distsampler.draws import AtAnchor, DrawBlock, Variable
 from distsampler.errors import StoreError
+from distsampler.facts import Facts, Posterior
 from distsampler.store.events import Started
 from distsampler.store.files import Files
 from distsampler.store.manifest import Manifest
@@ -96,7 +97,7 @@ def test_a_sealed_trace_is_cut_and_opens_as_it_is(tmp_path: Path) -> None:
 
     trace = make(tmp_path / "run")
     fill(trace)
-    trace.record_facts(AtAnchor(None, 0.5, 0.25, np.zeros(8)), {"nbeta": 3.0, "n": 100})
+    trace.record_facts(Facts(100, Posterior(3.0)), AtAnchor(None, 0.5, 0.25, np.zeros(8)))
     trace.seal("finished", "converged", 30, 1.0)
     tree = xr.open_datatree(tmp_path / "run/trace.zarr", engine="zarr", consolidated=False)
     assert tree["posterior"].sizes == {"chain": 3, "draw": 30, "projection": 3}
@@ -104,7 +105,9 @@ def test_a_sealed_trace_is_cut_and_opens_as_it_is(tmp_path: Path) -> None:
     assert arviz.InferenceData.from_datatree(tree).posterior.sizes["draw"] == 30
     again = Trace(tmp_path / "run")
     assert (again.kept, again.manifest.status) == (30, "finished")
-    assert again.facts() == {"nbeta": 3.0, "n": 100.0, "init_loss": 0.5, "probe_init_loss": 0.25}
+    assert again.facts() == Facts(100, Posterior(3.0), law=again.manifest.law)
+    losses = {"init_loss": 0.5, "probe_init_loss": 0.25}
+    assert again.numbers() == {"nbeta": 3.0, "n": 100.0, "localization": 0.0, **losses}
 
 
 def test_a_retired_chain_leaves_the_posterior_and_keeps_its_draws(tmp_path: Path) -> None:
