@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from operator import index
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, SupportsIndex
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self, SupportsIndex
 
 from pydantic import (
     BaseModel,
@@ -35,9 +35,20 @@ _NamedField = Annotated[Named, PlainValidator(Named.of), PlainSerializer(str)]
 
 
 class Frozen(BaseModel):
-    """A frozen model whose errors are sentences."""
+    """A value that cannot be changed and knows all its fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def replaced(self, **changes: Any) -> Self:  # noqa: ANN401 (its fields)
+        """Return a copy with other values, validated; fields not set so far remain not set."""
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**given | changes)
+
+
+class Config(Frozen):
+    """Part of a config: its errors are sentences."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     if not TYPE_CHECKING:
 
@@ -49,7 +60,7 @@ class Frozen(BaseModel):
                 raise ConfigError("\n".join(lines)) from None
 
 
-class SamplerConfig(Frozen):
+class SamplerConfig(Config):
     """A sampler by name, and its options.
 
     Options are declared once, in the signature of the sampler's class; they are checked against it
@@ -68,7 +79,7 @@ class SamplerConfig(Frozen):
         {'lr': 0.0001, 'localization': 100.0}
     """
 
-    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=True)
+    model_config = ConfigDict(extra="allow", allow_inf_nan=True)
 
     name: str = "sgld"
     correct_heat: bool = False
@@ -79,7 +90,7 @@ class SamplerConfig(Frozen):
         return dict(self.model_extra or {})
 
 
-class GateConfig(Frozen):
+class GateConfig(Config):
     """When a run counts as converged.
 
     Args:
@@ -99,7 +110,7 @@ class GateConfig(Frozen):
     relative_error: Annotated[float, Field(gt=0)] | None = None
 
 
-class PlacementConfig(Frozen):
+class PlacementConfig(Config):
     """Where chains run. Nothing here changes a bit of the trace.
 
     Args:
@@ -141,7 +152,7 @@ class PlacementConfig(Frozen):
         return self
 
 
-class RunConfig(Frozen):
+class RunConfig(Config):
     """Everything a run depends on but model, data and loss.
 
     Args:

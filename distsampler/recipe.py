@@ -142,7 +142,7 @@ def with_functions(config: RunConfig, folder: Path) -> RunConfig:
                 "sample(model, data, loss, config, store=..., resume='must') where a run goes on"
             ) from error
         found[name] = Named(each.name, function)
-    return config.model_copy(update={"observables": found}) if found else config
+    return config.replaced(observables=found) if found else config
 
 
 def write(recipe: Recipe, path: str | Path) -> None:

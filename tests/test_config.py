@@ -35,6 +35,17 @@ def test_a_config_is_frozen() -> None:
         ds.RunConfig().draws = 3
 
 
+def test_replaced_validates_and_leaves_unset_what_was_not_set() -> None:
+    config = ds.RunConfig(draws=10).replaced(chains=3)
+    assert (config.draws, config.chains) == (10, 3)
+    assert config.model_fields_set == {"draws", "chains"}
+    with pytest.raises(ConfigError, match="min_chains must be at most chains=3: 4"):
+        config.replaced(min_chains=4)
+    sampler = ds.SamplerConfig(lr=1e-4).replaced(nbeta=2.0, name="sgnht")
+    assert sampler == ds.SamplerConfig(name="sgnht", lr=1e-4, nbeta=2.0)
+    assert ds.GateConfig(every=5).replaced(every=None) == ds.GateConfig()
+
+
 configs = st.builds(
     ds.RunConfig,
     sampler=st.builds(

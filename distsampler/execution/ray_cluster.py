@@ -118,7 +118,7 @@ class RayCluster:
                 "placement.runtime_env can send local folders only when Ray is joined, and this "
                 f"process had joined it before: give {folders} to its ray.init(runtime_env=...)"
             )
-        return self.placement.model_copy(update={"runtime_env": rest})
+        return self.placement.replaced(runtime_env=rest)
 
 
 @dataclass(frozen=True)

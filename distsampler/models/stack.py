@@ -73,7 +73,7 @@ class Lanes:
     def _recorded(self, batch: object) -> Compute:
         """The operations from weights and batch to losses and gradients, of all lanes."""
         names = [name for name, p in self._base.model.named_parameters() if p.requires_grad]
-        plain = self._spec.config.model_copy(update={"compile": False})
+        plain = self._spec.config.replaced(compile=False)
         lossy = _Lossy(self._base.model, forward(self._spec.loss, plain, self._base.device))
 
         def mean(parameters: dict[str, Tensor], tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -49,10 +49,8 @@ from distsampler.sampling.pilots import (
     THIN,
     Pilot,
     Pilots,
-    changed,
     label,
     short,
-    with_options,
 )
 from distsampler.sampling.sample import look_of, prepare
 from distsampler.sampling.tuning import REHEARSAL, Tuner
@@ -206,9 +204,9 @@ def continued(recipe: Recipe, store: str | None) -> Recipe | None:
     if store is None or not as_files(store).exists(MANIFEST):
         return None
     stored, given = Run(store).manifest.config, recipe.config
-    sampler = with_options(stored.sampler, **given.sampler.model_dump(exclude_unset=True))
+    sampler = stored.sampler.replaced(**given.sampler.model_dump(exclude_unset=True))
     fields = {name: getattr(given, name) for name in given.model_fields_set}
-    return replace(recipe, config=changed(stored, **{**fields, "sampler": sampler}))
+    return replace(recipe, config=stored.replaced(**{**fields, "sampler": sampler}))
 
 
 def _heatmap(config: RunConfig, runs: Pilots, nbeta: float) -> Heatmap:
@@ -218,14 +216,13 @@ def _heatmap(config: RunConfig, runs: Pilots, nbeta: float) -> Heatmap:
     nbetas = tuple(float(f"{nbeta * factor:.4g}") for factor in GRID[1])
     llc, spread = (np.full((len(nbetas), len(lrs)), np.nan) for _ in range(2))
     for i, j in np.ndindex(*llc.shape):
-        sampler = with_options(config.sampler, lr=lrs[j], nbeta=nbetas[i])
-        half = REHEARSAL // 2
-        cell = short(config, sampler=sampler, burn_in=half, draws=half, thin=THIN)
+        sampler = config.sampler.replaced(lr=lrs[j], nbeta=nbetas[i])
+        cell = short(config, sampler, REHEARSAL)
         found = runs.run(cell, lambda run: run.llc("ignore"))
         if found is not None:
             llc[i, j] = found.mean
             spread[i, j] = np.std(found.per_chain, ddof=1) / abs(found.mean)
-    steps = llc.size * PILOT_CHAINS * 2 * half * THIN
+    steps = llc.size * PILOT_CHAINS * REHEARSAL * THIN
     return Heatmap(lrs, nbetas, llc, spread, steps)
 
 

@@ -159,8 +159,10 @@ def _measured(spec: ChainSpec, places: int | None) -> Packing:
 
 def _speed(spec: ChainSpec, count: int) -> float:
     """Chain-steps a second of so many chains together, in this process."""
-    plain = {"pack": count, "watch": False, "init": "anchor", "divergence_factor": None}
-    spec = replace(spec, config=spec.config.model_copy(update=plain))
+    plain = spec.config.replaced(
+        pack=count, watch=False, init="anchor", init_radius=None, divergence_factor=None
+    )
+    spec = replace(spec, config=plain)
     device = next(spec.model.parameters()).device
     base, draws = Replica(spec, device), 0
     with numerics(spec.config):

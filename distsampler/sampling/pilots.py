@@ -6,7 +6,7 @@ import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -118,38 +118,37 @@ def read_pilot(run: Run, sampler: SamplerConfig, steps: int) -> Pilot:
     )
 
 
-def short(config: RunConfig, **changes: Any) -> RunConfig:  # noqa: ANN401 (fields of RunConfig)
-    """A pilot's config: two chains from w*, watched, never stopped by a clock or a gate.
+def short(config: RunConfig, sampler: SamplerConfig, draws: int, *, thin: int = THIN) -> RunConfig:
+    """Return a pilot's config: two chains from w*, watched, never stopped by a clock or a gate.
 
-    Nothing is kept of it that a calibration does not read.
+    It keeps nothing that a calibration does not read.
+
+    Args:
+        config: of the run that is calibrated.
+        sampler: of the pilot.
+        draws: per chain, half of them burn-in.
+        thin: steps per draw.
     """
-    fixed = {
-        "chains": PILOT_CHAINS,
-        "min_chains": 1,
-        "gate": GateConfig(),
-        "max_seconds": None,
-        "max_draws": None,
-        "init": "anchor",
-        "init_radius": None,
-        "watch": True,
-        "fsync": False,
-        "pack": 1,
-        "observables": {},
-        "save_losses": False,
-        "save_weights_every": None,
-    }
-    return config.model_copy(update={**fixed, **changes})
-
-
-def changed(config: RunConfig, **changes: Any) -> RunConfig:  # noqa: ANN401 (as above)
-    """A config with other fields, validated anew."""
-    given = {key: getattr(config, key) for key in config.model_fields_set}
-    return RunConfig(**{**given, **changes})
-
-
-def with_options(sampler: SamplerConfig, **options: Any) -> SamplerConfig:  # noqa: ANN401 (as above)
-    """A sampler with other options."""
-    return SamplerConfig(**{**sampler.model_dump(exclude_unset=True), **options})
+    burn_in = draws // 2
+    return config.replaced(
+        sampler=sampler,
+        burn_in=burn_in,
+        draws=draws - burn_in,
+        thin=thin,
+        chains=PILOT_CHAINS,
+        min_chains=1,
+        gate=GateConfig(),
+        max_seconds=None,
+        max_draws=None,
+        init="anchor",
+        init_radius=None,
+        watch=True,
+        fsync=False,
+        pack=1,
+        observables={},
+        save_losses=False,
+        save_weights_every=None,
+    )
 
 
 def sampler_like(name: str, given: SamplerConfig) -> SamplerConfig:

@@ -137,22 +137,19 @@ def resume(  # noqa: PLR0913 (as sample)
     Raises:
         StoreError: if there is no such run, another driver has it, or something differs.
     """
-    config = _asked_for(Run(store).manifest.config, draws, max_draws)
+    config = _longer(Run(store).manifest.config, draws, max_draws)
     settings: dict[str, Any] = {"store": store, "pool": pool, "quiet": quiet, "log": log}
     return sample(model, data, loss, config, resume="must", **settings)
 
 
-def _asked_for(config: RunConfig, draws: int | None, max_draws: int | None) -> RunConfig:
-    """The config of a run that is to be longer."""
-    fields: dict[str, Any] = {name: getattr(config, name) for name in RunConfig.model_fields}
-    if max_draws is not None:
-        fields["max_draws"] = max_draws
-    if draws is not None:
-        fields["draws"] = draws
-        if config.draws == "auto" and max_draws is None:
-            open_end = {"every": None, "relative_error": None}
-            fields |= {"max_draws": None, "gate": config.gate.model_copy(update=open_end)}
-    return RunConfig(**fields)
+def _longer(config: RunConfig, draws: int | None, max_draws: int | None) -> RunConfig:
+    """Return the config with other lengths; of draws="auto", a number takes the gate away."""
+    changes: dict[str, Any] = {"draws": draws, "max_draws": max_draws}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if changes.keys() == {"draws"} and config.draws == "auto":
+        changes["max_draws"] = None
+        changes["gate"] = config.gate.replaced(every=None, relative_error=None)
+    return config.replaced(**changes)
 
 
 def start(  # noqa: PLR0913 (as sample)
@@ -233,7 +230,7 @@ class Job:
         places = pool.place_count() if isinstance(pool, KnowsPlaces) else None
         with ALONE:
             self._packing = packing.settle(spec, places, stored)
-        settled = spec.config.model_copy(update={"pack": self._packing.pack})
+        settled = spec.config.replaced(pack=self._packing.pack)
         self._spec = replace(spec, config=settled, run=self._files.name)
         self._manifest = _manifest(self._spec, recipe)
 
@@ -313,7 +310,7 @@ def _prepared(
     hop.refuse(config, len(rows), rows)
     proposed = data.batch_size if isinstance(data, DataLoader | TensorRows | DatasetRows) else None
     if proposed is not None and "batch_size" not in config.model_fields_set:
-        config = config.model_copy(update={"batch_size": proposed})
+        config = config.replaced(batch_size=proposed)
     if config.batch_size > len(rows):
         raise ConfigError(
             f"batch_size must be at most the number of examples, {len(rows)}: got "
@@ -358,7 +355,7 @@ def _watchable(spec: ChainSpec) -> ChainSpec:
             "predicted, and a step that is too large is not noticed",
             stacklevel=4,
         )
-        return replace(spec, config=spec.config.model_copy(update={"watch": False}))
+        return replace(spec, config=spec.config.replaced(watch=False))
     return spec
 
 

@@ -19,13 +19,11 @@ from distsampler.sampling.pilots import (
     THIN,
     Pilot,
     Pilots,
-    changed,
     label,
     reach,
     read_pilot,
     sampler_like,
     short,
-    with_options,
 )
 from distsampler.schedule import Schedule
 
@@ -82,14 +80,14 @@ class Tuner:
         gamma = self._localization()
         if "lr" in self._given:
             self._reasons["sampler.name"] = "as given" if self._named else "the default, as lr is"
-            best = with_options(given, localization=gamma)
+            best = given.replaced(localization=gamma)
         else:
-            best = self._choose(with_options(first, localization=gamma))
+            best = self._choose(first.replaced(localization=gamma))
         last = self._rehearse(best)
         if "lr" not in self._given:
             self._explain(last)
-        merged = with_options(last.sampler, **given.options)
-        config = self._length(changed(self._config, sampler=merged), last)
+        merged = last.sampler.replaced(**given.options)
+        config = self._length(self._config.replaced(sampler=merged), last)
         for name in ("sampler.lr", "draws", "burn_in", "thin"):
             self._reasons.setdefault(name, "as given")
         heat = last.heat
@@ -106,7 +104,7 @@ class Tuner:
                 f"calibrate knows the laws of {', '.join(sorted({*FRACTIONS} - {'badodab'}))}, and "
                 f"not that of {given.name!r}: name one of them, or leave sampler.name out"
             )
-        if missing := unpredicted(short(self._config), law):
+        if missing := unpredicted(short(self._config, given, PILOT), law):
             raise ConfigError(
                 "calibrate chooses by the biases that are predicted, and here one cannot be: "
                 f"{next(iter(missing.values()))}; change that, or give sampler.lr and "
@@ -116,7 +114,7 @@ class Tuner:
     def _at_anchor(self, sampler: SamplerConfig) -> float:
         """The largest curvature at w*: the first look of a chain that has not moved."""
         lr = self._config.sampler.options.get("lr", 1e-12)
-        return self._pilot(with_options(sampler, lr=lr), 1, thin=1).h
+        return self._pilot(sampler.replaced(lr=lr), 1, thin=1).h
 
     def _localization(self) -> float:
         """As given; else such that a flat direction relaxes often enough within the run."""
@@ -152,7 +150,7 @@ class Tuner:
         found = [self._within(pilot.sampler, self._warmth)]
         whole = self._config.batches == "replacement" and self._config.data_mode == "replicate"
         if whole and pilot.heat > self._bias / 10:
-            cooled = self._pilot(with_options(pilot.sampler, correct_heat=True), PILOT)
+            cooled = self._pilot(pilot.sampler.replaced(correct_heat=True), PILOT)
             if not cooled.diverged:
                 warmth = abs(cooled.heat) / cooled.sampler.options["lr"]
                 found.append(self._within(cooled.sampler, warmth))
@@ -172,7 +170,7 @@ class Tuner:
         given, gamma = self._config.sampler, like.options["localization"]
         if given.name in MOMENTUM:
             return self._momentum(given.name, like)
-        return with_options(given, localization=gamma, lr=like.options["lr"])
+        return given.replaced(localization=gamma, lr=like.options["lr"])
 
     def _momentum(self, name: str, like: SamplerConfig) -> SamplerConfig:
         """A sampler with momentum; the thermostat in its second-order form unless told."""
@@ -186,7 +184,7 @@ class Tuner:
         for _ in range(ATTEMPTS):
             before = self._h
             kappa = self._kappa(sampler)
-            sampler = with_options(sampler, lr=self._fraction(sampler) / kappa)
+            sampler = sampler.replaced(lr=self._fraction(sampler) / kappa)
             pilot = self._pilot(sampler, PILOT)
             if pilot.diverged:
                 self._h = JUMP * kappa / self._spec.nbeta
@@ -214,7 +212,7 @@ class Tuner:
         lr, most = self._fraction(sampler) / self._kappa(sampler), self._bias / max(warmth, 1e-300)
         name = MOMENTUM.get(sampler.name)
         if name is None:
-            return with_options(sampler, lr=_round(min(lr, most)))
+            return sampler.replaced(lr=_round(min(lr, most)))
         low, high = FRICTION
         if sampler.options.get("scheme") == "ding":
             high = 2 * self._bias  # its LLC is A / 2 too low
@@ -222,7 +220,7 @@ class Tuner:
             low = high = float(self._config.sampler.options[name])
         friction = min(max(2 * lr / most, low), high)
         lr = min(lr, most * friction / 2)
-        return with_options(sampler, lr=_round(lr), **{name: float(f"{friction:.2g}")})
+        return sampler.replaced(lr=_round(lr), **{name: float(f"{friction:.2g}")})
 
     def _rehearse(self, sampler: SamplerConfig) -> Pilot:
         """A longer pilot of what was chosen, slower if it turns out to be too fast."""
@@ -233,7 +231,7 @@ class Tuner:
             slower = self._slower(pilot)
             if slower is None:
                 return pilot
-            sampler = with_options(sampler, lr=_round(slower))
+            sampler = sampler.replaced(lr=_round(slower))
         if pilot.diverged:
             raise RunFailed(
                 f"the pilot diverged at sampler.lr={sampler.options['lr']:.3g}: lower it, or raise "
@@ -293,20 +291,13 @@ class Tuner:
         if "thin" not in given:
             changes["thin"] = thin
             self._reasons["thin"] = "costs one probe pass in ten steps"
-        return changed(config, **changes)
+        return config.replaced(**changes)
 
     def _pilot(self, sampler: SamplerConfig, draws: int, thin: int = THIN) -> Pilot:
         """One short run into a temporary store."""
-        burn_in = draws // 2
         seed = np.random.SeedSequence(self._config.seed, spawn_key=(77, len(self._pilots)))
-        config = short(
-            self._config,
-            sampler=sampler,
-            seed=int(seed.generate_state(1, np.uint64)[0] >> np.uint64(1)),
-            burn_in=burn_in,
-            draws=draws - burn_in,
-            thin=thin,
-        )
+        number = int(seed.generate_state(1, np.uint64)[0] >> np.uint64(1))
+        config = short(self._config.replaced(seed=number), sampler, draws, thin=thin)
         steps = PILOT_CHAINS * draws * thin
         pilot = self._runs.run(config, lambda run: read_pilot(run, sampler, steps))
         if pilot is None:

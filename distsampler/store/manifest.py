@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from distsampler.config import RunConfig, SamplerConfig
+from distsampler.config import Frozen, RunConfig, SamplerConfig
 from distsampler.draws import Variable, WideVariable
 from distsampler.errors import StoreError
 from distsampler.facts import Law
@@ -31,7 +31,7 @@ def _unrecorded_law(sampler: SamplerConfig) -> Law | None:
     return Law(name, 4 * (1 - friction / 2))
 
 
-class Manifest(BaseModel):
+class Manifest(Frozen):
     """The facts of a run directory.
 
     Args:
@@ -55,8 +55,6 @@ class Manifest(BaseModel):
         seconds: of wall-clock time, up to the seal.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     schema_version: int = SCHEMA_VERSION
     config: RunConfig
     fingerprint: dict[str, str]
@@ -70,7 +68,7 @@ class Manifest(BaseModel):
     n_committed: tuple[int, ...]
     burn_in: int | None = None
     kept: int | None = None
-    retired: dict[int, str] = {}
+    retired: dict[int, str] = Field(default_factory=dict)
     reason: str = ""
     seconds: float = 0.0
 

@@ -482,7 +482,7 @@ class Trace:
             self._root.create_group("constant_data")
 
     def _update(self, **changes: object) -> None:
-        changed = self.manifest.model_copy(update=changes)
+        changed = self.manifest.replaced(**changes)
         self._writing(lambda: manifests.write(self.files, MANIFEST, changed))
         self.manifest = changed
 

@@ -16,9 +16,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel
 
-from distsampler.config import RunConfig
+from distsampler.config import Config, RunConfig
 from distsampler.errors import ConfigError, unknown_name
 
 DIMS = ("checkpoint", "restriction", "setting", "data")
@@ -103,22 +102,21 @@ def altered(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
     Raises:
         ConfigError: if there is no such field, or it belongs to the sweep as a whole.
     """
-    given = {name: getattr(config, name) for name in config.model_fields_set}
+    changes: dict[str, Any] = {}
     for path, value in overrides.items():
         home, _, option = path.partition(".")
         if home not in RunConfig.model_fields:
             raise ConfigError(unknown_name("option", home, RunConfig.model_fields))
         if home in SHARED:
             raise ConfigError(f"{home} must be the same for all cells: set it in the config")
-        before = given.get(home, getattr(config, home))
-        if isinstance(before, BaseModel) and (option or isinstance(value, Mapping)):
-            changes = {option: value} if option else dict(value)
-            given[home] = type(before)(**{**before.model_dump(exclude_unset=True), **changes})
+        before = changes.get(home, getattr(config, home))
+        if isinstance(before, Config) and (option or isinstance(value, Mapping)):
+            changes[home] = before.replaced(**({option: value} if option else value))
         elif option:
             raise ConfigError(f"{path}: {home} holds no options")
         else:
-            given[home] = value
-    return RunConfig(**given)
+            changes[home] = value
+    return config.replaced(**changes)
 
 
 def seed_of(config: RunConfig, cell: Cell) -> int:

@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
-from distsampler.config import RunConfig
+from distsampler.config import Frozen, RunConfig
 from distsampler.errors import StoreError
 from distsampler.store.files import Files
 from distsampler.sweeps.cells import DIMS, Cell
@@ -23,7 +23,7 @@ SCHEMA_VERSION = 1
 FREE = ("placement", "commit_seconds", "max_seconds", "fsync", "max_state_mb")
 
 
-class SweepManifest(BaseModel):
+class SweepManifest(Frozen):
     """What a sweep is; it does not change while it runs.
 
     Args:
@@ -39,8 +39,6 @@ class SweepManifest(BaseModel):
         versions: of the libraries that wrote it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     schema_version: int = SCHEMA_VERSION
     config: RunConfig
     checkpoints: dict[str, int | None]
@@ -50,7 +48,7 @@ class SweepManifest(BaseModel):
     named: tuple[str, ...] = ()
     calibrate: bool = False
     bias: float
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = Field(default_factory=dict)
 
     @property
     def labels(self) -> dict[str, tuple[str, ...]]:
@@ -59,7 +57,7 @@ class SweepManifest(BaseModel):
         return {dim: tuple(names) for dim, names in zip(DIMS, found, strict=True)}
 
 
-class CellRecord(BaseModel):
+class CellRecord(Frozen):
     """What the sweep knows of one cell.
 
     Args:
@@ -67,8 +65,6 @@ class CellRecord(BaseModel):
         chosen: what calibration chose for it.
         failure: why it could not be run; empty if it could.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     cell: dict[str, str]
     chosen: dict[str, Any] | None = None

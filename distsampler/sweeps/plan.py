@@ -16,7 +16,6 @@ from distsampler.errors import ConfigError
 from distsampler.models.replica import LossFn
 from distsampler.sampling.calibration import BIAS
 from distsampler.sampling.fingerprint import versions
-from distsampler.sampling.pilots import changed
 from distsampler.sampling.sample import prepare
 from distsampler.sweeps import cells as grid
 from distsampler.sweeps import checkpoints
@@ -79,7 +78,7 @@ class Plan:
     def config(self, cell: Cell) -> RunConfig:
         """Of a cell, with its own seed."""
         config = self.configs[cell.restriction, cell.setting]
-        return changed(config, seed=grid.seed_of(config, cell))
+        return config.replaced(seed=grid.seed_of(config, cell))
 
     def leader(self, cell: Cell) -> Cell:
         """The first checkpoint of the cell's row."""
@@ -116,7 +115,7 @@ def _manifest(
         config=wanted.config,
         checkpoints={each.name: each.step for each in wanted.checkpoints},
         restrictions={
-            name: changed(wanted.config, restrict_to=value).model_dump(mode="json")["restrict_to"]
+            name: wanted.config.replaced(restrict_to=value).model_dump(mode="json")["restrict_to"]
             for name, value in restrictions.items()
         },
         settings={name: _plain(overrides) for name, overrides in settings.items()},
@@ -185,7 +184,7 @@ def _restricted(
     found = {}
     for name, value in restrictions.items():
         try:
-            found[name] = changed(config, restrict_to=value)
+            found[name] = config.replaced(restrict_to=value)
         except ConfigError as error:
             raise ConfigError(f"restriction {name!r}: {error}") from None
     return found

@@ -24,7 +24,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from distsampler import recipe
-from distsampler.config import Frozen
+from distsampler.config import Config
 from distsampler.errors import ConfigError
 from distsampler.recipe import Recipe
 from distsampler.sampling.calibration import BIAS
@@ -32,7 +32,7 @@ from distsampler.sweeps import checkpoints
 from distsampler.sweeps.plan import MAX_CELLS, Wanted
 
 
-class SweepConfig(Frozen):
+class SweepConfig(Config):
     """The block ``sweep`` of a YAML file; see ``sweeping.sweep``.
 
     Args:

@@ -163,7 +163,7 @@ class _Cells:
         plan, wanted = self._plan, self._plan.wanted
         before = self._record(cell)
         if before.failure:
-            self._write(cell, before.model_copy(update={"failure": ""}))
+            self._write(cell, before.replaced(failure=""))
         model = loaded(wanted.model, plan.checkpoints[cell.checkpoint])
         config = plan.config(cell)
         if plan.manifest.calibrate:
@@ -195,7 +195,7 @@ class _Cells:
             self.broken[cell] = error
             return
         try:
-            self._write(cell, self._record(cell).model_copy(update={"failure": reason}))
+            self._write(cell, self._record(cell).replaced(failure=reason))
         except StoreError as fault:
             self.broken[cell] = StoreError(f"{reason}; {fault}")
 
@@ -213,7 +213,7 @@ class _Cells:
                 name = self._plan.leader(cell).name
                 raise ConfigError(f"calibration starts from cell {name!r}, which failed: {first}")
             found = warm_start.follow(first, model, data, wanted.loss, config, pool)
-        self._write(cell, record.model_copy(update={"chosen": found.model_dump(mode="json")}))
+        self._write(cell, record.replaced(chosen=found.model_dump(mode="json")))
         if leads:
             self._leaders[cell.row] = found
         return found

@@ -18,10 +18,9 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from distsampler.config import RunConfig, SamplerConfig
+from distsampler.config import Frozen, RunConfig, SamplerConfig
 from distsampler.errors import RunFailed
 from distsampler.execution.pool import ChainPool
 from distsampler.models.replica import ChainSpec, LossFn
@@ -33,11 +32,9 @@ from distsampler.sampling.pilots import (
     THIN,
     Pilot,
     Pilots,
-    changed,
     reach,
     read_pilot,
     short,
-    with_options,
 )
 from distsampler.sampling.sample import look_of, prepare
 from distsampler.sampling.tuning import ATTEMPTS, FRICTION, PILOT
@@ -45,7 +42,7 @@ from distsampler.sampling.tuning import ATTEMPTS, FRICTION, PILOT
 LOWER = 4.0  # the lr, after a pilot that diverged
 
 
-class Chosen(BaseModel):
+class Chosen(Frozen):
     """What calibration chose for one cell.
 
     Args:
@@ -57,8 +54,6 @@ class Chosen(BaseModel):
         bias: of the LLC, relative, that step and minibatches may bring.
         reasons: by field, a sentence each.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     sampler: dict[str, Any]
     draws: int | Literal["auto"]
@@ -72,7 +67,7 @@ class Chosen(BaseModel):
         """A cell's config, with what was chosen."""
         sampler = SamplerConfig(**self.sampler)
         fields = {"draws": self.draws, "burn_in": self.burn_in, "thin": self.thin}
-        return changed(config, sampler=sampler, **fields)
+        return config.replaced(sampler=sampler, **fields)
 
 
 def lead(
@@ -110,12 +105,12 @@ def follow(
     sampler, runs = spec.config.sampler, Pilots(spec, data, pool)
     lr = float(sampler.options["lr"])
     for attempt in range(ATTEMPTS):
-        tried = with_options(sampler, lr=lr / LOWER**attempt)
+        tried = sampler.replaced(lr=lr / LOWER**attempt)
         pilot = _pilot(spec, tried, runs)
         if pilot is not None:
             ratio = _kappa(spec, first.curvature) / _kappa(spec, pilot.h)
             limit = float(f"{min(tried.options['lr'], lr * ratio):.3g}")
-            found = cooled(with_options(tried, lr=limit), pilot, first.bias, config.sampler.options)
+            found = cooled(tried.replaced(lr=limit), pilot, first.bias, config.sampler.options)
             return _scaled(first, found, pilot.h)
     raise RunFailed(
         f"the pilots diverged down to sampler.lr={tried.options['lr']:.3g}, from the first "
@@ -135,13 +130,11 @@ def cooled(
     most = bias * reach(pilot.sampler) / max(heat, 1e-300)  # the longest reach within it
     name = MOMENTUM.get(sampler.name)
     if name is None:
-        return with_options(sampler, lr=float(f"{min(lr, most):.3g}"))
+        return sampler.replaced(lr=float(f"{min(lr, most):.3g}"))
     friction = float(signature_options(sampler)[name])
     if name not in given:
         friction = max(friction, float(f"{min(2 * lr / most, FRICTION[1]):.2g}"))
-    return with_options(
-        sampler, lr=float(f"{min(lr, most * friction / 2):.3g}"), **{name: friction}
-    )
+    return sampler.replaced(lr=float(f"{min(lr, most * friction / 2):.3g}"), **{name: friction})
 
 
 def _scaled(first: Chosen, sampler: SamplerConfig, h: float) -> Chosen:
@@ -151,14 +144,12 @@ def _scaled(first: Chosen, sampler: SamplerConfig, h: float) -> Chosen:
     if name is not None and sampler.options.get(name) != first.sampler.get(name):
         reasons[f"sampler.{name}"] = f"minibatches would heat by more than {first.bias:.1%}"
     chosen = sampler.model_dump(exclude_unset=True)
-    return first.model_copy(update={"sampler": chosen, "curvature": h, "reasons": reasons})
+    return first.replaced(sampler=chosen, curvature=h, reasons=reasons)
 
 
 def _pilot(spec: ChainSpec, sampler: SamplerConfig, runs: Pilots) -> Pilot | None:
     """A short run; None if it diverged."""
-    burn_in = PILOT // 2
-    draws = PILOT - burn_in
-    config = short(spec.config, sampler=sampler, burn_in=burn_in, draws=draws, thin=THIN)
+    config = short(spec.config, sampler, PILOT)
     steps = PILOT_CHAINS * PILOT * THIN
     return runs.run(config, lambda run: read_pilot(run, sampler, steps))
 

@@ -90,7 +90,7 @@ def race(folder: Path, seconds: float, rounds: int) -> dict[str, Any]:
         order = list(STORES)
         for name in order[turn % 3 :] + order[: turn % 3]:
             store = f"memory://{turn}" if name == "memory" else str(folder / f"{name}-{turn}")
-            changed = settings.model_copy(update={"fsync": name == "fsync"})
+            changed = settings.replaced(fsync=name == "fsync")
             whole, writing = run(store, changed, watch)
             times[name].append(whole)
             shares[name].append(writing / whole)

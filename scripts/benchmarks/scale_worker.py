@@ -78,7 +78,7 @@ def parameters(width: int, steps: int) -> dict[str, float]:
     seconds = list[float]()
     for length in (10, steps, 3 * steps):
         config = settings(2, length // 10, thin=10)
-        config = config.model_copy(update={"batch_size": 16, "watch": False})
+        config = config.replaced(batch_size=16, watch=False)
         began = time.perf_counter()
         ds.sample(model, rows, energy, config, pool=ds.SerialPool(), quiet=True)
         seconds.append(time.perf_counter() - began)

@@ -321,7 +321,7 @@ def _on_both(name: str, truths: Truths) -> Rows:
     target = truths.of(target)
     placement = ds.PlacementConfig(chains_per_actor=2, block=20)
     config = course.config(target, "lmsgld")
-    config = config.model_copy(update={"placement": placement, "commit_seconds": 0.2})
+    config = config.replaced(placement=placement, commit_seconds=0.2)
     case = Case(target, config)
     with tempfile.TemporaryDirectory(prefix="certify-") as folder:
         serial = certify.row(case, store=f"{folder}/serial")

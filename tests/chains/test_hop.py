@@ -153,9 +153,8 @@ def test_shards_that_differ_too_much_are_refused_and_stay_so(tmp_path: Any) -> N
     run = ds.open(tmp_path)
     assert run.manifest.status == "failed"
     assert run.posterior.sizes["draw"] == 0
-    gentle = config.model_copy(update={"hop_every": 1, "sampler": sampler.model_copy()})
     slower = ds.SamplerConfig(lr=1e-3, nbeta=50.0, localization=1.0)
-    gentle = gentle.model_copy(update={"sampler": slower})
+    gentle = config.replaced(hop_every=1, sampler=slower)
     run = ds.sample(Vector(6), shards, bowl, gentle, pool=ds.SerialPool(), quiet=True)
     assert 0 < run.facts["hop_bias_on_all_data"] < 0.02
     estimate = run.llc("ignore")
@@ -169,7 +168,7 @@ def test_a_shard_of_one_example_is_refused_before_a_store_is_made(tmp_path: Any)
     for data, shards, bad in (([whole, one], None, "1 of 2"), (whole, 5, "0 of 5")):
         with pytest.raises(ds.ConfigError, match=f"2 examples, .* shard {bad} holds 1: make fewer"):
             ds.sample(
-                Vector(6), data, bowl, config.model_copy(update={"shards": shards}),
+                Vector(6), data, bowl, config.replaced(shards=shards),
                 store=tmp_path / "run", pool=ds.SerialPool(), quiet=True,
             )  # fmt: skip
     assert not (tmp_path / "run").exists()

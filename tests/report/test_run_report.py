@@ -154,7 +154,7 @@ def test_size_is_bounded_whatever_the_run(text: str) -> None:
 def test_a_run_that_has_just_begun_has_a_report() -> None:
     begun = make_run(autoregressive(2, 21, 0.5))
     changes = {"kept": 0, "status": "running"}
-    begun._trace.manifest = begun.manifest.model_copy(update=changes)
+    begun._trace.manifest = begun.manifest.replaced(**changes)
     found = run_report.html(begun)
     assert "UNDETERMINED" in found
     assert found.count("<svg") == 1, "burn-in is drawn"
@@ -170,7 +170,7 @@ def test_the_lines_to_reproduce_give_the_config_back(run: ds.Run, text: str) -> 
 def test_the_file_to_reproduce_a_calibrated_run_can_be_read(tmp_path: Path) -> None:
     wanted = recipe.load(written(tmp_path))
     record = {**wanted.record, recipe.CALIBRATION: {"reasons": {}}}
-    short = wanted.config.model_copy(update={"draws": 3})
+    short = wanted.config.replaced(draws=3)
     spec = prepare(wanted.model, wanted.data, wanted.loss, short)
     job = Job(spec, tmp_path / "run", ds.SerialPool(), "never", record)
     done = job.run(Reporter(quiet=True), lambda: None)
@@ -232,9 +232,7 @@ def test_a_thinned_line_keeps_its_extremes() -> None:
 def test_dispersed_chains_are_dashed() -> None:
     config = {"init": "dispersed"}
     found = make_run(autoregressive(4, 220, 0.5))
-    manifest = found.manifest.model_copy(
-        update={"config": found.manifest.config.model_copy(update=config)}
-    )
+    manifest = found.manifest.replaced(config=found.manifest.config.replaced(**config))
     found._trace.manifest = manifest
     lines = ds.plot_autocorrelation(found).get_lines()
     assert [line.get_linestyle() for line in lines[:4]] == ["-", "--", "-", "--"]

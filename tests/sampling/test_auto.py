@@ -99,7 +99,7 @@ def test_a_finished_run_is_returned_as_it_is_and_goes_on_if_more_is_wanted(
     assert pool.works == 0
     assert Path(run.store, "run.json").read_bytes() == before
     made = undisturbed.burn_in + undisturbed._trace.kept
-    strict = EASY.model_copy(update={"relative_error": 0.001})
+    strict = EASY.replaced(relative_error=0.001)
     longer = sample(tmp_path / "run", resume="auto", gate=strict, max_draws=made + 60)
     assert longer.burn_in + longer._trace.kept == made + 60
     assert longer.manifest.reason == "the draw budget is used up"
@@ -132,12 +132,12 @@ def test_a_burn_in_by_number_goes_with_draws_until_converged(tmp_path: Path) -> 
     assert run.posterior.sizes["draw"] in (100, 150, 225, 338, 507, 761, 800)
 
 
-def test_what_adapts_stops_inside_the_first_look_and_is_burn_in(tmp_path: Path) -> None:
+def test_what_adapts_stops_inside_the_first_gate_round_and_is_burn_in(tmp_path: Path) -> None:
     adaptive = ds.SamplerConfig(name="rmsprop_sgld", lr=1e-3, localization=10.0)
     run = sample(tmp_path / "run", sampler=adaptive, thin=2)
     assert run.burn_in >= 25  # a quarter of the first gate round
     assert run.manifest.burn_in <= (run.burn_in + run._trace.kept) // 2
-    other = EASY.model_copy(update={"every": 200})
+    other = EASY.replaced(every=200)
     with pytest.raises(StoreError, match=r"sampler\.freeze_after: stored '50', now '100'"):
         sample(tmp_path / "run", sampler=adaptive, thin=2, gate=other, resume="auto")
     late = ds.SamplerConfig(name="rmsprop_sgld", lr=1e-3, localization=10.0, freeze_after=101)
@@ -192,7 +192,7 @@ def test_a_sealed_run_goes_on_where_it_was_and_may_choose_again(tmp_path: Path) 
     trace = auto_trace(tmp_path / "run")
     trace.choose_burn_in(12)
     trace.seal("finished", "converged", 50, 1.0)
-    longer = trace.manifest.config.model_copy(update={"draws": 200})
+    longer = trace.manifest.config.replaced(draws=200)
     again = Trace(tmp_path / "run")
     assert not again.finished(longer)
     again.reopen(longer, 2)

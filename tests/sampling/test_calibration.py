@@ -98,8 +98,8 @@ def test_pilots_cost_less_than_a_fifth_of_the_run_and_say_so(free: Calibration) 
     assert 0 < free.pilot_steps <= SHARE * free.run_steps
     assert f"took {free.pilot_steps} steps" in str(free)
     assert "because the run is short" not in str(free)
-    short = dataclasses.replace(free, config=free.config.model_copy(update={"draws": 10}))
-    short = dataclasses.replace(short, config=short.config.model_copy(update={"burn_in": 10}))
+    short = dataclasses.replace(free, config=free.config.replaced(draws=10))
+    short = dataclasses.replace(short, config=short.config.replaced(burn_in=10))
     assert "because the run is short" in str(short)
 
 
@@ -268,8 +268,8 @@ def test_a_written_recipe_is_read_again_from_anywhere(tmp_path: Path) -> None:
 
 def test_a_run_that_exists_is_not_calibrated_anew(tmp_path: Path) -> None:
     asked = recipe.load(open_file(tmp_path, draws=30, burn_in=10, thin=2))
-    chosen = asked.config.model_copy(
-        update={"sampler": ds.SamplerConfig(name="lmsgld", lr=1e-3, localization=5.0)}
+    chosen = asked.config.replaced(
+        sampler=ds.SamplerConfig(name="lmsgld", lr=1e-3, localization=5.0)
     )
     ds.sample(
         asked.model,

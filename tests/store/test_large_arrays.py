@@ -295,7 +295,7 @@ def test_what_a_chain_wrote_before_it_diverged_stays(tmp_path: Path, pack: int) 
 
 def test_pilots_keep_none_of_it() -> None:
     asked = config(save_losses=True, save_weights_every=2, observables={"outputs": outputs})
-    short = pilots.short(asked)
+    short = pilots.short(asked, asked.sampler, 10)
     assert (short.save_losses, short.save_weights_every, short.observables) == (False, None, {})
 
 

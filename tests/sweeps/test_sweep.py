@@ -461,7 +461,7 @@ def test_the_first_checkpoint_is_calibrated_and_the_others_start_from_there(
     model.load_state_dict(STEPS["step1"])
     first = calibrated.run("step1").manifest.config
     alone = ds.calibrate(
-        model, DATA, squared_error, CALIBRATE.model_copy(update={"seed": first.seed}),
+        model, DATA, squared_error, CALIBRATE.replaced(seed=first.seed),
         pool=ds.SerialPool(),
     )  # fmt: skip
     assert alone.config == first
@@ -487,7 +487,7 @@ def test_a_steeper_checkpoint_gets_a_step_smaller_by_the_ratio_of_kappa(tmp_path
     assert found.sampler["lr"] == pytest.approx(first.sampler["lr"] * ratio, rel=0.01)
     flat = warm_start.follow(first, MODEL, (X / 3, Y), squared_error, CALIBRATE, ds.SerialPool())
     assert flat.sampler["lr"] == first.sampler["lr"]
-    given = CALIBRATE.model_copy(update={"sampler": ds.SamplerConfig(lr=1e-3)})
+    given = CALIBRATE.replaced(sampler=ds.SamplerConfig(lr=1e-3))
     assert warm_start.follow(first, MODEL, steep, squared_error, given, ds.SerialPool()) == first
 
 
@@ -525,9 +525,9 @@ def test_a_friction_that_was_given_stays_and_the_step_is_lowered_alone() -> None
 
 def test_a_follower_keeps_the_friction_of_the_config() -> None:
     friction = ds.SamplerConfig(name="sgnht", diffusion_factor=0.03)
-    given = CALIBRATE.model_copy(update={"sampler": friction})
+    given = CALIBRATE.replaced(sampler=friction)
     first = warm_start.lead(MODEL, DATA, squared_error, given, ds.SerialPool(), 0.005)
-    strict = first.model_copy(update={"bias": 1e-9})
+    strict = first.replaced(bias=1e-9)
     found = warm_start.follow(strict, MODEL, DATA, squared_error, given, ds.SerialPool())
     assert found.sampler["diffusion_factor"] == 0.03
     assert found.sampler["lr"] < first.sampler["lr"] / 10
@@ -537,14 +537,14 @@ def test_pilots_that_diverge_at_the_first_checkpoints_step_are_repeated_with_a_s
     first = warm_start.lead(MODEL, DATA, squared_error, CALIBRATE, ds.SerialPool(), 0.005)
     fast = {**first.sampler, "lr": 100 * first.sampler["lr"]}
     found = warm_start.follow(
-        first.model_copy(update={"sampler": fast}), MODEL, DATA, squared_error, CALIBRATE,
+        first.replaced(sampler=fast), MODEL, DATA, squared_error, CALIBRATE,
         ds.SerialPool(),
     )  # fmt: skip
     assert 0 < found.sampler["lr"] < fast["lr"] / 3
     hopeless = {**first.sampler, "lr": 1e12}
     with pytest.raises(RunFailed, match="the pilots diverged down to"):
         warm_start.follow(
-            first.model_copy(update={"sampler": hopeless}), MODEL, DATA, squared_error, CALIBRATE,
+            first.replaced(sampler=hopeless), MODEL, DATA, squared_error, CALIBRATE,
             ds.SerialPool(),
         )  # fmt: skip
 

@@ -35,8 +35,8 @@ SCHEMA = {
 def quadratic_case(**options: Any) -> Case:
     target = truth.quadratic(np.logspace(-1, 1, 400), variance=0.25, n=1024)
     config = COURSE.config(target, "lmsgld")
-    sampler = config.sampler.model_copy(update=options)
-    return Case(target, config.model_copy(update={"sampler": sampler}))
+    sampler = config.sampler.replaced(**options)
+    return Case(target, config.replaced(sampler=sampler))
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +64,7 @@ def test_a_chain_that_leaves_for_infinity_is_a_row_that_fails() -> None:
     case = quadratic_case(lr=1e-2)
     law_of_a_stable_one = truth.Known(1.0)
     still = replace(case.target.known(law_of_a_stable_one), find=lambda: law_of_a_stable_one)
-    config = case.config.model_copy(
-        update={"sampler": case.config.sampler.model_copy(update={"name": "sghmc"})}
-    )
+    config = case.config.replaced(sampler=case.config.sampler.replaced(name="sghmc"))
     found = row(Case(still, config))
     assert (found.verdict, found.nan_runs, found.holds) == ("FAILED", 1, False)
     assert math.isnan(found.estimate)
