@@ -45,11 +45,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from distsampler.analysis.diagnosis import Diagnosis as Diagnosis
-    from distsampler.analysis.diagnosis import Verdict as Verdict
     from distsampler.analysis.estimators import LLCEstimate as LLCEstimate
     from distsampler.analysis.estimators import WBICEstimate as WBICEstimate
     from distsampler.analysis.run import Run as Run
     from distsampler.analysis.run import open_run as open  # noqa: F401 (a public name)
+    from distsampler.analysis.verdict import Verdict as Verdict
     from distsampler.config import GateConfig as GateConfig
     from distsampler.config import PlacementConfig as PlacementConfig
     from distsampler.config import RunConfig as RunConfig
@@ -93,7 +93,8 @@ _HOMES = {
     "sampling.calibration": ("Calibration", "calibrate"),
     "sweeps.results": ("Sweep", "open_sweep"),
     "config": ("GateConfig", "PlacementConfig", "RunConfig", "SamplerConfig", "optimal_nbeta"),
-    "analysis.diagnosis": ("Diagnosis", "Verdict"),
+    "analysis.diagnosis": ("Diagnosis",),
+    "analysis.verdict": ("Verdict",),
     "errors": (
         "ConfigError",
         "DistsamplerError",

@@ -1,4 +1,8 @@
-"""One diagnosed quantity: R-hat, ESS and MCSE through ArviZ in float64, nested R-hat, drift."""
+"""How well the draws determine each quantity: R-hat, ESS and MCSE, nested R-hat, drift.
+
+The statistics are ArviZ's, in float64. A row is one scalar quantity; which of the rows decide the
+verdict is said here, in ``GATED``.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +14,14 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from distsampler.analysis import drift
+from distsampler.analysis import arviz_bridge, drift
 from distsampler.analysis.drift import Drift
-from distsampler.analysis.inference_data import arviz_module
+from distsampler.draws import DISTANCE, EXCESS_LOSS, PROBE_LOSS, PROJECTIONS, WEIGHT_PROJECTIONS
 
-GATED = ("probe_loss", "projections")
-ENTERS_ERROR = ("excess_loss",)  # it decides nothing, and carries the LLC
-ADVISORY = ("distance", "weight_projections")
+GATED = (PROBE_LOSS, PROJECTIONS)
+ENTERS_ERROR = (EXCESS_LOSS,)  # it decides nothing, and carries the LLC
+ADVISORY = (DISTANCE, WEIGHT_PROJECTIONS)
 MIN_FOR_R_HAT, MIN_FOR_MOMENTS = 4, 2
-TAIL = (0.05, 0.95)
 
 
 @dataclass(frozen=True)
@@ -26,17 +29,17 @@ class Row:
     """One diagnosed quantity.
 
     Args:
-        name: of the variable, with an index where it has several entries.
-        gated: whether it decides.
-        mean: over chains and draws.
-        sd: likewise.
+        name: name of the variable, with an index where it has several entries.
+        gated: whether the quantity decides the verdict.
+        mean: mean over chains and draws.
+        sd: standard deviation over chains and draws.
         mcse: Monte-Carlo standard error of the mean.
-        r_hat: rank-normalised split R-hat (Vehtari et al. 2021); NaN: undetermined.
+        r_hat: rank-normalised split R-hat; NaN: undetermined.
         ess_bulk: effective sample size of the bulk.
-        ess_tail: the smaller one of the 5 % and 95 % quantiles'.
-        nested_r_hat: of the even and the odd chains as superchains; None: not asked for.
-        drift: change from the first draw to the last, of the chains that drift most clearly: all,
-            or where starts are dispersed the even or the odd ones; None: not tested.
+        ess_tail: smaller effective sample size of the 5 % and 95 % quantiles.
+        nested_r_hat: R-hat of the even and the odd chains as superchains; None: not asked for.
+        drift: change from the first draw to the last, of the side (see ``sides``) that drifts most
+            clearly; None: not tested.
     """
 
     name: str
@@ -57,18 +60,60 @@ class Row:
 
     @property
     def drifts(self) -> bool:
-        """Whether a drift was found."""
-        return self.drift is not None and self.drift.found
+        """Whether the drift is beyond chance."""
+        return self.drift is not None and self.drift.significant
+
+
+def rows(
+    data: xr.Dataset, sides: list[list[int]], averaged: xr.Dataset | None = None
+) -> tuple[Row, ...]:
+    """Diagnose every scalar quantity of a posterior.
+
+    Args:
+        data: variables of dims (chain, draw, ...), float64.
+        sides: positions of the chains that started alike, as ``sides`` gives them.
+        averaged: variables whose MCSE is to be that of these means over draws.
+    """
+    if not data.data_vars:
+        return ()
+    statistics = None
+    if data.sizes["chain"] and data.sizes["draw"] >= MIN_FOR_R_HAT:
+        statistics = _statistics(data, averaged)
+    tests = sum(1 for _ in gated_values(data)) * sum(1 for side in sides if side)
+    diagnosed = []
+    for name in data.data_vars:
+        gated = name in GATED
+        for label, index, values in _entries(data[name]):
+            nested = nested_r_hat([values[s] for s in sides]) if gated and len(sides) > 1 else None
+            moved = _drift(values, sides, tests) if gated else None
+            numbers = (*_moments(values), *_looked_up(statistics, str(name), index))
+            diagnosed.append(Row(label, gated, *numbers, nested, moved))
+    return tuple(diagnosed)
+
+
+def sides(chains: list[int], dispersed: bool) -> list[list[int]]:
+    """Return the positions of chains that started alike: all; or the even and the odd ones."""
+    if not dispersed:
+        return [list(range(len(chains)))]
+    return [[row for row, chain in enumerate(chains) if chain % 2 == odd] for odd in (0, 1)]
+
+
+def gated_values(data: xr.Dataset) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    """Yield label and values of each gated quantity, the probe's loss first."""
+    for name in GATED:
+        if name in data:
+            for label, _, values in _entries(data[name]):
+                yield label, np.asarray(values, np.float64)
 
 
 def nested_r_hat(superchains: list[NDArray[np.float64]]) -> float:
-    """``sqrt(1 + B / W)`` (Margossian et al. 2022, arXiv 2110.13017, eq. 6).
+    """Return ``sqrt(1 + B / W)`` (Margossian et al. 2022, arXiv 2110.13017, eq. 6).
 
     B is the variance of the superchains' means; W the mean over superchains of the variance of
     their chains' means plus the mean of their chains' variances.
 
     Args:
-        superchains: at least two, each (chain, draw).
+        superchains: at least two, each of shape (chain, draw).
 
     Returns:
         NaN if a superchain has no chain, or nothing varies.
@@ -85,68 +130,26 @@ def nested_r_hat(superchains: list[NDArray[np.float64]]) -> float:
     return math.sqrt(1 + between / total) if total > 0 else math.nan
 
 
-def rows(
-    data: xr.Dataset, sides: list[list[int]], averaged: xr.Dataset | None = None
-) -> tuple[Row, ...]:
-    """Every scalar quantity of a posterior.
-
-    Args:
-        data: variables of dims (chain, draw, ...), float64.
-        sides: as ``sides`` gives them.
-        averaged: those of them whose MCSE is to be that of means over draws, not of single draws.
-    """
-    if not data.data_vars:
-        return ()
-    statistics = None
-    if data.sizes["chain"] and data.sizes["draw"] >= MIN_FOR_R_HAT:
-        statistics = _statistics(data, averaged)
-    tests = sum(1 for _ in gated_values(data)) * sum(1 for side in sides if side)
-    found = []
-    for name in data.data_vars:
-        gated = name in GATED
-        for label, index, values in _entries(data[name]):
-            nested = nested_r_hat([values[s] for s in sides]) if gated and len(sides) > 1 else None
-            moved = _drift(values, sides, tests) if gated else None
-            numbers = (*_moments(values), *_looked_up(statistics, str(name), index))
-            found.append(Row(label, gated, *numbers, nested, moved))
-    return tuple(found)
-
-
-def sides(chains: list[int], dispersed: bool) -> list[list[int]]:
-    """The rows of the chains that started alike: all; or the even ones, and the odd ones."""
-    if not dispersed:
-        return [list(range(len(chains)))]
-    return [[row for row, chain in enumerate(chains) if chain % 2 == odd] for odd in (0, 1)]
-
-
-def gated_values(data: xr.Dataset) -> Iterator[tuple[str, NDArray[np.float64]]]:
-    """Label and values of each gated quantity, the probe's loss first."""
-    for name in GATED:
-        if name in data:
-            for label, _, values in _entries(data[name]):
-                yield label, np.asarray(values, np.float64)
-
-
 def _drift(values: NDArray[np.float64], sides: list[list[int]], tests: int) -> Drift | None:
-    if values.shape[1] < drift.BLOCKS or not np.isfinite(values).all():
+    """The clearest drift of any side; None where it cannot be tested."""
+    if values.shape[1] < drift.SEGMENTS or not np.isfinite(values).all():
         return None
-    found = [drift.drift(values[side], tests) for side in sides if side]
-    return max(found, key=lambda each: abs(each.size) / (each.error or 1.0), default=None)
+    drifts = [drift.drift(values[side], tests) for side in sides if side]
+    return max(drifts, key=lambda each: each.ratio, default=None)
 
 
 @np.errstate(invalid="ignore", divide="ignore")  # a constant trace gives NaN: undetermined
 def _statistics(data: xr.Dataset, averaged: xr.Dataset | None) -> list[xr.Dataset]:
     """MCSE, R-hat, bulk and tail ESS of every variable, in the order of Row's fields."""
-    arviz = arviz_module()
-    mcse = arviz.mcse(data, method="mean")
+    mcse = arviz_bridge.mcse(data)
     if averaged:
-        mcse.update(arviz.mcse(averaged, method="mean"))
+        mcse.update(arviz_bridge.mcse(averaged))
     several = data.sizes["chain"] > 1
     return [
         mcse,
-        arviz.rhat(data, method="rank") if several else xr.full_like(mcse, np.nan),
-        arviz.ess(data, method="bulk"),
-        arviz.ess(data, method="tail", prob=TAIL),
+        arviz_bridge.r_hat(data) if several else xr.full_like(mcse, np.nan),
+        arviz_bridge.ess(data, "bulk"),
+        arviz_bridge.ess(data, "tail"),
     ]
 
 
@@ -156,7 +159,7 @@ def _looked_up(
     """MCSE, R-hat, bulk and tail ESS of one entry of a variable."""
     if statistics is None:
         return (np.nan,) * 4
-    mcse, r_hat, bulk, tail = (float(found[name].values[index]) for found in statistics)
+    mcse, r_hat, bulk, tail = (float(each[name].values[index]) for each in statistics)
     return mcse, r_hat, bulk, tail
 
 
@@ -167,7 +170,7 @@ def _moments(values: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _entries(array: xr.DataArray) -> Iterator[tuple[str, tuple[int, ...], NDArray[np.float64]]]:
-    """The scalar quantities of a variable: label, index, values."""
+    """Label, index and values of each scalar quantity of a variable."""
     for index in np.ndindex(*array.shape[2:]):
         label = f"{array.name}{list(index)}" if index else str(array.name)
         yield label, index, array.values[(slice(None), slice(None), *index)]

@@ -1,8 +1,8 @@
-"""Block means of a trace: does it still drift, does a chain lie apart, where does burn-in end?
+"""Means of segments of a trace: does it drift, does a chain lie apart, where does burn-in end?
 
-All that is judged here is an average over a block of draws: long enough, its errors are nearly
-independent and Gaussian, whatever the law of a draw. What correlation is left between neighbouring
-blocks widens the error, as it does for an AR(1) process: by (1 + rho) / (1 - rho).
+Everything is judged by means over segments of consecutive draws: of long segments their errors are
+nearly independent and Gaussian, whatever the law of a draw. What correlation is left between
+neighbouring segments widens the error by (1 + rho) / (1 - rho), as for an AR(1) process.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-BLOCKS = 16  # of a chain, for the drift and the chains' errors
-FINE = 64  # of a chain, for the end of burn-in
-FALSE_ALARMS = 0.01  # over all that is tested together, if nothing is wrong
+SEGMENTS = 16  # of a chain, for the drift and the errors of chains' means
+FINE_SEGMENTS = 64  # of a chain, for the end of burn-in
+FALSE_ALARMS = 0.01  # chance of any alarm over all that is tested together, if nothing is wrong
 
 
 @dataclass(frozen=True)
 class Drift:
-    """How a quantity changed from the first draw to the last, chains pooled.
+    """The change of a quantity from the first draw to the last, chains pooled.
 
     Args:
-        size: the change, in the quantity's own unit; above zero: it rises.
-        error: standard error of that.
-        critical: the ratio of the two beyond which it is called a drift.
+        size: the change, in the quantity's own unit; positive: it rises.
+        error: standard error of the size.
+        critical: ratio of size to error beyond which the change is more than chance.
     """
 
     size: float
@@ -37,18 +37,23 @@ class Drift:
     critical: float
 
     @property
-    def found(self) -> bool:
+    def significant(self) -> bool:
         """Whether the change is beyond chance."""
         return abs(self.size) > self.critical * self.error
+
+    @property
+    def ratio(self) -> float:
+        """The size in standard errors, without its sign; the size itself where there is none."""
+        return abs(self.size) / (self.error or 1.0)
 
 
 @dataclass(frozen=True)
 class Outlier:
-    """A chain whose mean lies apart from the other chains'.
+    """A chain whose mean lies apart from the other chains' means.
 
     Args:
-        chain: index.
-        name: of the quantity.
+        chain: index of the chain.
+        name: name of the quantity.
         z: distance of its mean from the median of the others', in standard errors of its own mean
             and of a usual one.
     """
@@ -59,13 +64,13 @@ class Outlier:
 
 
 def critical(tests: int, dof: float) -> float:
-    """The |t| that so many tests together exceed by chance in 1 % of cases (Bonferroni).
+    """Return the |t| that any of several tests exceeds by chance in 1 % of cases (Bonferroni).
 
     Student's quantile by its expansion around the normal one (Abramowitz & Stegun 26.7.5).
 
     Args:
-        tests: made together, two-sided.
-        dof: degrees of freedom of each.
+        tests: number of two-sided tests made together.
+        dof: degrees of freedom of each test.
     """
     z = NormalDist().inv_cdf(1 - FALSE_ALARMS / (2 * max(tests, 1)))
     first = (z**3 + z) / 4
@@ -74,102 +79,103 @@ def critical(tests: int, dof: float) -> float:
     return z + first / dof + second / dof**2 + third / dof**3
 
 
-def block_means(values: Floats, blocks: int) -> Floats:
-    """Means of equal blocks, shape (chain, blocks); what does not fill a block is left out first.
+def segment_means(values: Floats, segments: int) -> Floats:
+    """Return the means of equal segments, shape (chain, segments).
+
+    The first draws are left out where the draws cannot be divided evenly.
 
     Args:
-        values: (chain, draw), at least as many draws as blocks.
-        blocks: of each chain.
+        values: shape (chain, draw), with at least as many draws as segments.
+        segments: number of segments of each chain.
     """
-    size = values.shape[1] // blocks
-    used = values[:, values.shape[1] - size * blocks :]
-    means: Floats = used.reshape(len(values), blocks, size).mean(axis=2)
+    size = values.shape[1] // segments
+    used = values[:, values.shape[1] - size * segments :]
+    means: Floats = used.reshape(len(values), segments, size).mean(axis=2)
     return means
 
 
 def drift(values: Floats, tests: int) -> Drift:
-    """Regresses the block means on time: ``m_cb = a_c + size t_b + error``, t from -1/2 to 1/2.
+    """Regress the segment means on time: ``m_cs = a_c + size t_s + error``, t from -1/2 to 1/2.
 
-    Every chain has a level of its own, the slope is common.
+    Every chain has its own level, the size is common.
 
     Args:
-        values: (chain, draw).
-        tests: quantities tested together.
+        values: shape (chain, draw).
+        tests: number of quantities tested together.
     """
-    means = block_means(values, BLOCKS)
-    time = (np.arange(BLOCKS) + 0.5) / BLOCKS - 0.5
+    means = segment_means(values, SEGMENTS)
+    time = (np.arange(SEGMENTS) + 0.5) / SEGMENTS - 0.5
     spread = float(time @ time)
     size = float(means.mean(axis=0) @ time) / spread
     residuals = means - means.mean(axis=1, keepdims=True) - size * time
-    dof = len(values) * (BLOCKS - 1) - 1
-    variance = float(np.square(residuals).sum()) / dof * _widened(residuals)
+    dof = len(values) * (SEGMENTS - 1) - 1
+    variance = float(np.square(residuals).sum()) / dof * _widening(residuals)
     return Drift(size, math.sqrt(variance / (len(values) * spread)), critical(tests, dof))
 
 
 def outliers(name: str, values: Floats, chains: Sequence[int], tests: int) -> list[Outlier]:
-    """The chains whose mean lies apart from the median of the others'.
+    """Return the chains whose mean lies apart from the median of the others'.
 
     Args:
-        name: of the quantity.
-        values: (chain, draw).
-        chains: their indices.
-        tests: quantities tested together, a chain each.
+        name: name of the quantity.
+        values: shape (chain, draw).
+        chains: indices of the chains.
+        tests: number of pairs of chain and quantity tested together.
     """
-    means = block_means(values, BLOCKS)
+    if len(chains) < 2:
+        return []
+    means = segment_means(values, SEGMENTS)
     levels = means.mean(axis=1)
     residuals = means - levels[:, None]
-    squares = np.square(residuals).sum(axis=1) / ((BLOCKS - 1) * BLOCKS) * _widened(residuals)
-    limit, found = critical(tests, BLOCKS - 1), list[Outlier]()
-    if len(chains) < 2:
-        return found
-    usual, scatter = medians_of_others(levels), medians_of_others(squares)
-    for row, chain in enumerate(chains):
-        away = float(levels[row] - usual[row])
-        error = math.sqrt(squares[row] + scatter[row])
-        if abs(away) > limit * error:
-            found.append(Outlier(chain, name, away / error if error else math.copysign(1e9, away)))
-    return found
+    squares = np.square(residuals).sum(axis=1) / ((SEGMENTS - 1) * SEGMENTS) * _widening(residuals)
+    distances = levels - medians_of_others(levels)
+    errors = np.sqrt(squares + medians_of_others(squares))
+    limit = critical(tests, SEGMENTS - 1)
+    return [
+        Outlier(chain, name, away / error if error else math.copysign(1e9, away))
+        for chain, away, error in zip(chains, distances.tolist(), errors.tolist(), strict=True)
+        if abs(away) > limit * error
+    ]
 
 
 def medians_of_others(values: Floats) -> Floats:
-    """For each of at least two values the median of all the others; they are sorted once."""
+    """Return for each of at least two values the median of all the others, sorting only once."""
     if np.isnan(values).any():
         return np.full(len(values), np.nan)
     order = np.argsort(values, kind="stable")
     ranks = np.empty(len(values), np.int64)
     ranks[order] = np.arange(len(values))
-    sizes, ordered = len(values) - 1, values[order]
+    others, ordered = len(values) - 1, values[order]
     middles = [
         ordered[place + (place >= ranks)]  # behind its own place, the others are one further on
-        for place in ((sizes - 1) // 2, sizes // 2)
+        for place in ((others - 1) // 2, others // 2)
     ]
-    found: Floats = np.mean(middles, axis=0)
-    return found
+    return np.asarray(np.mean(middles, axis=0))
 
 
 def settled(series: Sequence[Floats], earliest: int = 0) -> int:
-    """Draws until the drift ends: at least ``earliest``, at most half.
+    """Return the number of draws until the drift ends: at least ``earliest``, at most half.
 
-    The rule is MSER (White 1997, Simulation 69), on the means of 64 blocks with chains pooled: drop
-    the b blocks that make ``sum_{i >= b} (m_i - mean)^2 / (blocks - b)^2`` smallest, the squared
-    error of the mean of what is left. It is applied to the first quantity alone and to all of them
-    together (the geometric mean of theirs); the later one counts.
+    The rule is MSER (White 1997, Simulation 69), on the means of 64 segments with chains pooled:
+    drop the b segments that make ``sum_{i >= b} (m_i - mean)^2 / (segments - b)^2`` smallest, the
+    squared error of the mean of what is left. It is applied to the first quantity alone and to all
+    quantities together (the geometric mean of their errors); the later end counts.
 
     Args:
-        series: quantities, each (chain, draw), the one that matters most first.
+        series: the quantities, each of shape (chain, draw), the most important first.
         earliest: draws that are dropped in any case.
     """
     draws = int(series[0].shape[1])
-    if draws < FINE:
+    if draws < FINE_SEGMENTS:
         return max(earliest, draws // 2)
-    curves = np.array([_mser(block_means(values, FINE).mean(axis=0)) for values in series])
+    curves = np.array([_mser(segment_means(each, FINE_SEGMENTS).mean(axis=0)) for each in series])
     with np.errstate(divide="ignore"):  # a constant has no error, and says nothing
         logs = np.log(curves[np.isfinite(curves).all(axis=1) & (curves > 0).all(axis=1)])
     if not len(logs):
         return max(earliest, draws // 2)
-    ends = (int(curves[0].argmin()), int(logs.mean(axis=0).argmin()))
-    size, rest = draws // FINE, draws % FINE
-    dropped = max(ends) * size + (rest if max(ends) else 0)
+    end = max(int(curves[0].argmin()), int(logs.mean(axis=0).argmin()))
+    size, rest = draws // FINE_SEGMENTS, draws % FINE_SEGMENTS
+    dropped = end * size + (rest if end else 0)
     return max(earliest, min(dropped, draws // 2))
 
 
@@ -179,11 +185,11 @@ def _mser(means: Floats) -> Floats:
     return np.array([np.square(m - m.mean()).sum() / len(m) ** 2 for m in left])
 
 
-def _widened(residuals: Floats) -> float:
-    """(1 + rho) / (1 - rho) of the neighbouring blocks' correlation, and never below one."""
+def _widening(residuals: Floats) -> float:
+    """(1 + rho) / (1 - rho) of the correlation of neighbouring segments, at least one."""
     total = float(np.square(residuals).sum())
     if total <= 0:
         return 1.0
     rho = float((residuals[:, 1:] * residuals[:, :-1]).sum()) / total
-    rho = min(max(rho + 1 / BLOCKS, 0.0), 0.9)  # residuals of a fit lean to -1/blocks
+    rho = min(max(rho + 1 / SEGMENTS, 0.0), 0.9)  # residuals of a fit lean to -1/segments
     return (1 + rho) / (1 - rho)

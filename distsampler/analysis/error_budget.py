@@ -1,4 +1,4 @@
-"""What an LLC's error is made of: each part in units of the LLC.
+"""What an LLC's error is made of, part by part, in units of the LLC.
 
 Only what was measured is in it. A bias that cannot be predicted is named, with the reason.
 """
@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from distsampler.analysis.diagnosis import Diagnosis
+from distsampler.analysis.json_values import plain
+from distsampler.draws import DISCRETISATION_BIAS, EXCESS_LOSS, HEAT_BIAS, PROBE_LOSS
 
 COVERAGE = 0.95
 
@@ -29,13 +32,13 @@ class ErrorBudget:
         between: Monte-Carlo standard error from the spread of the chains' means; NaN for one chain.
         discretisation: predicted bias of the step size; None: not predicted.
         heat: predicted bias of the minibatches' noise; None: not predicted.
-        hop: predicted bias of hopping over shards; None: chains draw from all data.
-        bias_se: standard error of their sum, from the spread between chains.
-        drift: by how much the LLC of the second half of the draws exceeds that of the first, on the
+        bias_se: standard error of the predicted bias, from its spread between chains.
+        drift: excess of the LLC of the second half of the draws over that of the first, on the
             probe. Where modes relax within the run, their part in the error is minus half of it;
             where they take longer, more than that.
-        drift_se: its standard error, from the spread between chains; NaN for one chain.
+        drift_se: standard error of the drift, from its spread between chains; NaN for one chain.
         anchor: standard error of L_n(w*): 0, since it is taken over all data.
+        hop: predicted bias of hopping over shards; None: chains draw from all data.
         unpredicted: name of a bias -> why it is not predicted.
     """
 
@@ -52,17 +55,17 @@ class ErrorBudget:
 
     @property
     def se(self) -> float:
-        """Standard error: the larger Monte-Carlo one, and the anchor's."""
+        """Standard error: the larger Monte-Carlo one, with the anchor's."""
         errors = [self.within] if math.isnan(self.between) else [self.within, self.between]
         return math.hypot(float(np.max(errors)), self.anchor)
 
     @property
     def bias(self) -> float:
-        """The predicted bias, as far as it is predicted."""
+        """The sum of the biases that are predicted."""
         return (self.discretisation or 0.0) + (self.heat or 0.0) + (self.hop or 0.0)
 
     def interval(self, mean: float) -> tuple[float, float]:
-        """Nominal 95 % interval of the LLC without the sampler's bias.
+        """Return the nominal 95 % interval of the LLC without the sampler's bias.
 
         ``[mean - max(bias, 0) - z s, mean - min(bias, 0) + z s]``, ``s^2 = se^2 + bias_se^2``, with
         z such that ``Phi(z + |bias| / s) - Phi(-z) = 0.95``: 1.96 without a bias, 1.64 for a large
@@ -78,13 +81,13 @@ class ErrorBudget:
     def covers(self) -> str:
         """Which errors the interval knows, and which biases it does not."""
         left = " and ".join(name for name, value, _ in self.rows() if value is None)
-        found = "Monte Carlo, anchor and predicted bias"
-        return f"{found}, without {left}, which was not predicted" if left else found
+        known = "Monte Carlo, anchor and predicted bias"
+        return f"{known}, without {left}, which was not predicted" if left else known
 
     def rows(self) -> list[tuple[str, float | None, str]]:
-        """Name, value and meaning of each part; None: not predicted, and why."""
+        """Return name, value and meaning of each part; None: not predicted, for that reason."""
         why = self.unpredicted
-        hopped = ("hopping", self.hop, "predicted bias: the shards' curvatures differ")
+        hopping = ("hopping", self.hop, "predicted bias: the shards' curvatures differ")
         return [
             ("Monte Carlo, within chains", self.within, "standard error"),
             ("Monte Carlo, between chains", self.between, "standard error"),
@@ -92,16 +95,16 @@ class ErrorBudget:
             (
                 "discretisation",
                 self.discretisation,
-                why.get("discretisation_bias", "predicted bias of the step size"),
+                why.get(DISCRETISATION_BIAS, "predicted bias of the step size"),
             ),
-            ("minibatch heat", self.heat, why.get("heat_bias", "predicted bias")),
-            *([] if self.hop is None else [hopped]),
+            ("minibatch heat", self.heat, why.get(HEAT_BIAS, "predicted bias")),
+            *([] if self.hop is None else [hopping]),
             ("error of the prediction", self.bias_se, "standard error"),
             ("drift", self.drift, f"second half less first, +- {self.drift_se:.2g}: slow modes"),
         ]
 
     def table(self, mean: float) -> str:
-        """The parts, in units of the LLC and as shares of its mean, a line each."""
+        """Return the parts in units of the LLC and as shares of its mean, a line each."""
         rows = [("error", "in the LLC", "of it", "")]
         for name, value, meaning in self.rows():
             share = f"{value / mean:.1%}" if value is not None and mean else ""
@@ -117,21 +120,9 @@ class ErrorBudget:
         lines.append(f"95 % interval {low:.5g} .. {high:.5g}: {self.covers}")
         return "\n".join(lines)
 
-    def as_dict(self) -> dict[str, object]:
-        """For JSON; NaN and what is not predicted as None."""
-        numbers = {
-            "within": self.within,
-            "between": self.between,
-            "anchor": self.anchor,
-            "discretisation": self.discretisation,
-            "heat": self.heat,
-            "hop": self.hop,
-            "bias_se": self.bias_se,
-            "drift": self.drift,
-            "drift_se": self.drift_se,
-        }
-        known = {k: v if v is not None and math.isfinite(v) else None for k, v in numbers.items()}
-        return {**known, "unpredicted": dict(self.unpredicted)}
+    def as_dict(self) -> dict[str, Any]:
+        """Return the parts for JSON; NaN and what is not predicted as None."""
+        return plain(asdict(self))
 
 
 def budget(
@@ -142,54 +133,74 @@ def budget(
     unpredicted: Mapping[str, str] | None = None,
     hop: float | None = None,
 ) -> ErrorBudget:
-    """The error budget of a posterior.
+    """Return the error budget of a posterior.
 
     Args:
-        posterior: with ``excess_loss`` and ``probe_loss`` of dims (chain, draw).
+        posterior: ``excess_loss`` and ``probe_loss`` of dims (chain, draw).
         nbeta: inverse temperature times n.
-        diagnosis: of the posterior.
+        diagnosis: diagnosis of the posterior.
         stats: sample_stats of the same draws, with the predicted biases.
         unpredicted: name of a bias -> why it is not predicted.
-        hop: predicted bias of hopping over shards, relative.
+        hop: predicted bias of hopping over shards, relative to the LLC.
     """
-    names = ("discretisation_bias", "heat_bias")
-    found = {
+    biases = {
         name: np.asarray(stats[name].values, np.float64).mean(axis=1)
-        for name in names
+        for name in (DISCRETISATION_BIAS, HEAT_BIAS)
         if stats is not None and name in stats and stats[name].size
     }
-    missing = {name: "nothing was measured along the run" for name in names if name not in found}
-    total = sum(found.values(), np.zeros(posterior.sizes["chain"]))
-    excess = np.asarray(posterior["excess_loss"].values, np.float64)
-    rows = [row for row in diagnosis.rows if row.name in ("excess_loss", "probe_loss")]
-    drift = _drift(np.asarray(posterior["probe_loss"].values, np.float64))
+    missing = {
+        name: "nothing was measured along the run"
+        for name in (DISCRETISATION_BIAS, HEAT_BIAS)
+        if name not in biases
+    }
+    total = sum(biases.values(), np.zeros(posterior.sizes["chain"]))
+    excess = chain_excess(posterior)
+    errors = [row.mcse for row in diagnosis.rows if row.name in (EXCESS_LOSS, PROBE_LOSS)]
+    drift = _halves(np.asarray(posterior[PROBE_LOSS].values, np.float64))
     return ErrorBudget(
-        within=nbeta * float(np.max([row.mcse for row in rows])) if rows else math.nan,
-        between=nbeta * _error(excess.mean(axis=1)) if excess.size else math.nan,
-        discretisation=_mean(found.get("discretisation_bias")),
-        heat=_mean(found.get("heat_bias")),
+        within=nbeta * float(np.max(errors)) if errors else math.nan,
+        between=nbeta * _error(excess),
+        discretisation=_mean_or_none(biases.get(DISCRETISATION_BIAS)),
+        heat=_mean_or_none(biases.get(HEAT_BIAS)),
         bias_se=_error(total) if len(total) > 1 else 0.0,
-        drift=nbeta * _mean_of(drift),
+        drift=nbeta * mean(drift),
         drift_se=nbeta * _error(drift),
-        hop=None if hop is None else hop * nbeta * _mean_of(excess.mean(axis=1)),
+        hop=None if hop is None else hop * nbeta * mean(excess),
         unpredicted={**missing, **(unpredicted or {})},
     )
 
 
-def _drift(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def relative_error(posterior: xr.Dataset, diagnosis: Diagnosis) -> float:
+    """Return the standard error of the LLC over its size; infinite where the LLC is zero."""
+    if EXCESS_LOSS not in posterior:
+        return math.nan
+    size, se = mean(chain_excess(posterior)), budget(posterior, 1.0, diagnosis).se
+    if math.isnan(size + se):
+        return math.nan
+    return se / abs(size) if size else math.inf
+
+
+def chain_excess(posterior: xr.Dataset) -> NDArray[np.float64]:
+    """Return the mean excess loss of each chain; NaN without draws."""
+    values = np.asarray(posterior[EXCESS_LOSS].values, np.float64)
+    return values.mean(axis=1) if values.size else np.full(len(values), np.nan)
+
+
+def mean(values: NDArray[np.float64]) -> float:
+    """Return the mean; NaN of nothing."""
+    return float(values.mean()) if len(values) else math.nan
+
+
+def _mean_or_none(values: NDArray[np.float64] | None) -> float | None:
+    return None if values is None else mean(values)
+
+
+def _halves(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean of the second half less that of the first, of each chain."""
     half = values.shape[1] // 2
     if not half:
         return np.full(len(values), np.nan)
     return np.asarray(values[:, -half:].mean(axis=1) - values[:, :half].mean(axis=1))
-
-
-def _mean(values: NDArray[np.float64] | None) -> float | None:
-    return None if values is None else _mean_of(values)
-
-
-def _mean_of(values: NDArray[np.float64]) -> float:
-    return float(values.mean()) if len(values) else math.nan
 
 
 def _error(values: NDArray[np.float64]) -> float:

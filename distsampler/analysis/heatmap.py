@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distsampler.analysis.json_values import plain
+
 
 @dataclass(frozen=True)
 class Heatmap:
@@ -16,9 +18,9 @@ class Heatmap:
     Args:
         lrs: step sizes, the columns.
         nbetas: inverse temperatures times n, the rows.
-        llc: (nbeta, lr); NaN where a chain diverged.
-        spread: standard deviation between the chains over their mean, (nbeta, lr).
-        steps: of all chains together.
+        llc: shape (nbeta, lr); NaN where a chain diverged.
+        spread: standard deviation between the chains over their mean, shape (nbeta, lr).
+        steps: number of steps of all chains together.
     """
 
     lrs: tuple[float, ...]
@@ -28,14 +30,9 @@ class Heatmap:
     steps: int
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; NaN as None."""
-        return {
-            "lr": list(self.lrs),
-            "nbeta": list(self.nbetas),
-            "llc": _rows(self.llc),
-            "spread": _rows(self.spread),
-            "steps": self.steps,
-        }
+        """Return the heatmap for JSON; NaN as None."""
+        values = {"llc": self.llc.tolist(), "spread": self.spread.tolist(), "steps": self.steps}
+        return plain({"lr": self.lrs, "nbeta": self.nbetas, **values})
 
     def __str__(self) -> str:
         head = "nbeta \\ lr " + "".join(f"{lr:>18.3g}" for lr in self.lrs)
@@ -45,7 +42,3 @@ class Heatmap:
             cells = [f"{a:.4g} ({b:.1%})" if np.isfinite(a) else "diverged" for a, b in pairs]
             lines.append(f"{nbeta:<11.4g}" + "".join(f"{cell:>18}" for cell in cells))
         return "\n".join(lines)
-
-
-def _rows(values: NDArray[np.float64]) -> list[list[float | None]]:
-    return [[float(v) if np.isfinite(v) else None for v in row] for row in values]

@@ -7,8 +7,7 @@ Datasets, so that nothing above this file can tell them apart.
 from __future__ import annotations
 
 import json
-import warnings
-from typing import TYPE_CHECKING, Any, TypeAlias, Union
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
+from distsampler.analysis.arviz_bridge import InferenceData, container
 from distsampler.draws import Variable, WideVariable
 from distsampler.errors import StoreError
 from distsampler.seeding import probe_rows
@@ -24,20 +24,7 @@ from distsampler.store.large_arrays import WEIGHTS
 from distsampler.store.trace import AGAIN, CONSTANTS, Trace
 from distsampler.store.zarr_arrays import CHUNK, GROUPS, WARMUP, missing_in
 
-if TYPE_CHECKING:
-    import arviz
-
 ROWS = 4 * CHUNK[0]  # chains that are read at a time
-
-InferenceData: TypeAlias = Union["arviz.InferenceData", xr.DataTree]
-
-
-def arviz_module() -> Any:  # noqa: ANN401 (an untyped module)
-    """ArviZ, imported late for its weight, and without the news that 0.23 warns of once a day."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "\nArviZ is undergoing", FutureWarning)
-        import arviz
-    return arviz
 
 
 def build(trace: Trace) -> InferenceData:
@@ -49,19 +36,13 @@ def build(trace: Trace) -> InferenceData:
     Raises:
         StoreError: if a committed draw is missing or damaged.
     """
-    arviz = arviz_module()
     groups = datasets(trace)
     attrs = {
         "config": trace.manifest.config.model_dump_json(),
         "status": trace.manifest.status,
         "lost_chains": json.dumps(trace.manifest.retired),
     }
-    if int(arviz.__version__.partition(".")[0]) < 1:
-        warmup = any(name.startswith(WARMUP) for name in groups)
-        return arviz.InferenceData(attrs=attrs, save_warmup=warmup, **groups)
-    tree = xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in groups.items()})
-    tree.attrs.update(attrs)
-    return tree
+    return container(groups, attrs)
 
 
 def datasets(trace: Trace, draws: int | None = None) -> dict[str, xr.Dataset]:
@@ -81,13 +62,6 @@ def datasets(trace: Trace, draws: int | None = None) -> dict[str, xr.Dataset]:
             groups[WARMUP + name] = between(trace, name, 0, early)
     groups["constant_data"] = _constants(trace)
     return groups
-
-
-def group(data: InferenceData, name: str) -> xr.Dataset:
-    """One group of an InferenceData or DataTree, as a Dataset."""
-    found: Any = data[name]
-    dataset: xr.Dataset = found.to_dataset() if isinstance(found, xr.DataTree) else found
-    return dataset
 
 
 def unread(trace: Trace, draws: int | None = None) -> dict[str, xr.Dataset]:

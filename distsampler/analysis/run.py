@@ -11,11 +11,12 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from distsampler.analysis import bias, estimators, inference_data
-from distsampler.analysis.diagnosis import Diagnosis, Verdict
+from distsampler.analysis import bias, estimators, inference_data, verdict
+from distsampler.analysis.arviz_bridge import InferenceData, group
+from distsampler.analysis.diagnosis import Diagnosis
 from distsampler.analysis.error_budget import ErrorBudget, budget
 from distsampler.analysis.estimators import LLCEstimate, WBICEstimate
-from distsampler.analysis.inference_data import InferenceData
+from distsampler.analysis.verdict import Verdict
 from distsampler.errors import NotConverged, NotConvergedWarning, StoreError
 from distsampler.store.files import Files
 from distsampler.store.large_arrays import LOSSES
@@ -75,7 +76,7 @@ class Run:
     @cached_property
     def posterior(self) -> xr.Dataset:
         """The draws after burn-in, dims (chain, draw, ...)."""
-        return inference_data.group(self.inference_data, "posterior")
+        return group(self.inference_data, "posterior")
 
     @cached_property
     def wide(self) -> dict[str, xr.DataArray]:
@@ -135,7 +136,7 @@ class Run:
 
     @cached_property
     def _judged(self) -> tuple[Diagnosis, Verdict]:
-        return estimators.judged(self._unread, self.manifest.config)
+        return verdict.judge(self._unread, self.manifest.config)
 
     @cached_property
     def _unread(self) -> dict[str, xr.Dataset]:
@@ -170,8 +171,8 @@ class Run:
             self.facts,
             self.diagnosis,
             self.verdict,
-            lost,
             self._budget(),
+            lost,
         )
 
     def wbic(self, on_unconverged: Literal["warn", "raise", "ignore"] = "warn") -> WBICEstimate:

@@ -15,7 +15,7 @@ from typing import assert_never
 import numpy as np
 
 from distsampler.analysis import bias
-from distsampler.analysis.diagnosis import Verdict
+from distsampler.analysis.verdict import Verdict
 from distsampler.chains import anchor_pass, hop
 from distsampler.chains.worker import AnchorPass, Work
 from distsampler.draws import AtAnchor, DrawBlock, StateFile

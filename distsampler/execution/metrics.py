@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from distsampler.analysis.diagnosis import Verdict
+from distsampler.analysis.verdict import Verdict
 from distsampler.execution.progress import Snapshot
 
 Log = Callable[[int, dict[str, float]], object]

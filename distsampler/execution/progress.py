@@ -14,8 +14,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from distsampler.analysis.diagnosis import Verdict
-from distsampler.analysis.inference_data import arviz_module
+from distsampler.analysis import arviz_bridge
+from distsampler.analysis.verdict import Verdict
 from distsampler.draws import DrawBlock
 
 SERIES = 1024  # values of a chain kept for the online R-hat, thinned ever more
@@ -92,7 +92,7 @@ class Snapshot:
         values = np.array([each[:shortest] for each in self.series])
         data = xr.Dataset({"probe_loss": (("chain", "draw"), values)})
         with np.errstate(invalid="ignore", divide="ignore"):  # a constant series: NaN
-            return float(arviz_module().ess(data, method="bulk")["probe_loss"])
+            return float(arviz_bridge.ess(data, "bulk")["probe_loss"])
 
 
 class Observer(Protocol):

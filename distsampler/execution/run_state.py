@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from distsampler.analysis.diagnosis import Verdict
+from distsampler.analysis.verdict import Verdict
 from distsampler.chains.anchor_pass import AnchorPart, Part
 from distsampler.chains.worker import Work
 from distsampler.draws import DrawBlock

@@ -14,8 +14,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from distsampler.analysis.arviz_bridge import group
 from distsampler.analysis.heatmap import Heatmap
-from distsampler.analysis.inference_data import group
 from distsampler.analysis.run import Run
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from distsampler.analysis.arviz_bridge import group
 from distsampler.analysis.convergence import Row
 from distsampler.analysis.error_budget import ErrorBudget
 from distsampler.analysis.estimators import LLCEstimate, plus_minus
-from distsampler.analysis.inference_data import group
 from distsampler.analysis.run import Run
 from distsampler.recipe import CALIBRATION
 from distsampler.report import plots

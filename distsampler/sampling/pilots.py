@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from distsampler.analysis.inference_data import group
+from distsampler.analysis.arviz_bridge import group
 from distsampler.analysis.run import Run
 from distsampler.config import GateConfig, RunConfig, SamplerConfig
 from distsampler.data.shards import ShardedRows

@@ -19,9 +19,9 @@ import xarray as xr
 from torch import nn
 from torch.utils.data import DataLoader
 
-from distsampler.analysis import diagnosis, estimators, inference_data
-from distsampler.analysis.diagnosis import Verdict
+from distsampler.analysis import diagnosis, inference_data, verdict
 from distsampler.analysis.run import Run
+from distsampler.analysis.verdict import Verdict
 from distsampler.chains import hop, sampler_trial, user_observables
 from distsampler.chains.observables import variables, wide_variables
 from distsampler.chains.worker import ALONE
@@ -442,7 +442,7 @@ def _judge(found: Trace) -> Callable[[int], Verdict]:
             whole = inference_data.between(found, "posterior", 0, end)
             found.choose_burn_in(_burn_in(whole, config))
         groups = inference_data.unread(found, end - found.burn_in)
-        return estimators.judged(groups, config)[1]
+        return verdict.judge(groups, config)[1]
 
     return judge
 

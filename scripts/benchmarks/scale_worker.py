@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import distsampler as ds
-from distsampler.analysis.inference_data import arviz_module
+from distsampler.analysis import arviz_bridge
 from distsampler.analysis.run import Run
 from distsampler.chains.observables import variables
 from distsampler.draws import AtAnchor, DrawBlock, Variable
@@ -174,7 +174,7 @@ MEASURES: dict[str, Callable[..., dict[str, float]]] = {
 def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    arviz_module()
+    arviz_bridge.load()
     before = held("VmRSS")
     numbers = [int(text) for text in sys.argv[2:] if text.isdecimal()]
     found: dict[str, Any] = MEASURES[sys.argv[1]](*numbers)

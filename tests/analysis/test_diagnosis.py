@@ -10,9 +10,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 import distsampler as ds
-from distsampler.analysis import convergence, estimators
+from distsampler.analysis import convergence, error_budget
 from distsampler.analysis import diagnosis as diagnostics
-from distsampler.analysis.diagnosis import Verdict
+from distsampler.analysis import verdict as verdicts
+from distsampler.analysis.verdict import Verdict
 
 NBETA = 50.0
 
@@ -38,8 +39,8 @@ def white(chains: int = 4, draws: int = 1000, seed: int = 0) -> NDArray[np.float
 
 def judge(data: xr.Dataset, dispersed: bool = False, **gate: Any) -> Verdict:
     diagnosis = diagnostics.diagnose(data, nbeta=NBETA, dispersed=dispersed)
-    error = estimators.relative_error(data, diagnosis)
-    return diagnostics.gate(diagnosis, ds.GateConfig(**gate), error)
+    error = error_budget.relative_error(data, diagnosis)
+    return verdicts.gate(diagnosis, ds.GateConfig(**gate), error)
 
 
 def quadratic(draws: int) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
@@ -100,7 +101,7 @@ def test_the_verdict_names_the_drift_its_direction_and_its_size_in_units_of_the_
 def test_the_advice_for_a_transient_is_a_longer_burn_in() -> None:
     transient = -0.1 * np.exp(-np.arange(4000) / 100)
     diagnosis = diagnostics.diagnose(dataset(white(draws=4000) + transient), nbeta=NBETA)
-    verdict = diagnostics.gate(diagnosis, ds.GateConfig())
+    verdict = verdicts.gate(diagnosis, ds.GateConfig())
     assert verdict.status == "NOT_CONVERGED"
     assert 100 < diagnosis.settled < 1200
     assert f"a burn_in {diagnosis.settled} draws longer" in verdict.advice
@@ -113,7 +114,7 @@ def test_a_chain_that_lies_apart_is_named_in_reason_and_remarks() -> None:
     values[2] += 0.02
     diagnosis = diagnostics.diagnose(dataset(values), nbeta=NBETA)
     assert [each.chain for each in diagnosis.outliers] == [2]
-    verdict = diagnostics.gate(diagnosis, ds.GateConfig())
+    verdict = verdicts.gate(diagnosis, ds.GateConfig())
     assert "chain 2 lies apart in" in verdict.reason
     assert "whether chain 2 is stuck" in verdict.advice
     assert any("chain 2 lies apart" in line for line in diagnosis.remarks())
@@ -184,7 +185,7 @@ def test_an_llc_below_zero_converges_as_any_other_and_is_remarked() -> None:
     data = dataset(white() - 0.4, noise=1.0)
     assert judge(data, relative_error=0.2).converged
     assert "of the LLC, not below 5.0%" in judge(data, relative_error=0.05).reason
-    said = "found lower loss than at w*"
+    said = "reached lower loss than at w*"
     assert any(said in line for line in diagnostics.diagnose(data).remarks())
     assert not any(said in line for line in diagnostics.diagnose(dataset(white())).remarks())
     nothing = judge(dataset(np.zeros((4, 1000)) + [0.01, -0.01] * 500), relative_error=0.2)

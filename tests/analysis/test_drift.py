@@ -41,7 +41,7 @@ def test_stationary_chains_are_said_to_drift_in_one_of_a_hundred_cases(square: b
     runs = 1500
     x = autoregressive(runs, 4, 400)
     found = [drift.drift(run**2 if square else run, tests=1) for run in x]
-    rate = np.mean([each.found for each in found])
+    rate = np.mean([each.significant for each in found])
     assert rate < 0.01 + 5 * math.sqrt(0.01 * 0.99 / runs)
     z = np.array([each.size / each.error for each in found])
     assert 0.85 < z.std() < 1.15  # neither blind nor nervous
@@ -53,11 +53,11 @@ def test_a_drift_is_found_with_its_size_and_direction(way: float) -> None:
     error = slope_error(chains, draws)
     moved = way * 6 * error * (np.arange(draws) / draws)
     found = [drift.drift(run + moved, tests=9) for run in autoregressive(runs, chains, draws)]
-    assert np.mean([each.found for each in found]) > 0.95
+    assert np.mean([each.significant for each in found]) > 0.95
     sizes = np.array([each.size for each in found])
     assert abs(sizes.mean() - way * 6 * error) < 5 * error / math.sqrt(runs)
     small = [drift.drift(run + moved / 6, tests=9) for run in autoregressive(runs, chains, draws)]
-    assert np.mean([each.found for each in small]) < 0.2  # of the size of its error: not told
+    assert np.mean([each.significant for each in small]) < 0.2  # of the size of its error: not told
 
 
 def test_a_chain_that_lies_apart_is_named_and_no_other() -> None:
@@ -103,7 +103,7 @@ def test_without_a_transient_little_is_dropped_and_never_more_than_half() -> Non
 
 
 def test_what_is_read_of_a_constant_is_nothing() -> None:
-    assert not drift.drift(np.ones((4, 100)), 9).found
+    assert not drift.drift(np.ones((4, 100)), 9).significant
     assert drift.outliers("a", np.ones((4, 100)), range(4), 9) == []
 
 

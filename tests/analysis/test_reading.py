@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 import distsampler as ds
 from distsampler.analysis import diagnosis as diagnostics
 from distsampler.analysis import error_budget, estimators
+from distsampler.analysis import verdict as verdicts
 from distsampler.draws import AtAnchor, DrawBlock, Variable
 from distsampler.errors import ConfigError, NotConverged, NotConvergedWarning, StoreError
 from distsampler.facts import Facts, Posterior
@@ -127,7 +128,7 @@ def test_minibatch_noise_does_not_make_chains_converge() -> None:
 def test_a_small_ess_says_how_many_more_draws() -> None:
     run = make_run(autoregressive(4, 620, 0.9, seed=6))
     gate = ds.GateConfig(rhat=1.5)
-    verdict = diagnostics.gate(run.diagnosis, gate)
+    verdict = verdicts.gate(run.diagnosis, gate)
     assert verdict.status == "NOT_CONVERGED"
     assert verdict.reason.startswith("ESS of ")
     assert "times the draws" in verdict.advice
@@ -161,7 +162,7 @@ def test_nan_is_undetermined_never_converged() -> None:
             for name in ("probe_loss", "excess_loss")
         }
     )
-    verdict = diagnostics.gate(diagnostics.diagnose(posterior), ds.GateConfig())
+    verdict = verdicts.gate(diagnostics.diagnose(posterior), ds.GateConfig())
     assert verdict.status == "UNDETERMINED"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import distsampler as ds
-from distsampler.analysis.diagnosis import Status, Verdict
+from distsampler.analysis.verdict import Status, Verdict
 from distsampler.execution.metrics import METRICS, Logger, Metrics, logged, measured
 from distsampler.execution.progress import Progress, Snapshot
 from tests.conftest import RAY_ENVIRONMENT

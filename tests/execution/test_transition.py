@@ -15,7 +15,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from distsampler.analysis.diagnosis import Status, Verdict
+from distsampler.analysis.verdict import Status, Verdict
 from distsampler.chains.anchor_pass import AnchorPart, Part
 from distsampler.chains.chain import ChainDiverged
 from distsampler.chains.pack import Advanced

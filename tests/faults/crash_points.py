@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import distsampler as ds
-from distsampler.analysis import inference_data
+from distsampler.analysis import arviz_bridge
 from distsampler.execution.pool import SerialPool
 from distsampler.sampling.fingerprint import versions
 from distsampler.sampling.sample import Job, prepare
@@ -177,7 +177,7 @@ def main(every: int, how: str, only: str) -> None:
     """
     torch.set_num_threads(1)
     # Imported and asked for once, not in every child.
-    inference_data.arviz_module()
+    arviz_bridge.load()
     versions()
     import_module("torch.fx.experimental.symbolic_shapes")
     with tempfile.TemporaryDirectory() as name:
