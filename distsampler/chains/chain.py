@@ -33,7 +33,7 @@ from distsampler.models.replica import ChainSpec, Replica
 from distsampler.models.sampler import Ground, build, mover
 from distsampler.optim import mala_acceptance
 from distsampler.seeding import noise_seed
-from distsampler.store.large_arrays import Writer
+from distsampler.store.large_arrays import WideWriter
 
 
 class ChainDiverged(DistsamplerError):
@@ -110,7 +110,7 @@ class Chain:
         *,
         anchors: list[Tensor] | None = None,
         device: torch.device | None = None,
-        writer: Writer | None = None,
+        writer: WideWriter | None = None,
     ) -> None:
         self._spec, self._index, self._at_anchor = spec, index, at_anchor
         self._replica = Replica(spec, device or torch.device("cpu"))

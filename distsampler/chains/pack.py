@@ -19,7 +19,7 @@ from distsampler.draws import AtAnchor, DrawBlock
 from distsampler.models.replica import ChainSpec, Replica
 from distsampler.models.stack import Lanes
 from distsampler.optim.joint import Joint
-from distsampler.store.large_arrays import Writer
+from distsampler.store.large_arrays import WideWriter
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Pack:
         chains: Sequence[int],
         at_anchor: AtAnchor,
         base: Replica,
-        writer: Callable[[int], Writer | None] = lambda chain: None,
+        writer: Callable[[int], WideWriter | None] = lambda chain: None,
     ) -> None:
         config, self._thin = spec.config, spec.config.thin
         self._first = chains[0] // config.together * config.together

@@ -22,7 +22,7 @@ from distsampler.errors import StoreError, WorkFailedError
 from distsampler.models.replica import ChainSpec, Replica
 from distsampler.store import chain_states
 from distsampler.store.files import Files, refused
-from distsampler.store.large_arrays import WideArrays, Writer
+from distsampler.store.large_arrays import WideArrays, WideWriter
 
 ALONE = threading.RLock()
 """Of what sets torch's threads or forks its global generator, one at a time in a process."""
@@ -133,13 +133,13 @@ class Worker:
             self._packs.popitem(last=False)
         return pack
 
-    def _writers(self, files: Files | None) -> Callable[[int], Writer | None]:
+    def _writers(self, files: Files | None) -> Callable[[int], WideWriter | None]:
         """What takes the wide values of each chain."""
         wide = wide_variables(self._spec)
         if not wide or files is None:
             return lambda chain: None
         arrays = WideArrays(files, wide)
-        return lambda chain: Writer(arrays, chain)
+        return lambda chain: WideWriter(arrays, chain)
 
 
 def _read(state: bytes | StateFile, files: Files | None) -> bytes:

@@ -128,7 +128,7 @@ class WideArrays:
         return self.files.path(f"{WIDE}/{variable.name}/c/{chain}/{chunk}")
 
 
-class Writer:
+class WideWriter:
     """Puts the wide values of one chain into the store, a chunk at a time.
 
     Args:

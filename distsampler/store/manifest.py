@@ -17,7 +17,7 @@ SCHEMA_VERSION = 1
 LAWS_BY_NAME = ("sgld", "lmsgld", "sghmc", "sgnht", "mala")
 """Samplers whose law was known when stores did not record it, and went by the sampler's name."""
 
-Status = Literal["running", "finished", "interrupted", "failed"]
+RunStatus = Literal["running", "finished", "interrupted", "failed"]
 
 
 def _unrecorded_law(sampler: SamplerConfig) -> Law | None:
@@ -63,7 +63,7 @@ class Manifest(Frozen):
     law: Law | None = Field(default_factory=lambda known: _unrecorded_law(known["config"].sampler))
     versions: dict[str, str]
     recipe: dict[str, Any] | None = None
-    status: Status = "running"
+    status: RunStatus = "running"
     epoch: int = 1
     n_committed: tuple[int, ...]
     burn_in: int | None = None

@@ -26,7 +26,7 @@ from distsampler.store import manifest as manifests
 from distsampler.store.events import EVENTS, Damaged, DeviceChanged, RunEvent
 from distsampler.store.files import TEMPORARY, Files, is_url, refused
 from distsampler.store.large_arrays import WIDE, WideArrays
-from distsampler.store.manifest import Manifest, Status
+from distsampler.store.manifest import Manifest, RunStatus
 from distsampler.store.zarr_arrays import ALL, Draws, ZarrFiles, array_of, codecs
 
 MANIFEST, ZARR = "run.json", "trace.zarr"
@@ -371,7 +371,7 @@ class Trace:
         elif before != device:
             self.log(DeviceChanged(before, device))
 
-    def seal(self, status: Status, reason: str, kept: int | None, seconds: float) -> None:
+    def seal(self, status: RunStatus, reason: str, kept: int | None, seconds: float) -> None:
         """Ends the run.
 
         A burn-in that was chosen is written out: the draws behind it are copied into the posterior
