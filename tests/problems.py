@@ -48,7 +48,7 @@ def anchored(spec: ChainSpec) -> Any:
     pool, parts = SerialPool(), []
     pool.start(spec, [0])
     pool.wait(0)
-    for part in anchor_pass.plan(spec, 1):
+    for part in anchor_pass.parts_of(spec, 1):
         pool.submit(0, AnchorPass(part))
         (done,) = pool.wait(0)
         assert isinstance(done, WorkDone), done

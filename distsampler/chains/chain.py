@@ -19,14 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distsampler.chains.dispersed_start import Dispersion
+from distsampler.chains.dispersed_start import DispersedStart
 from distsampler.chains.hop import ControlVariate
 from distsampler.chains.observables import DrawMeter, Values, variables
 from distsampler.chains.sampler_trial import measures_acceptance, needs_closure
 from distsampler.chains.state import dump, parse
 from distsampler.curvature.watch import Watch, due
-from distsampler.data.batches import AllRows, BatchStream, HopStream
-from distsampler.data.shards import ShardedRows
+from distsampler.data.batches import AllRows, Batches, BatchStream
 from distsampler.draws import AtAnchor, DrawBlock
 from distsampler.errors import DistsamplerError, WorkFailedError
 from distsampler.models.replica import ChainSpec, Replica
@@ -241,7 +240,7 @@ class Chain:
     def _disperse(self) -> None:
         """Goes to where a dispersed chain starts; the anchors stay at w*."""
         ground = (self._spec, self._replica, self._anchors, self._at_anchor, self._index)
-        self._mover.move_to(Dispersion(*ground).start())
+        self._mover.move_to(DispersedStart(*ground).weights())
 
     def _keep(self, measured: Values, step: int) -> None:
         """Puts a draw beside those before it, if it is sound."""
@@ -319,7 +318,7 @@ class Chain:
     def _losses(self, rows: NDArray[np.int64], step: int) -> Tensor:
         """Losses of some rows at the present weights."""
         with self._told_where(rows, step):
-            return self._replica.values(rows, self._index, step)
+            return self._replica.losses_of_rows(rows, self._index, step)
 
     @contextlib.contextmanager
     def _told_where(self, rows: NDArray[np.int64], step: int) -> Iterator[None]:
@@ -344,23 +343,17 @@ class Chain:
 
     def _control_variate(self) -> ControlVariate | None:
         """What makes a shard's gradient one of all data."""
-        gradients, rows = self._at_anchor.shard_gradients, self._spec.rows
-        if gradients is None or not isinstance(rows, ShardedRows):
+        gradients, shards = self._at_anchor.shard_gradients, self._spec.rows.shards
+        if gradients is None or shards is None:
             return None
-        assert isinstance(self._batches, HopStream)
-        return ControlVariate(self._replica, gradients, rows.sizes, self._batches)
+        return ControlVariate(self._replica, gradients, shards.sizes, self._batches)
 
 
-def batches_of(spec: ChainSpec, chain: int) -> BatchStream | HopStream | AllRows:
+def batches_of(spec: ChainSpec, chain: int) -> Batches:
     """Which rows a chain takes at which step."""
-    config, n = spec.config, len(spec.rows)
     if needs_closure(spec.sampler):
-        return AllRows(n)
-    if isinstance(spec.rows, ShardedRows) and config.hop_every is not None:
-        sizes = spec.rows.sizes
-        return HopStream(config.seed, chain, sizes, config.batch_size, config.hop_every)
-    epochs = config.batches == "epoch"
-    return BatchStream(config.seed, chain, n, config.batch_size, epochs=epochs)
+        return AllRows(len(spec.rows))
+    return spec.rows.stream(spec.config, chain)
 
 
 def _variance(replica: Replica, at_anchor: AtAnchor) -> list[Tensor] | None:
@@ -368,4 +361,4 @@ def _variance(replica: Replica, at_anchor: AtAnchor) -> list[Tensor] | None:
     if at_anchor.gradient_variance is None:
         return None
     whole = torch.from_numpy(at_anchor.gradient_variance).to(replica.device)
-    return list(torch.split(whole, [flat.numel() for flat in replica.flats]))
+    return replica.split(whole)

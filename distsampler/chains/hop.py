@@ -1,4 +1,4 @@
-"""Chains that hop over shards: what makes them right, and what they will still be off by.
+"""Chains that hop over shards: the correction of their gradient, and the bias that remains.
 
 A chain sits on shard s for ``hop_every`` steps and moves along (Ahn, Shahbaba & Welling 2014)
 
@@ -6,9 +6,9 @@ A chain sits on shard s for ``hop_every`` steps and moves along (Ahn, Shahbaba &
 
 g_B being the mean gradient of a batch of the shard, gbar_s(w*) the mean over the shard and gbar(w*)
 over all data at w*. Shards are visited with probability q_s = N_s / n, so that no weight is needed.
-That takes away that the shards' gradients differ at w*, and leaves that their curvatures do: during
-a visit a direction relaxes with ``kappa_s = nbeta h_s + gamma`` in place of kappa. In one direction
-of a quadratic this can be summed up: with ``r_s = (1 - lr kappa_s / 2)^2``, a visit of k steps
+The correction removes the differences between the shards' gradients at w*, not those between their
+curvatures: during a visit a direction relaxes with ``kappa_s = nbeta h_s + gamma`` in place of
+kappa. In one direction of a quadratic, with ``r_s = (1 - lr kappa_s / 2)^2``, a visit of k steps
 takes the variance V to ``r_s^k V + lr (1 - r_s^k) / (1 - r_s)``, whose mean over s is V again.
 """
 
@@ -24,8 +24,8 @@ from torch import Tensor
 
 from distsampler.config import RunConfig
 from distsampler.curvature.hessian import Curvature, directions
-from distsampler.data.batches import HopStream
-from distsampler.data.shards import ShardedRows
+from distsampler.data.batches import Batches
+from distsampler.data.rows import Rows
 from distsampler.errors import ConfigError
 from distsampler.facts import Posterior
 from distsampler.models.replica import ChainSpec, Replica
@@ -33,19 +33,19 @@ from distsampler.models.sampler import signature_options
 from distsampler.seeding import Stream, generator, probe_rows
 
 MOST = 1024  # rows of a shard whose curvature is measured
-TOLERATED = 0.02  # of the LLC: more predicted bias is refused
+TOLERATED = 0.02  # of the LLC: a larger predicted bias is refused
 PREDICTED = ("sgld", "lmsgld")  # samplers whose chain is a recursion of w alone
 Array = NDArray[np.float64]
 
 
 class ControlVariate:
-    """Moves the gradient of a shard's batch by ``gbar(w*) - gbar_s(w*)``.
+    """Shifts the gradient of a shard's batch by ``gbar(w*) - gbar_s(w*)``.
 
     Args:
         replica: whose gradient it is.
-        gradients: of each shard's mean loss at w*, (shards, d).
-        sizes: N_s.
-        stream: tells where the chain sits.
+        gradients: gradient of each shard's mean loss at w*, (shards, d).
+        sizes: N_s, number of examples of each shard.
+        batches: says on which shard the chain sits.
     """
 
     def __init__(
@@ -53,54 +53,79 @@ class ControlVariate:
         replica: Replica,
         gradients: NDArray[np.float32],
         sizes: Sequence[int],
-        stream: HopStream,
+        batches: Batches,
     ) -> None:
-        self._replica, self._gradients, self._stream = replica, gradients, stream
+        self._replica, self._gradients, self._batches = replica, gradients, batches
         self._mean = np.average(gradients, axis=0, weights=sizes).astype(np.float32)
-        self._at, self._shift = -1, list[Tensor]()
+        self._shard, self._shift = -1, list[Tensor]()
 
     def apply(self, step: int) -> None:
-        """Moves the gradients that a batch of this step has left."""
-        shard = self._stream.shard(step)
-        if shard != self._at:
+        """Shift the gradient that the batch of this step has left."""
+        shard = self._batches.shard(step)
+        if shard != self._shard:
             whole = torch.from_numpy(self._mean - self._gradients[shard]).to(self._replica.device)
-            sizes = [flat.numel() for flat in self._replica.flats]
-            self._at, self._shift = shard, list(torch.split(whole, sizes))
+            self._shard, self._shift = shard, self._replica.split(whole)
         for flat, shift in zip(self._replica.flats, self._shift, strict=True):
             flat.grad.add_(shift)  # type: ignore[union-attr]  # made by the replica, never dropped
 
 
-def refuse(config: RunConfig, n: int, rows: object) -> None:
-    """Refuses what would give a wrong number.
+def check(config: RunConfig, rows: Rows) -> None:
+    """Check that chains on shards can give a right number, as far as is known before a run.
 
     Raises:
-        ConfigError: of pinned chains, with their bias; of a sampler whose bias on shards that were
-            not dealt at random is not known; of a shard too small to tell its curvature.
+        ConfigError: for pinned chains, with their bias; for a sampler whose bias is not known, on
+            shards that were not dealt at random; for a shard too small to measure its curvature.
     """
     if config.data_mode == "pinned":
-        shards = config.shards or 2
-        share = (shards - 1) / np.log(n)
+        count, n = config.shards or 2, len(rows)
+        share = (count - 1) / np.log(n)
         raise ConfigError(
-            f"data_mode='pinned' is refused: chains that stay on one of {shards} shards of {n} "
+            f"data_mode='pinned' is refused: chains that stay on one of {count} shards of {n} "
             f"examples each sample another posterior, and even if the rows are dealt at random the "
             f"LLC of a regular model comes out {share:.0%} too large on all data, {share:.0%} too "
             "small on the shard itself; use data_mode='hop'"
         )
-    if isinstance(rows, ShardedRows) and not rows.dealt and config.sampler.name not in PREDICTED:
+    if rows.shards is None:
+        return
+    if not rows.shards.dealt and config.sampler.name not in PREDICTED:
         raise ConfigError(
             "of shards that were not dealt at random the bias must be predicted, which is known "
             f"for the samplers {', '.join(PREDICTED)}, got {config.sampler.name!r}: use one of "
             "them, or give the data whole, to be dealt"
         )
-    if isinstance(rows, ShardedRows) and config.watch and min(rows.sizes) < 2:
+    sizes = rows.shards.sizes
+    if config.watch and min(sizes) < 2:
         raise ConfigError(
             "every shard must hold at least 2 examples, on whose halves its curvature is measured, "
-            f"but shard {rows.sizes.index(1)} of {len(rows.sizes)} holds 1: make fewer shards"
+            f"but shard {sizes.index(1)} of {len(sizes)} holds 1: make fewer shards"
         )
 
 
+def refusal(predicted: tuple[float, float] | None, spec: ChainSpec) -> str | None:
+    """Return why a run on its shards would give a wrong number; None if it would not.
+
+    Args:
+        predicted: what ``predict`` returned.
+        spec: the recipe.
+    """
+    shards = spec.rows.shards
+    if shards is None:
+        return None
+    if predicted is None:
+        return None if shards.dealt else "the bias of hopping over these shards cannot be predicted"
+    as_read, on_all = predicted
+    if max(abs(as_read), abs(on_all)) <= TOLERATED:
+        return None
+    return (
+        f"hopping over these {len(shards.sizes)} shards would make the LLC {on_all:+.1%} off "
+        f"({as_read:+.1%} as it is read on the shards), more than {TOLERATED:.0%}, because their "
+        f"curvatures differ: lower hop_every={spec.config.hop_every}, or give the data whole, to "
+        "be dealt at random"
+    )
+
+
 def gradient(replica: Replica, spec: ChainSpec, start: int, stop: int) -> NDArray[np.float32]:
-    """The gradient of the mean loss over some rows, on a replica at w*, flat."""
+    """Return the gradient of the mean loss over some rows, of a replica at w*, flat."""
     size = max(spec.config.batch_size, 256)
     total = [torch.zeros_like(flat, dtype=torch.float64) for flat in replica.flats]
     for first in range(start, stop, size):
@@ -112,13 +137,13 @@ def gradient(replica: Replica, spec: ChainSpec, start: int, stop: int) -> NDArra
 
 
 def curvatures(replica: Replica, spec: ChainSpec, start: int, stop: int) -> Array:
-    """A shard's curvatures in directions that all shards have in common, at w*.
+    """Return a shard's curvatures at w*, in directions that all shards have in common.
 
     The directions are the Ritz vectors of the Hessian on the probe.
 
     Returns:
-        Shape (3, directions): share of each in a trace, its curvature on one half of at most 1,024
-        rows of the shard, and on the other.
+        Shape (3, directions): share of each direction in a trace, its curvature on one half of at
+        most 1,024 rows of the shard, and on the other half.
     """
     config = spec.config
     probe = Curvature(replica, spec, probe_rows(config.seed, len(spec.rows), config.probe))
@@ -127,99 +152,85 @@ def curvatures(replica: Replica, spec: ChainSpec, start: int, stop: int) -> Arra
     shares, vectors = directions(probe, signs)
     random = generator(config.seed, Stream.SHARDS, start + 1)
     rows = start + random.permutation(stop - start)[:MOST]
-    found = [shares]
+    measured = [shares]
     for half in np.array_split(rows, 2):
         curvature = Curvature(replica, spec, np.sort(half))
-        found.append(np.array([float(curvature.times(y) @ y) for y in vectors]))
-    return np.array(found)
+        measured.append(np.array([float(curvature.times(y) @ y) for y in vectors]))
+    return np.array(measured)
 
 
-def bias(parts: Sequence[Array], spec: ChainSpec) -> tuple[float, float] | None:
-    """The error that hopping will bring, from the curvatures of all shards.
+def predict(parts: Sequence[Array], spec: ChainSpec) -> tuple[float, float] | None:
+    """Return the relative error of the LLC that hopping will bring.
+
+    Args:
+        parts: curvatures of all shards, in their order.
+        spec: the recipe.
 
     Returns:
-        Relative, of the LLC: as chains read it, on the shard where they are; and as all data would
-        give it. None where it cannot be predicted.
+        Error of the LLC as chains read it, on the shard where they sit; and of the LLC read on all
+        data. None if it cannot be predicted.
     """
-    config, rows = spec.config, spec.rows
-    if not isinstance(rows, ShardedRows) or config.sampler.name not in PREDICTED:
+    config, shards = spec.config, spec.rows.shards
+    if shards is None or config.sampler.name not in PREDICTED:
         return None
     shares, halves = parts[0][0], np.array([part[1:] for part in parts])  # (shard, half, direction)
     if not np.isfinite(halves).all():
         return None
     posterior, lr = spec.posterior, signature_options(config.sampler)["lr"]
-    sizes = np.array(rows.sizes, np.float64)
-    visits = config.hop_every or 1
-    own = everywhere = whole = 0.0
-    for share, found in zip(shares, np.moveaxis(halves, 2, 0), strict=True):
-        h = _heterogeneous(found, sizes)
+    sizes = np.array(shards.sizes, np.float64)
+    visit = config.hop_every or 1
+    as_read = on_all = total = 0.0
+    for share, of_shards in zip(shares, np.moveaxis(halves, 2, 0), strict=True):
+        h = _heterogeneous(of_shards, sizes)
         mean = float(np.average(h, weights=sizes))
         if mean <= 0:
             continue
         llc = share * spec.nbeta * mean / posterior.kappa(mean) / 2
-        each = in_direction(h, sizes / sizes.sum(), posterior, lr, visits, config.thin)
-        own, everywhere, whole = own + llc * each[0], everywhere + llc * each[1], whole + llc
-    return (own / whole, everywhere / whole) if whole > 0 else (0.0, 0.0)
+        bias = in_direction(h, sizes / sizes.sum(), posterior, lr, visit, config.thin)
+        as_read, on_all, total = as_read + llc * bias[0], on_all + llc * bias[1], total + llc
+    return (as_read / total, on_all / total) if total > 0 else (0.0, 0.0)
 
 
 def in_direction(
     h: Array, q: Array, posterior: Posterior, lr: float, visit: int, thin: int = 1
 ) -> tuple[float, float]:
-    """Relative bias in one direction of a quadratic; exact for SGLD.
+    """Return the relative bias in one direction of a quadratic; exact for SGLD.
 
     Args:
         h: curvature of each shard's mean loss.
-        q: how often each is visited.
-        posterior: the density that is sampled.
+        q: probability of a visit to each shard.
+        posterior: density that is sampled.
         lr: step size.
         visit: k, steps on a shard.
-        thin: steps a draw: where it shares a factor with k, draws fall on some steps of a visit
-            only, and in one that is all of k on its last.
+        thin: steps per draw: where it shares a factor with k, draws fall on some steps of a visit
+            only, and if that factor is k, on its last alone.
 
     Returns:
-        Of the LLC read on the shard where the chain is, and read on all data; infinite where the
-        chain has no law.
+        Bias of the LLC read on the shard where the chain sits, and read on all data; infinite where
+        the chain has no law.
     """
     r = (1 - lr * posterior.kappa(h) / 2) ** 2
     kept, mean = r**visit, float(q @ h)
     if q @ kept >= 1:
         return np.inf, np.inf
-    still = lr / (1 - r)  # where V would come to on that shard
+    still = lr / (1 - r)  # the variance that a chain would reach if it stayed on that shard
     before = q @ (still * (1 - kept)) / (1 - q @ kept)
-    apart = math.gcd(thin, visit)  # steps of a visit that are measured: apart - 1, and so on
+    apart = math.gcd(thin, visit)  # the measured steps of a visit are apart - 1, 2 apart - 1, ...
     fading = r ** (apart - 1) * (1 - kept) / (1 - r**apart) * apart / visit
     variance = still + (before - still) * fading  # mean over the steps that are measured
     plain = lr / (1 - (1 - lr * posterior.kappa(mean) / 2) ** 2)
     return float(q @ (h * variance) / (mean * plain) - 1), float(q @ variance / plain - 1)
 
 
-def too_much(anchor_bias: tuple[float, float] | None, spec: ChainSpec) -> str | None:
-    """Why a run on its shards would give a wrong number; None if it would not."""
-    rows = spec.rows
-    if not isinstance(rows, ShardedRows):
-        return None
-    if anchor_bias is None:
-        return None if rows.dealt else "the bias of hopping over these shards cannot be predicted"
-    own, everywhere = anchor_bias
-    if max(abs(own), abs(everywhere)) <= TOLERATED:
-        return None
-    return (
-        f"hopping over these {len(rows.sizes)} shards would make the LLC {everywhere:+.1%} off "
-        f"({own:+.1%} as it is read on the shards), more than {TOLERATED:.0%}, because their "
-        f"curvatures differ: lower hop_every={spec.config.hop_every}, or give the data whole, to "
-        "be dealt at random"
-    )
-
-
 def _heterogeneous(halves: Array, sizes: Array) -> Array:
-    """Curvatures of the shards with the spread that whole shards have.
+    """Return curvatures of the shards with the spread that whole shards have.
 
-    The halves of a shard tell what of the spread is chance: the covariance between halves is that
-    between populations, the difference between halves that of so many rows.
+    The covariance between halves is that between populations; the difference between halves shows
+    how much of the spread is chance, in that number of rows.
 
     Args:
-        halves: (shard, half).
-        sizes: N_s.
+        halves: curvatures, (shard, half).
+        sizes: N_s, number of examples of each shard.
     """
     h: Array = halves.mean(axis=1)
     away = halves - np.average(halves, axis=0, weights=sizes)

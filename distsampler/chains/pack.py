@@ -139,4 +139,4 @@ class Pack:
         """Losses of all lanes; their gradients are left where the samplers read them."""
         for index, chain in self._chains.items():
             self._rows[index - self._first] = chain.rows(step)
-        return lanes.losses(self._rows)
+        return lanes.losses_and_gradients(self._rows)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distsampler.analysis.bias import Ritz
-from distsampler.models.replica import ChainSpec, Replica, piece
+from distsampler.models.replica import ChainSpec, Replica, view_like
 
 STEPS = 12
 PARTS = 16  # of the rows, where the loss gives means
@@ -167,7 +167,7 @@ class Curvature:
     def _place(self, home: Tensor, parameter: Tensor) -> Tensor:
         """The part of a flat vector that belongs to a parameter, in its shape."""
         start = int(parameter.storage_offset()) - self._before[parameter.dtype]
-        return piece(home, parameter, start)
+        return view_like(parameter, home, start)
 
     def _split(self, v: Tensor) -> tuple[Tensor, ...]:
         return torch.split(v, [flat.numel() for flat in self._flats])

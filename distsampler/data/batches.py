@@ -1,7 +1,8 @@
-"""Batch streams: which rows a chain takes at which step, as a function of the step alone."""
+"""Which rows a chain takes at which step, as a function of the step alone: no state is kept."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,39 +13,59 @@ from distsampler.seeding import Stream
 GROUP = 64  # steps whose batch indices are drawn together: a generator costs more than its numbers
 
 
-class BatchStream:
-    """The minibatches of one chain: indices as a function of the step.
-
-    Philox keyed by (seed, chain); its counter is the group of 64 steps (with replacement) or the
-    epoch (one permutation each; what an epoch leaves over of a batch is not used).
+class Batches(ABC):
+    """The minibatches of one chain, from data that are whole unless a subclass says otherwise.
 
     Args:
-        seed: of the run.
-        chain: index.
-        n: examples in the data.
-        batch_size: examples a step.
+        n: number of examples in the data.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+
+    @abstractmethod
+    def indices(self, step: int) -> NDArray[np.int64]:
+        """Return the rows of the batch of one step, shape (batch_size,)."""
+
+    def shard(self, step: int) -> int:
+        """Return the index of the shard that a step draws from."""
+        return 0
+
+    def span(self, step: int) -> tuple[int, int]:
+        """Return the first row that a step may draw, and the row behind the last."""
+        return 0, self._n
+
+
+class BatchStream(Batches):
+    """Minibatches drawn with replacement, or one permutation of the data an epoch.
+
+    Philox keyed by (seed, chain); its counter is the group of 64 steps, or the epoch. The rest of
+    an epoch that fills no batch is not used.
+
+    Args:
+        seed: seed of the run.
+        chain: index of the chain.
+        n: number of examples in the data.
+        batch_size: examples per step.
         epochs: permutations instead of draws with replacement.
     """
 
     def __init__(self, seed: int, chain: int, n: int, batch_size: int, *, epochs: bool) -> None:
+        super().__init__(n)
         sequence = np.random.SeedSequence(seed, spawn_key=(chain, Stream.BATCHES))
         self._key = sequence.generate_state(2, np.uint64)
-        self._n, self._batch_size, self._epochs = n, batch_size, epochs
+        self._batch_size, self._epochs = batch_size, epochs
         self._group_steps = n // batch_size if epochs else GROUP
         self._group = -1
         self._indices = np.empty((0, 0), np.int64)
 
     def indices(self, step: int) -> NDArray[np.int64]:
-        """Rows of the batch of one step, shape (batch_size,)."""
+        """Return the rows of the batch of one step, shape (batch_size,)."""
         group, offset = divmod(step, self._group_steps)
         if group != self._group:
             self._indices, self._group = self._draw(group), group
         rows: NDArray[np.int64] = self._indices[offset]
         return rows
-
-    def span(self, step: int) -> tuple[int, int]:
-        """The rows that a step draws from, the first and the one behind the last: all."""
-        return 0, self._n
 
     def _draw(self, group: int) -> NDArray[np.int64]:
         rng = np.random.Generator(np.random.Philox(key=self._key, counter=[0, 0, 0, group]))
@@ -56,47 +77,48 @@ class BatchStream:
         return drawn
 
 
-class HopStream:
-    """The minibatches of one chain that hops over shards, with replacement within each.
+class HopStream(Batches):
+    """Minibatches of a chain that hops over shards, drawn with replacement within each.
 
     A visit lasts ``hop_every`` steps. Its shard is drawn with probability N_s / n, so that over
-    visits every example is equally likely at every step; batches and shards have keys of their own.
+    visits every example is equally likely at every step; batches and shards have their own keys.
 
     Args:
-        seed: of the run.
-        chain: index.
-        sizes: N_s, examples of each shard; rows are numbered through them in order.
-        batch_size: examples a step.
-        hop_every: steps of a visit.
+        seed: seed of the run.
+        chain: index of the chain.
+        sizes: N_s, number of examples of each shard; rows are numbered through them in order.
+        batch_size: examples per step.
+        hop_every: steps per visit.
     """
 
     def __init__(
         self, seed: int, chain: int, sizes: Sequence[int], batch_size: int, hop_every: int
     ) -> None:
+        self._ends = np.cumsum(sizes)
+        super().__init__(int(self._ends[-1]))
         self._keys = [
             np.random.SeedSequence(seed, spawn_key=(chain, stream)).generate_state(2, np.uint64)
             for stream in (Stream.HOPS, Stream.BATCHES)
         ]
-        self._ends = np.cumsum(sizes)
         self._batch_size, self._hop_every = batch_size, hop_every
         self._visits: tuple[int, NDArray[np.float64]] = (-1, np.empty(0))  # the last group
         self._rows = self._visits
 
-    def span(self, step: int) -> tuple[int, int]:
-        """The first row of the shard at one step, and the row behind its last."""
-        shard = self.shard(step)
-        return int(self._ends[shard - 1]) if shard else 0, int(self._ends[shard])
-
     def shard(self, step: int) -> int:
-        """Where the chain sits at one step."""
+        """Return the index of the shard that a step draws from."""
         group, offset = divmod(step // self._hop_every, GROUP)
         if self._visits[0] != group:
             self._visits = (group, self._uniform(0, group, GROUP))
-        row = int(self._visits[1][offset] * self._ends[-1])
+        row = int(self._visits[1][offset] * self._n)
         return int(np.searchsorted(self._ends, row, side="right"))
 
+    def span(self, step: int) -> tuple[int, int]:
+        """Return the first row of the shard at one step, and the row behind its last."""
+        shard = self.shard(step)
+        return int(self._ends[shard - 1]) if shard else 0, int(self._ends[shard])
+
     def indices(self, step: int) -> NDArray[np.int64]:
-        """Rows of the batch of one step, shape (batch_size,), all of one shard."""
+        """Return the rows of the batch of one step, shape (batch_size,), all of one shard."""
         group, offset = divmod(step, GROUP)
         if self._rows[0] != group:
             self._rows = (group, self._uniform(1, group, GROUP * self._batch_size))
@@ -109,20 +131,17 @@ class HopStream:
         return np.random.Generator(philox).random(count)
 
 
-class AllRows:
-    """The batches of a chain that takes all data at every step.
+class AllRows(Batches):
+    """All rows, in order, at every step.
 
     Args:
-        n: examples in the data.
+        n: number of examples in the data.
     """
 
     def __init__(self, n: int) -> None:
+        super().__init__(n)
         self._rows = np.arange(n)
 
     def indices(self, step: int) -> NDArray[np.int64]:
-        """Every row, in order, shape (n,)."""
+        """Return every row, shape (n,)."""
         return self._rows
-
-    def span(self, step: int) -> tuple[int, int]:
-        """All rows."""
-        return 0, len(self._rows)

@@ -1,7 +1,7 @@
-"""The data as numbered rows: how they are held, cut into blocks, and turned into batches.
+"""The data as numbered rows: how they are kept in memory, and how batches are made of them.
 
 A chain needs two things of the data: how many examples there are, and the batch of some rows.
-Tensors in memory are held as numpy arrays, which travel through shared memory without a copy, and
+Tensors in memory are kept as numpy arrays, which travel through shared memory without a copy, and
 are indexed at once; any other map-style dataset goes through its own ``__getitem__`` and collate.
 """
 
@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from itertools import accumulate, pairwise
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,50 +31,103 @@ from torch.utils.data import (
     default_collate,
 )
 
+from distsampler.config import RunConfig
+from distsampler.data.batches import Batches, BatchStream
+from distsampler.data.trees import map_leaves, map_tensors, select, tensors_of, to_device
 from distsampler.errors import ConfigError
 
-BLOCK = 1024  # rows of a block of the anchor pass: fixed, so that its bits are too
 log = logging.getLogger(__name__)
 RESIDENT = 0.25  # of a GPU's free memory: data that take no more are kept there
-T = TypeVar("T")
 Take = Callable[[NDArray[np.int64]], object]
 
 
-class Rows(Protocol):
+@dataclass(frozen=True)
+class Shards:
+    """How rows are cut into shards; they are numbered through the shards in order.
+
+    Args:
+        sizes: N_s, number of examples of each shard.
+        dealt: whether the rows were dealt to the shards at random.
+    """
+
+    sizes: tuple[int, ...]
+    dealt: bool
+
+    @cached_property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """First row of each shard, and the row behind its last."""
+        return tuple(pairwise(accumulate(self.sizes, initial=0)))
+
+
+class Rows(ABC):
     """Numbered examples."""
 
+    batch_size: int | None = None
+    """Batch size of the DataLoader that they come from."""
+    shards: Shards | None = None
+    """How they are cut; None: they are whole."""
+    pack_obstacle: str | None = None
+    """Why the batches of several chains cannot be taken as one; None if they can."""
+
+    @abstractmethod
     def __len__(self) -> int:
-        """How many examples."""
-        ...
+        """Return the number of examples."""
 
+    @abstractmethod
     def take(self, rows: NDArray[np.int64]) -> object:
-        """The batch of these rows, as the loss function gets it, on the CPU."""
-        ...
+        """Return the batch of these rows, as the loss function gets it, on the CPU."""
 
+    @abstractmethod
     def digest(self) -> str:
-        """Tells one data set from another; the same in every process."""
-        ...
+        """Return a text that tells one data set from another, the same in every process."""
+
+    @property
+    def spans(self) -> Sequence[tuple[int, int]]:
+        """First row of each part that is held at once, and the row behind its last."""
+        return ((0, len(self)),) if self.shards is None else self.shards.spans
+
+    def stream(self, config: RunConfig, chain: int) -> Batches:
+        """Return the minibatches of a chain."""
+        epochs = config.batches == "epoch"
+        return BatchStream(config.seed, chain, len(self), config.batch_size, epochs=epochs)
+
+    def taker(self, device: torch.device) -> Take:
+        """Return a function that gives the batch of some rows on a device."""
+        if device.type == "cpu":
+            return self.take
+        return lambda rows: to_device(self.take(rows), device)
+
+    def picked(self, rows: NDArray[np.int64]) -> Rows:
+        """Return some of the rows as rows of their own."""
+        return _PickedRows(self, rows)
+
+    def located(self, place: Callable[[Rows], Source]) -> Rows:
+        """Return what stands for the rows in a recipe that is sent, and is unpickled as the rows.
+
+        Args:
+            place: puts rows somewhere, and returns what fetches them from there.
+        """
+        return cast(Rows, _Elsewhere(place(self)))
 
 
-def map_leaves(kind: type[T], function: Callable[[T], object], tree: object) -> object:
-    """A tree (tuples, lists and dicts) with a function applied to each leaf of one type."""
-    if isinstance(tree, kind):
-        return function(tree)
-    if isinstance(tree, dict):
-        return {key: map_leaves(kind, function, value) for key, value in tree.items()}
-    if isinstance(tree, tuple | list):
-        leaves = [map_leaves(kind, function, value) for value in tree]
-        make: Any = type(tree)
-        return make(*leaves) if hasattr(tree, "_fields") else make(leaves)
-    return tree
+Source = Callable[[], Rows]
 
 
-def map_tensors(function: Callable[[torch.Tensor], object], tree: object) -> object:
-    """A batch with a function applied to each of its tensors."""
-    return map_leaves(torch.Tensor, function, tree)
+class _Elsewhere:
+    """Rows that lie elsewhere.
+
+    Args:
+        source: fetches them.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __reduce__(self) -> tuple[Source, tuple[()]]:
+        return self._source, ()
 
 
-class TensorRows:
+class TensorRows(Rows):
     """Rows of tensors in memory: the first dimension of each counts examples.
 
     Args:
@@ -82,11 +137,8 @@ class TensorRows:
         ConfigError: if there is no tensor, or their first dimensions differ.
     """
 
-    batch_size: int | None = None  # of the DataLoader that they come from
-
     def __init__(self, tree: object) -> None:
-        sizes: list[int] = []
-        map_tensors(lambda tensor: sizes.append(len(tensor) if tensor.ndim else -1), tree)
+        sizes = [len(tensor) if tensor.ndim else -1 for tensor in tensors_of(tree)]
         self._tree = map_tensors(_Leaf.of, tree)
         if not sizes or len(set(sizes)) > 1 or sizes[0] < 0:
             raise ConfigError(
@@ -99,26 +151,36 @@ class TensorRows:
         return self._n
 
     def take(self, rows: NDArray[np.int64]) -> object:
-        """The batch of these rows."""
-        index = torch.from_numpy(rows)
-        return map_tensors(lambda tensor: tensor.index_select(0, index), self._tensors)
+        """Return the batch of these rows."""
+        return select(self._tensors, torch.from_numpy(rows))
 
     def digest(self) -> str:
-        """A digest of every byte, taken once."""
+        """Return a digest of every byte, taken once."""
         return self._digest
+
+    def taker(self, device: torch.device) -> Take:
+        """Return a function that gives the batch of some rows on a device.
+
+        On a GPU the tensors stay if they fit, and are indexed there: the CPU then only sends rows.
+        """
+        resident = None if device.type == "cpu" else self._resident(device)
+        if resident is None:
+            return super().taker(device)
+        return lambda rows: select(resident, torch.from_numpy(rows).to(device, non_blocking=True))
+
+    def picked(self, rows: NDArray[np.int64]) -> Rows:
+        """Return a copy of some of the rows, so that it holds no more than it must."""
+        return TensorRows(self.take(rows))
 
     @cached_property
     def _digest(self) -> str:
-        state = hashlib.blake2b(digest_size=16)
-        map_tensors(lambda tensor: _feed(state, tensor), self._tensors)
-        return state.hexdigest()
+        return _digest_of("", self._tensors)
 
-    def resident(self, device: torch.device) -> object | None:
+    def _resident(self, device: torch.device) -> object | None:
         """The tensors on a GPU, moved there once a process; None if they would take too much."""
         if device not in self._residents:
-            sizes: list[int] = []
-            map_tensors(lambda tensor: sizes.append(tensor.nbytes), self._tensors)
-            fits = sum(sizes) <= RESIDENT * torch.cuda.mem_get_info(device)[0]
+            size = sum(tensor.nbytes for tensor in tensors_of(self._tensors))
+            fits = size <= RESIDENT * torch.cuda.mem_get_info(device)[0]
             moved = map_tensors(lambda tensor: tensor.to(device), self._tensors) if fits else None
             self._residents[device] = moved
         return self._residents[device]
@@ -133,6 +195,61 @@ class TensorRows:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_tree": self._tree, "_n": self._n}
+
+
+class DatasetRows(Rows):
+    """Rows of a map-style dataset.
+
+    Args:
+        dataset: with ``__len__`` and ``__getitem__`` (``__getitems__`` is used where there is one).
+        collate: examples -> batch.
+    """
+
+    pack_obstacle = (
+        "the batches of a Dataset may differ in shape: give the data as tensors in memory"
+    )
+
+    def __init__(self, dataset: Dataset[Any], collate: Callable[[list[Any]], Any]) -> None:
+        self._dataset, self._collate = dataset, collate
+
+    def __len__(self) -> int:
+        return len(self._dataset)  # type: ignore[arg-type]  # as_rows has seen its __len__
+
+    def take(self, rows: NDArray[np.int64]) -> object:
+        """Return the collated batch of these rows."""
+        getitems = getattr(self._dataset, "__getitems__", None)
+        indices = rows.tolist()
+        examples = getitems(indices) if getitems else [self._dataset[index] for index in indices]
+        return self._collate(examples)
+
+    def digest(self) -> str:
+        """Return a digest of the length and of at most 64 examples spread over the data."""
+        rows = np.unique(np.linspace(0, len(self) - 1, 64).astype(np.int64))
+        return _digest_of(f"{len(self)}", self.take(rows))
+
+
+class _PickedRows(Rows):
+    """Some of the rows of others.
+
+    Args:
+        rows: all of them.
+        picked: which of them.
+    """
+
+    def __init__(self, rows: Rows, picked: NDArray[np.int64]) -> None:
+        self._rows, self._picked = rows, picked
+
+    def __len__(self) -> int:
+        return len(self._picked)
+
+    def take(self, rows: NDArray[np.int64]) -> object:
+        """Return the batch of these rows."""
+        return self._rows.take(self._picked[rows])
+
+    def digest(self) -> str:
+        """Return a digest of the choice, and of what was chosen from."""
+        chosen = hashlib.blake2b(self._picked.tobytes(), digest_size=16).hexdigest()
+        return chosen + self._rows.digest()
 
 
 @dataclass(frozen=True)
@@ -156,72 +273,23 @@ class _Leaf:
         return tensor.view(torch.bfloat16) if self.bfloat16 else tensor
 
 
-def taker(rows: Rows, device: torch.device) -> Take:
-    """What gives the batch of some rows on a device.
-
-    Tensors in memory lie on a GPU if they fit, and are cut there: the CPU then only sends indices.
-    """
-    if device.type == "cpu":
-        return rows.take
-
-    def send(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(device, non_blocking=True)
-
-    resident = rows.resident(device) if isinstance(rows, TensorRows) else None
-    if resident is None:
-        return lambda picked: map_tensors(send, rows.take(picked))
-
-    def cut(picked: NDArray[np.int64]) -> object:
-        index = send(torch.from_numpy(picked))
-        return map_tensors(lambda tensor: tensor.index_select(0, index), resident)
-
-    return cut
+def _digest_of(prefix: str, tree: object) -> str:
+    """A digest of a text and of every byte of a batch."""
+    state = hashlib.blake2b(prefix.encode(), digest_size=16)
+    for tensor in tensors_of(tree):
+        array = tensor.detach().cpu().contiguous()
+        state.update(f"{array.dtype}{tuple(array.shape)}".encode())
+        state.update(array.reshape(-1).view(torch.uint8).numpy().data)
+    return state.hexdigest()
 
 
-class DatasetRows:
-    """Rows of a map-style dataset.
-
-    Args:
-        dataset: with ``__len__`` and ``__getitem__`` (``__getitems__`` is used where there is one).
-        collate: examples -> batch.
-    """
-
-    batch_size: int | None = None  # of the DataLoader that they come from
-
-    def __init__(self, dataset: Dataset[Any], collate: Callable[[list[Any]], Any]) -> None:
-        self._dataset, self._collate = dataset, collate
-
-    def __len__(self) -> int:
-        return len(self._dataset)  # type: ignore[arg-type]  # as_rows has seen its __len__
-
-    def take(self, rows: NDArray[np.int64]) -> object:
-        """The collated batch of these rows."""
-        getitems = getattr(self._dataset, "__getitems__", None)
-        indices = rows.tolist()
-        examples = getitems(indices) if getitems else [self._dataset[index] for index in indices]
-        return self._collate(examples)
-
-    def digest(self) -> str:
-        """A digest of the length and of at most 64 examples spread over the data."""
-        state = hashlib.blake2b(f"{len(self)}".encode(), digest_size=16)
-        rows = np.unique(np.linspace(0, len(self) - 1, 64).astype(np.int64))
-        map_tensors(lambda tensor: _feed(state, tensor), self.take(rows))
-        return state.hexdigest()
-
-
-def _feed(state: hashlib.blake2b, tensor: torch.Tensor) -> None:
-    tensor = tensor.detach().cpu().contiguous()
-    state.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-
-
-def as_rows(data: object) -> TensorRows | DatasetRows:
-    """Numbered examples from whatever a user calls data.
+def as_rows(data: object) -> Rows:
+    """Return numbered examples from whatever a user calls data.
 
     Args:
         data: a map-style Dataset, a tensor or numpy array, a tuple, list or dict of these, or a
-            DataLoader (its dataset and collate_fn are taken, its sampler is not). What this has
-            made before is returned as it is.
+            DataLoader (its dataset and collate_fn are taken, its sampler is not). Rows are returned
+            as they are.
 
     Raises:
         ConfigError: if it is empty, an IterableDataset, or nothing of the kind.
@@ -232,9 +300,9 @@ def as_rows(data: object) -> TensorRows | DatasetRows:
     return rows
 
 
-def _as_rows(data: object) -> TensorRows | DatasetRows:
+def _as_rows(data: object) -> Rows:
     match data:
-        case TensorRows() | DatasetRows():
+        case Rows():
             return data
         case DataLoader():
             return _of_loader(data)
@@ -259,7 +327,7 @@ def _as_rows(data: object) -> TensorRows | DatasetRows:
             )
 
 
-def _of_loader(loader: DataLoader[Any]) -> TensorRows | DatasetRows:
+def _of_loader(loader: DataLoader[Any]) -> Rows:
     dataset: object = loader.dataset
     if isinstance(dataset, IterableDataset):
         return _as_rows(dataset)
@@ -293,18 +361,3 @@ def _as_tensors(tree: object) -> object:
             raise ConfigError(
                 f"data in tuples and dicts must be tensors, got {type(tree).__name__}"
             )
-
-
-def blocks(n: int) -> Iterator[tuple[int, int]]:
-    """The data cut into (start, stop) blocks of 1,024 rows."""
-    return ((start, min(start + BLOCK, n)) for start in range(0, n, BLOCK))
-
-
-def spread(items: Iterable[tuple[int, int]], places: int) -> list[tuple[int, int]]:
-    """Neighbouring blocks joined into about four pieces a place, so that none waits for long."""
-    items = list(items)
-    size = max(1, -(-len(items) // (4 * places)))
-    return [
-        (items[first][0], items[min(first + size, len(items)) - 1][1])
-        for first in range(0, len(items), size)
-    ]

@@ -106,7 +106,7 @@ class Driver:
             self._schedule,
             config.min_chains,
             config.placement.block,
-            anchor_pass.plan(self._spec, len(places)),
+            anchor_pass.parts_of(self._spec, len(places)),
             config.together,
         )
         retired = frozenset(self._trace.manifest.retired)
@@ -235,7 +235,7 @@ class Driver:
         """Refuses to sample where w* has no loss, or hopping would bring too much of an error."""
         if self._at_anchor is None:
             return
-        reason = _not_finite(self._at_anchor) or hop.too_much(self._at_anchor.hop_bias, self._spec)
+        reason = _not_finite(self._at_anchor) or hop.refusal(self._at_anchor.hop_bias, self._spec)
         if reason is not None:
             self._events.append(Refused(reason))
 

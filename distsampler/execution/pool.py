@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from distsampler.chains.worker import ALONE, Result, Work, Worker
 from distsampler.config import RunConfig
-from distsampler.data.shards import Seen, Source
+from distsampler.data.rows import Source
+from distsampler.data.shards import ShardSummary
 from distsampler.errors import ConfigError, DistsamplerError
 from distsampler.execution.placement import CUBLAS
 from distsampler.models.replica import ChainSpec
@@ -134,7 +135,7 @@ class InspectsShards(Protocol):
 
     def inspect_shards(
         self, sources: Sequence[Source], rows: Sequence[NDArray[np.int64] | None]
-    ) -> Sequence[Seen]:
+    ) -> Sequence[ShardSummary]:
         """Return the size, and the digest or the examples of some rows, of each shard."""
         ...
 

@@ -15,7 +15,6 @@ import ray
 
 from distsampler.config import PlacementConfig, RunConfig
 from distsampler.data.rows import Rows
-from distsampler.data.shards import ShardedRows
 from distsampler.errors import PlacementError
 from distsampler.execution.placement import fit, local_folders
 from distsampler.models.replica import ChainSpec
@@ -98,10 +97,7 @@ class RayCluster:
 
     def located(self, spec: ChainSpec) -> ChainSpec:
         """Return the recipe, with its rows, or its shards one by one, in the object store."""
-        if isinstance(spec.rows, ShardedRows):
-            return replace(spec, rows=spec.rows.located(self.stored))
-        rows: Any = _Sent(self.stored(spec.rows))
-        return replace(spec, rows=rows)
+        return replace(spec, rows=spec.rows.located(self.stored))
 
     def stored(self, rows: Rows) -> StoredRows:
         """Put rows into the object store, once for all runs that share them."""
@@ -135,20 +131,6 @@ class StoredRows:
         """Return the rows."""
         rows: Rows = ray.get(self.reference)
         return rows
-
-
-class _Sent:
-    """Stands for rows in the object store, and is unpickled as the rows.
-
-    Args:
-        stored: where the rows are.
-    """
-
-    def __init__(self, stored: StoredRows) -> None:
-        self._stored = stored
-
-    def __reduce__(self) -> tuple[StoredRows, tuple[()]]:
-        return self._stored, ()
 
 
 @contextlib.contextmanager

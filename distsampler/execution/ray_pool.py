@@ -21,7 +21,8 @@ from ray.util.metrics import Gauge
 
 from distsampler.chains.worker import Advance, Work
 from distsampler.config import PlacementConfig, RunConfig
-from distsampler.data.shards import Seen, Source, see
+from distsampler.data.rows import Source
+from distsampler.data.shards import ShardSummary, inspect_shard
 from distsampler.errors import ConfigError
 from distsampler.execution.pickling import check_picklable, send_by_value, send_values
 from distsampler.execution.placement import choose_device, start_failure
@@ -158,7 +159,7 @@ class RayPool:
 
     def inspect_shards(
         self, sources: Sequence[Source], rows: Sequence[NDArray[np.int64] | None]
-    ) -> Sequence[Seen]:
+    ) -> Sequence[ShardSummary]:
         """Make shards on the cluster, where they stay, and return what is to be known of them.
 
         Raises:
@@ -166,10 +167,10 @@ class RayPool:
         """
         send_values(sources, cloudpickle.register_pickle_by_value)
         self._cluster.join()
-        task = ray.remote(see).options(**self._cluster.task_options())
+        task = ray.remote(inspect_shard).options(**self._cluster.task_options())
         calls = [task.remote(*pair) for pair in zip(sources, rows, strict=True)]
         ray.wait(calls, num_returns=len(calls))
-        seen, errors = list[Seen](), list[RayError]()
+        seen, errors = list[ShardSummary](), list[RayError]()
         for call in calls:
             try:
                 seen.append(ray.get(call))

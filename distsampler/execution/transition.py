@@ -17,10 +17,9 @@ from heapq import heapify, heappop
 from operator import ge
 from typing import assert_never
 
-from distsampler.chains.anchor_pass import AnchorPart, Part
+from distsampler.chains.anchor_pass import BLOCK, AnchorPart, Part
 from distsampler.chains.pack import Advanced
 from distsampler.chains.worker import Advance, AnchorPass, Work
-from distsampler.data.rows import BLOCK
 from distsampler.draws import DrawBlock
 from distsampler.errors import StoreError
 from distsampler.execution.pool import (

@@ -16,12 +16,12 @@ Restriction = tuple[str, ...] | dict[str, Mask] | None
 
 
 def selected(model: nn.Module, restriction: Restriction) -> set[str]:
-    """Names of the parameters that move.
+    """Return the names of the parameters that move.
 
     Args:
         model: the model.
         restriction: names, or regular expressions that match a whole name; or masks by name; None:
-            all that require a gradient.
+            all parameters that require a gradient.
 
     Raises:
         ConfigError: if the model has no trainable parameter, a pattern matches none, or a mask does
@@ -46,7 +46,7 @@ def selected(model: nn.Module, restriction: Restriction) -> set[str]:
 def flat_masks(
     moving: dict[str, nn.Parameter], restriction: Restriction, flats: list[Tensor]
 ) -> list[Tensor] | None:
-    """The masks of the parameters that move, laid out as these lie in the flat tensors.
+    """Return the masks of the parameters that move, laid out like their flat tensors.
 
     Args:
         moving: parameters by name, views of the flat tensors.
@@ -54,17 +54,17 @@ def flat_masks(
         flats: one tensor for each dtype.
 
     Returns:
-        One boolean tensor for each flat one; None where every entry moves.
+        One boolean tensor for each flat one; None if every entry moves.
     """
     if not isinstance(restriction, dict):
         return None
-    found = [torch.ones(flat.shape, dtype=torch.bool, device=flat.device) for flat in flats]
+    masks = [torch.ones(flat.shape, dtype=torch.bool, device=flat.device) for flat in flats]
     for name, p in moving.items():
         entries = torch.from_numpy(_entries(name, restriction[name], p))
         home = next(i for i, flat in enumerate(flats) if flat.dtype == p.dtype)
         start = p.storage_offset()
-        found[home].as_strided(p.shape, p.stride(), start).copy_(entries)
-    return None if all(bool(mask.all()) for mask in found) else found
+        masks[home].as_strided(p.shape, p.stride(), start).copy_(entries)
+    return None if all(bool(mask.all()) for mask in masks) else masks
 
 
 def _masked(trainable: dict[str, nn.Parameter], masks: dict[str, Mask]) -> set[str]:
@@ -75,10 +75,10 @@ def _masked(trainable: dict[str, nn.Parameter], masks: dict[str, Mask]) -> set[s
                 f"restrict_to must name a trainable parameter: "
                 f"{unknown_name('parameter', name, trainable)}"
             )
-    found = {name for name, mask in masks.items() if _entries(name, mask, trainable[name]).any()}
-    if not found:
+    names = {name for name, mask in masks.items() if _entries(name, mask, trainable[name]).any()}
+    if not names:
         raise ConfigError("restrict_to must let something move, got masks without a single True")
-    return found
+    return names
 
 
 def _matching(pattern: str, names: list[str]) -> list[str]:

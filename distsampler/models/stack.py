@@ -1,9 +1,9 @@
 """The loss of several chains at once, and its gradient.
 
 What moves in each chain is a lane of one stack, (lanes, d). ``torch.func`` maps the gradient of the
-loss over the lanes; the operations that come of it are recorded once, on the first batch, and what
-is repeated at every step is those alone: neither the model's Python nor the machinery of the map.
-So the loss must do the same operations at every step; ``packing`` sees to that before a run.
+loss over the lanes; the operations that result are recorded once, on the first batch, and only they
+are repeated at every step: neither the model's Python nor the machinery of the map. So the loss
+must do the same operations at every step, which ``sampling.packing`` checks before a run.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call, grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from distsampler.data.rows import map_tensors
-from distsampler.models.replica import ChainSpec, Replica, forward, piece
+from distsampler.data.trees import map_tensors, tensors_of, with_tensors
+from distsampler.models.loss import LossFn, in_precision
+from distsampler.models.replica import ChainSpec, Replica, view_like
 
 Compute = Callable[..., Sequence[Tensor]]
 aten: Any = torch.ops.aten
@@ -32,101 +33,89 @@ class Lanes:
     Args:
         base: a replica at w*, which stays there.
         spec: the recipe; its data are tensors in memory.
-        count: how many lanes; all begin at w*.
+        count: number of lanes; all begin at w*.
     """
 
     def __init__(self, base: Replica, spec: ChainSpec, count: int) -> None:
-        self._base, self._spec, self._count = base, spec, count
+        self._base, self._spec = base, spec
         self.weights = [flat.detach().repeat(count, 1) for flat in base.flats]
         self.gradients = [torch.zeros_like(stack) for stack in self.weights]
         self._parameters = self._shaped(self.weights)
-        self._gradients = self._shaped(self.gradients)
+        self._parameter_gradients = self._shaped(self.gradients)
         self._compute: Compute | None = None
 
     def take_in(self, replica: Replica, lane: int) -> None:
-        """Lets a replica live in a lane."""
+        """Let a replica live in a lane."""
         replica.live_in([w[lane] for w in self.weights], [g[lane] for g in self.gradients])
 
     def put_to_rest(self, lane: int) -> None:
-        """Puts a lane back to w*, where it harms nobody."""
+        """Put a lane back to w*, where it harms nobody."""
         for stack, flat in zip(self.weights, self._base.flats, strict=True):
             stack[lane].copy_(flat.detach())
 
     @torch.no_grad()
-    def losses(self, rows: NDArray[np.int64]) -> Tensor:
-        """Losses at the present weights; the gradient of each lane's mean goes to ``gradients``.
+    def losses_and_gradients(self, rows: NDArray[np.int64]) -> Tensor:
+        """Return the losses at the present weights, and leave each lane's gradient of its mean.
 
         Args:
-            rows: of each lane's batch, (lanes, batch).
+            rows: rows of each lane's batch, (lanes, batch).
 
         Returns:
-            Shape (lanes, batch), or (lanes,) of a loss that gives means.
+            Shape (lanes, batch), or (lanes,) of a loss that returns means.
         """
         whole = self._base.batch(rows.reshape(-1))
         batch = map_tensors(lambda t: t.view(*rows.shape, *t.shape[1:]), whole)
         if self._compute is None:
             self._compute = self._recorded(batch)
-        losses, *gradients = self._compute(*self._parameters, *_leaves(batch))
-        torch._foreach_copy_(self._gradients, gradients)
+        losses, *gradients = self._compute(*self._parameters, *tensors_of(batch))
+        torch._foreach_copy_(self._parameter_gradients, gradients)
         return losses
 
     def _recorded(self, batch: object) -> Compute:
         """The operations from weights and batch to losses and gradients, of all lanes."""
         names = [name for name, p in self._base.model.named_parameters() if p.requires_grad]
-        plain = self._spec.config.replaced(compile=False)
-        lossy = _Lossy(self._base.model, forward(self._spec.loss, plain, self._base.device))
+        config = self._spec.config
+        lossy = _Lossy(
+            self._base.model, in_precision(self._spec.loss, config.precision, self._base.device)
+        )
 
         def mean(parameters: dict[str, Tensor], tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-            inputs = _rebuilt(batch, tensors)
             weights = {f"model.{name}": w for name, w in parameters.items()}
-            found = functional_call(lossy, weights, (inputs,))
-            return found.mean(), found
+            losses = functional_call(lossy, weights, (with_tensors(batch, tensors),))
+            return losses.mean(), losses
 
         def lane(*tensors: Tensor) -> tuple[Tensor, ...]:
             parameters = dict(zip(names, tensors, strict=False))
             gradients, losses = grad(mean, has_aux=True)(parameters, tensors[len(names) :])
             return losses, *(gradients[name] for name in names)
 
-        graph = make_fx(vmap(lane))(*self._parameters, *_leaves(batch))
+        graph = make_fx(vmap(lane))(*self._parameters, *tensors_of(batch))
         _simplify(graph)
-        if not self._spec.config.compile:
+        if not config.compile:
             return graph.forward
         compiled: Compute = torch.compile(graph.forward, dynamic=False)
         return compiled
 
     def _shaped(self, stacks: Sequence[Tensor]) -> list[Tensor]:
-        """Of a stack for each dtype: one view a parameter, (lanes, *shape)."""
+        """Views of the stacks, one for each parameter, (lanes, *shape)."""
         homes = {stack.dtype: stack for stack in stacks}
-        return [piece(homes[p.dtype], p, int(p.storage_offset())) for p in self._base.moving]
+        return [view_like(p, homes[p.dtype], int(p.storage_offset())) for p in self._base.moving]
 
 
 class _Lossy(nn.Module):
     """A model and its loss as one module, so that other weights can be put under both."""
 
-    def __init__(self, model: nn.Module, loss: Callable[[nn.Module, object], Tensor]) -> None:
+    def __init__(self, model: nn.Module, loss: LossFn) -> None:
         super().__init__()
         self.model, self._loss = model, loss
 
     def forward(self, batch: object) -> Tensor:
-        """Losses of the batch."""
+        """Return the losses of the batch."""
         return self._loss(self.model, batch)
 
 
-def _leaves(batch: object) -> list[Tensor]:
-    """The tensors of a batch, in order."""
-    found = list[Tensor]()
-    map_tensors(found.append, batch)
-    return found
-
-
-def _rebuilt(batch: object, tensors: Sequence[Tensor]) -> object:
-    """A batch with other tensors in its places."""
-    following = iter(tensors)
-    return map_tensors(lambda _: next(following), batch)
-
-
 def _simplify(graph: fx.GraphModule) -> None:
-    """Takes out what the map puts in and nobody needs: reshapes to the same shape, and turns back.
+    """Take out what the map puts in and nobody needs: reshapes to one shape, double transposes.
 
     At a small model's size each costs as much as an operation that does something.
     """
@@ -153,6 +142,6 @@ def _same_as(node: fx.Node) -> fx.Node | None:
 
 
 def _layout(node: fx.Node) -> tuple[object, ...] | None:
-    """None of a constant, of which it is not known."""
+    """Shape, strides and dtype of a tensor; None of a constant, of which they are not known."""
     meta = node.meta.get("tensor_meta")
     return None if meta is None else (meta.shape, meta.stride, meta.dtype)

@@ -41,7 +41,7 @@ from distsampler.analysis.run import Run
 from distsampler.config import RunConfig
 from distsampler.errors import ConfigError
 from distsampler.execution.pool import ChainPool
-from distsampler.models.replica import LossFn
+from distsampler.models.loss import LossFn
 from distsampler.models.sampler import signature_options
 from distsampler.recipe import CALIBRATION, Recipe
 from distsampler.sampling.pilots import (
@@ -173,7 +173,7 @@ def calibrate(  # noqa: PLR0913 (as sample)
     config = config or RunConfig()
     with _held(pool, config) as held:
         spec = prepare(model, data, loss, config, look_of(held))
-        pilots = Pilots(spec, data, held)
+        pilots = Pilots(spec, held)
         tuned = Tuner(spec, pilots, bias).run()
         found = Calibration(*tuned, pilot_seconds=time.monotonic() - began)
         chart = _heatmap(found.config, pilots, spec.nbeta) if heatmap else None

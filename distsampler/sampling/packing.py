@@ -19,8 +19,6 @@ from distsampler.chains.pack import Pack
 from distsampler.chains.sampler_trial import needs_closure
 from distsampler.chains.worker import numerics
 from distsampler.config import RunConfig
-from distsampler.data.rows import TensorRows
-from distsampler.data.shards import ShardedRows
 from distsampler.draws import AtAnchor
 from distsampler.models.replica import ChainSpec, Replica
 from distsampler.models.stack import Lanes
@@ -102,11 +100,7 @@ def _obstacles(spec: ChainSpec) -> Iterator[tuple[bool, str]]:
         spec.moves_buffers,
         "in mode 'train' a forward pass may move the model's buffers, as batch norm does",
     )
-    yield isinstance(spec.rows, ShardedRows), "the chains of a pack would sit on different shards"
-    yield (
-        not isinstance(spec.rows, TensorRows),
-        "the batches of a Dataset may differ in shape: give the data as tensors in memory",
-    )
+    yield spec.rows.pack_obstacle is not None, spec.rows.pack_obstacle or ""
 
 
 def _disagreement(spec: ChainSpec) -> str | None:
@@ -115,18 +109,18 @@ def _disagreement(spec: ChainSpec) -> str | None:
     base, other = Replica(spec, device), Replica(spec, device)
     lanes, random = Lanes(base, spec, 2), np.random.default_rng(0)
     size = (2, spec.config.batch_size)
-    lanes.losses(random.integers(0, len(spec.rows), size))
+    lanes.losses_and_gradients(random.integers(0, len(spec.rows), size))
     rows = random.integers(0, len(spec.rows), size)
     for stack in lanes.weights:
         noise = torch.from_numpy(random.standard_normal(stack.shape)).to(stack)
         stack += AWAY * (1 + stack.square().mean().sqrt()) * noise
-    losses = lanes.losses(rows)
+    losses = lanes.losses_and_gradients(rows)
     for lane in range(2):
         with torch.no_grad():
             for flat, stack in zip(other.flats, lanes.weights, strict=True):
                 flat.copy_(stack[lane])
         expected = other.losses(other.batch(rows[lane]))
-        other.gradient(expected)
+        other.backward(expected)
         slopes = [
             (g[lane], flat.grad) for g, flat in zip(lanes.gradients, other.flats, strict=True)
         ]

@@ -13,7 +13,6 @@ import numpy as np
 from distsampler.analysis.arviz_bridge import group
 from distsampler.analysis.run import Run
 from distsampler.config import GateConfig, RunConfig, SamplerConfig
-from distsampler.data.shards import ShardedRows
 from distsampler.errors import ConfigError, RunFailed
 from distsampler.execution.pool import ChainPool
 from distsampler.models.replica import ChainSpec
@@ -54,9 +53,8 @@ class Pilot:
 class Pilots:
     """Runs short runs of a model on a pool, each into a store that is gone afterwards."""
 
-    def __init__(self, spec: ChainSpec, data: object, pool: ChainPool) -> None:
-        self._model, self._loss, self._pool = spec.model, spec.loss, pool
-        self._data = spec.rows if isinstance(spec.rows, ShardedRows) else data
+    def __init__(self, spec: ChainSpec, pool: ChainPool) -> None:
+        self._spec, self._pool = spec, pool
 
     def run(self, config: RunConfig, read: Callable[[Run], Read]) -> Read | None:
         """What is read of a finished run; None where a chain diverged."""
@@ -64,9 +62,9 @@ class Pilots:
             store = f"{home}/run"
             try:
                 run = sample(
-                    self._model,
-                    self._data,
-                    self._loss,
+                    self._spec.model,
+                    self._spec.rows,
+                    self._spec.loss,
                     config,
                     store=store,
                     pool=self._pool,

@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import xarray as xr
 from torch import nn
-from torch.utils.data import DataLoader
 
 from distsampler.analysis import diagnosis, inference_data, verdict
 from distsampler.analysis.run import Run
@@ -29,7 +28,7 @@ from distsampler.config import RunConfig, optimal_nbeta
 from distsampler.curvature import gradient_noise
 from distsampler.curvature import watch as curvature_watch
 from distsampler.data import shards
-from distsampler.data.rows import DatasetRows, TensorRows, as_rows
+from distsampler.data.rows import as_rows
 from distsampler.draws import Variable, WideVariable
 from distsampler.errors import ConfigError, RunFailed, StoreError
 from distsampler.execution.display import Reporter
@@ -39,7 +38,8 @@ from distsampler.execution.pool import ChainPool, ExportsMetrics, InspectsShards
 from distsampler.execution.progress import Observer, Observers
 from distsampler.execution.run_state import Phase, State
 from distsampler.models import sampler as by_name
-from distsampler.models.replica import ChainSpec, LossFn, inspect_loss
+from distsampler.models.loss import LossFn, inspect_loss
+from distsampler.models.replica import ChainSpec
 from distsampler.models.restriction import selected
 from distsampler.optim.checks import check_parameter
 from distsampler.recipe import Recipe, with_functions
@@ -276,7 +276,7 @@ def prepare(
     data: object,
     loss: LossFn,
     config: RunConfig,
-    look: shards.Look = shards.see_here,
+    look: shards.InspectShards = shards.inspect_shards,
 ) -> ChainSpec:
     """Checks model, data, loss and config against each other, and makes the recipe of a chain.
 
@@ -294,21 +294,21 @@ def prepare(
         return _prepared(model, data, loss, config, look)
 
 
-def look_of(pool: ChainPool | None) -> shards.Look:
+def look_of(pool: ChainPool | None) -> shards.InspectShards:
     """How shards that are made are looked at: where a pool's chains will be, else here."""
-    return pool.inspect_shards if isinstance(pool, InspectsShards) else shards.see_here
+    return pool.inspect_shards if isinstance(pool, InspectsShards) else shards.inspect_shards
 
 
 def _prepared(
-    model: nn.Module, data: object, loss: LossFn, config: RunConfig, look: shards.Look
+    model: nn.Module, data: object, loss: LossFn, config: RunConfig, look: shards.InspectShards
 ) -> ChainSpec:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
     if not callable(loss):
         raise ConfigError(f"the loss must be callable as loss(model, batch), got {loss!r}")
     rows = shards.cut(data, config, look) if config.data_mode == "hop" else as_rows(data)
-    hop.refuse(config, len(rows), rows)
-    proposed = data.batch_size if isinstance(data, DataLoader | TensorRows | DatasetRows) else None
+    hop.check(config, rows)
+    proposed = rows.batch_size
     if proposed is not None and "batch_size" not in config.model_fields_set:
         config = config.replaced(batch_size=proposed)
     if config.batch_size > len(rows):
@@ -339,7 +339,7 @@ def _prepared(
         model, rows, loss, config, float(nbeta), per_example, stochastic, sampler, metrics
     )
     taken: list[Variable | WideVariable] = [*variables(spec), *wide_variables(spec)]
-    return _watchable(replace(spec, observed=user_observables.found(spec, taken)))
+    return _watchable(replace(spec, observed=user_observables.try_observables(spec, taken)))
 
 
 def _watchable(spec: ChainSpec) -> ChainSpec:

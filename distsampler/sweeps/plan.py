@@ -13,7 +13,7 @@ from distsampler.config import RunConfig
 from distsampler.data.rows import as_rows
 from distsampler.data.shards import is_made
 from distsampler.errors import ConfigError
-from distsampler.models.replica import LossFn
+from distsampler.models.loss import LossFn
 from distsampler.sampling.calibration import BIAS
 from distsampler.sampling.fingerprint import versions
 from distsampler.sampling.sample import prepare

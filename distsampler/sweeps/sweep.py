@@ -25,7 +25,7 @@ from distsampler.config import RunConfig
 from distsampler.errors import ConfigError, DistsamplerError, StoreError
 from distsampler.execution.pool import ChainPool
 from distsampler.execution.progress import Observer
-from distsampler.models.replica import LossFn
+from distsampler.models.loss import LossFn
 from distsampler.sampling.calibration import BIAS
 from distsampler.sampling.sample import Job, Resume, hold, look_of, prepare, stop_on_signals
 from distsampler.store.files import Files, refused

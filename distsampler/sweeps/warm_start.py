@@ -23,7 +23,8 @@ from torch import nn
 from distsampler.config import Frozen, RunConfig, SamplerConfig
 from distsampler.errors import RunFailed
 from distsampler.execution.pool import ChainPool
-from distsampler.models.replica import ChainSpec, LossFn
+from distsampler.models.loss import LossFn
+from distsampler.models.replica import ChainSpec
 from distsampler.models.sampler import signature_options
 from distsampler.sampling.calibration import calibrate
 from distsampler.sampling.pilots import (
@@ -102,7 +103,7 @@ def follow(
     if "lr" in config.sampler.options:
         return first
     spec = prepare(model, data, loss, first.applied(config), look_of(pool))
-    sampler, runs = spec.config.sampler, Pilots(spec, data, pool)
+    sampler, runs = spec.config.sampler, Pilots(spec, pool)
     lr = float(sampler.options["lr"])
     for attempt in range(ATTEMPTS):
         tried = sampler.replaced(lr=lr / LOWER**attempt)

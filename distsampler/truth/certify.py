@@ -16,7 +16,7 @@ from typing import Any
 
 from distsampler.analysis.estimators import LLCEstimate
 from distsampler.analysis.run import Run
-from distsampler.data.rows import BLOCK
+from distsampler.chains.anchor_pass import BLOCK
 from distsampler.errors import RunFailed
 from distsampler.execution.pool import ChainPool, SerialPool
 from distsampler.sampling.sample import sample

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from distsampler.config import optimal_nbeta
 from distsampler.errors import ConfigError
-from distsampler.models.replica import LossFn
+from distsampler.models.loss import LossFn
 from distsampler.truth import coefficients
 from distsampler.truth.codimension import codimension
 from distsampler.truth.gibbs import BlockGibbs, DeepLinear, ReplicaMean, product

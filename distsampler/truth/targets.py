@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from distsampler.config import RunConfig, optimal_nbeta
 from distsampler.errors import ConfigError
-from distsampler.models.replica import LossFn
+from distsampler.models.loss import LossFn
 from distsampler.truth import coefficients, discretised_laws
 from distsampler.truth.coefficients import LearningCoefficient
 from distsampler.truth.quadrature import linear_regression, quadrature

@@ -43,7 +43,7 @@ def chain(workload: Workload, thin: int, pack: int = 1) -> tuple[float, Steps]:
         )  # fmt: skip
         spec = prepare(workload.model(), workload.rows(), workload.loss, config)
         replica = Replica(spec, torch.device("cpu"))
-        parts = [anchor_pass.measure(replica, spec, part) for part in anchor_pass.plan(spec, 1)]
+        parts = [anchor_pass.measure(replica, spec, part) for part in anchor_pass.parts_of(spec, 1)]
         return Pack(spec, range(pack), anchor_pass.reduce(parts, spec), replica)
 
     walkers = made(thin)

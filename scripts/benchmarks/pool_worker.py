@@ -158,7 +158,7 @@ def alone(name: str, chain: int, seconds: float, barrier: Barrier, queue: Any) -
     config = settings(workload, CORES, 100)
     spec = prepare(workload.model(), workload.rows(), workload.loss, config)
     replica = Replica(spec, torch.device("cpu"))
-    parts = [anchor_pass.measure(replica, spec, part) for part in anchor_pass.plan(spec, 1)]
+    parts = [anchor_pass.measure(replica, spec, part) for part in anchor_pass.parts_of(spec, 1)]
     walker = Pack(spec, [chain], anchor_pass.reduce(parts, spec), replica)
     with numerics(config):
         walker.advance(20)

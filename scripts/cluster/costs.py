@@ -81,7 +81,7 @@ def calls() -> tuple[float, float, float, float]:
     pool.start(spec, [0])
     one(pool, PlaceReady)
     start, parts = time.perf_counter() - began, list[Any]()
-    for part in anchor_pass.plan(spec, 1):
+    for part in anchor_pass.parts_of(spec, 1):
         pool.submit(0, AnchorPass(part))
         parts.append(one(pool, WorkDone).result)
     submits, collects, latencies = list[float](), list[float](), list[float]()
@@ -191,7 +191,7 @@ def pace() -> float:
     model, rows, config = sleeper(2, draws=100)
     spec: ChainSpec = prepare(model, rows, asleep, config)
     worker = Worker(spec, torch.device("cpu"), 2)
-    parts = [worker.perform(AnchorPass(part)) for part in anchor_pass.plan(spec, 1)]
+    parts = [worker.perform(AnchorPass(part)) for part in anchor_pass.parts_of(spec, 1)]
     known = anchor_pass.reduce(parts, spec)  # type: ignore[arg-type]
     worker.perform(Advance((0,), 0, 10, known, (None,)))
     began = time.perf_counter()

@@ -122,7 +122,7 @@ def test_the_excess_loss_in_bf16_is_nothing_at_the_anchor() -> None:
     """Both of its losses are rounded alike: with one of them in fp32 it would not be."""
     spec = spec_of(precision="bf16")
     losses = problems.anchored(spec).losses
-    now = Replica(spec, CPU).values(np.arange(300)).numpy()
+    now = Replica(spec, CPU).losses_of_rows(np.arange(300)).numpy()
     assert np.array_equal(losses, now)
     exact = Replica(spec, CPU).losses(spec.rows.take(np.arange(300)), exact=True)
     assert np.abs(now - exact.detach().numpy()).max() > 1e-4

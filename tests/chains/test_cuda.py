@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import distsampler as ds
 from distsampler.chains.chain import Chain
 from distsampler.data import rows as shards
-from distsampler.data.rows import as_rows, taker
+from distsampler.data.rows import as_rows
 from distsampler.sampling.sample import prepare
 from tests.assertions import assert_mean, assert_same
 from tests.faults import job
@@ -140,7 +140,7 @@ def test_data_in_memory_lie_on_the_gpu_if_they_fit_and_no_bit_depends_on_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = as_rows(torch.arange(12.0).view(6, 2))
-    batch = taker(rows, torch.device("cuda"))(np.array([4, 0]))
+    batch = rows.taker(torch.device("cuda"))(np.array([4, 0]))
     assert isinstance(batch, Tensor)
     assert batch.is_cuda
     assert batch.tolist() == [[8.0, 9.0], [0.0, 1.0]]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import distsampler as ds
 from distsampler.chains.chain import Chain
-from distsampler.chains.dispersed_start import Dispersion, distance_at
+from distsampler.chains.dispersed_start import DispersedStart, distance_at
 from distsampler.errors import WorkFailedError
 from distsampler.sampling.sample import prepare
 from tests.problems import anchored, config, mean_squared_error, regression, squared_error
@@ -47,7 +47,7 @@ def settings(lr: float = 0.004, gamma: float = GAMMA, **fields: Any) -> ds.RunCo
 
 def start(walker: Chain) -> Tensor:
     ground = (walker._spec, walker._replica, walker._anchors, walker._at_anchor, walker._index)
-    (found,) = Dispersion(*ground).start()
+    (found,) = DispersedStart(*ground).weights()
     return found
 
 

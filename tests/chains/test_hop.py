@@ -110,7 +110,7 @@ def test_the_corrected_gradient_is_that_of_all_data_at_the_anchor() -> None:
     for step in (0, 5, 10):
         start, stop = stream.span(step)
         replica = chain.replica
-        replica.gradient(replica.losses(replica.batch(np.arange(start, stop))))
+        replica.backward(replica.losses(replica.batch(np.arange(start, stop))))
         chain._shift.apply(step)  # type: ignore[union-attr]
         assert float(replica.flats[0].grad.abs().max()) < 1e-4  # type: ignore[union-attr]
 

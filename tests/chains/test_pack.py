@@ -423,7 +423,7 @@ def test_the_recorded_gradient_is_that_of_each_lane() -> None:
     with torch.no_grad():
         lanes.weights[0] += torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
     rows = np.random.default_rng(0).integers(0, 300, (3, 16))
-    losses = lanes.losses(rows)
+    losses = lanes.losses_and_gradients(rows)
     x, y = regression()[1]
     for lane in range(3):
         w = lanes.weights[0][lane].double().requires_grad_()

@@ -76,7 +76,7 @@ def test_its_bits_do_not_depend_on_how_many_share_the_work(loss: Any) -> None:
     found = []
     for places in (1, 3, 20):
         replica = Replica(recipe, torch.device("cpu"))
-        plan = anchor_pass.plan(recipe, places)
+        plan = anchor_pass.parts_of(recipe, places)
         assert sum(part.what == "gradient noise" for part in plan) == 8
         parts = [anchor_pass.measure(replica, recipe, part) for part in reversed(plan)]
         found.append(anchor_pass.reduce(parts, recipe).gradient_variance)

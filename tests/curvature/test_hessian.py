@@ -150,7 +150,7 @@ def test_weights_and_gradients_stay_as_they_are() -> None:
     model, data = regression()
     spec = prepare(model, data, squared_error, config())
     replica = Replica(spec, torch.device("cpu"))
-    replica.gradient(replica.losses(spec.rows.take(ALL[:16])))
+    replica.backward(replica.losses(spec.rows.take(ALL[:16])))
     before = [(flat.detach().clone(), flat.grad.clone()) for flat in replica.flats]
     measure(Curvature(replica, spec, ALL), generator())
     for flat, (weights, gradient) in zip(replica.flats, before, strict=True):

@@ -1,6 +1,5 @@
 import pickle
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from distsampler.data.rows import as_rows, blocks, spread
+from distsampler.data.rows import as_rows
 from distsampler.errors import ConfigError
 
 ROWS = np.array([4, 0, 4])
@@ -114,15 +113,3 @@ def test_a_sampler_that_is_not_taken_is_said() -> None:
 def test_what_is_no_data_is_refused(data: object, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         as_rows(data)
-
-
-@pytest.mark.parametrize("n", [1, 1024, 1025, 10_000])
-@pytest.mark.parametrize("places", [1, 3, 100])
-def test_blocks_cover_the_data_and_pieces_are_whole_blocks(n: int, places: int) -> None:
-    cut = list(blocks(n))
-    pieces = spread(cut, places)
-    for parts in (cut, pieces):
-        assert parts[0][0] == 0
-        assert parts[-1][1] == n
-        assert all(a[1] == b[0] for a, b in pairwise(parts))
-    assert {stop for _, stop in pieces} <= {stop for _, stop in cut}
