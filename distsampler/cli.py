@@ -188,11 +188,11 @@ def sweep(
     """Sample many checkpoints, restrictions, settings and data sets."""
     from distsampler.sweeps import recipe as sweep_recipe
 
-    wanted = sweep_recipe.load(config, changes or [], max_cells)
-    from distsampler.sweeps.plan import made
-    from distsampler.sweeps.sweep import carry_out
+    request = sweep_recipe.load(config, changes or [], max_cells)
+    from distsampler.sweeps.plan import make_plan
+    from distsampler.sweeps.sweep import run_plan
 
-    done = carry_out(made(wanted), store, None, resume, quiet)  # type: ignore[arg-type]  # checked
+    done = run_plan(make_plan(request), store, None, resume, quiet)  # type: ignore[arg-type]  # checked
     _finish_sweep(done, as_json)
 
 

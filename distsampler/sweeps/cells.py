@@ -1,6 +1,6 @@
 """The cells of a sweep: every checkpoint with every restriction, setting and data set.
 
-A cell's name is made of its labels along the dimensions that were asked for, and its seed of the
+A cell's name joins its labels along the dimensions that were asked for, and its seed is made of the
 sweep's seed and that name: so the cells' errors are independent, and a cell's bits do not depend on
 which other cells there are.
 """
@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 
-from distsampler.config import Config, RunConfig
-from distsampler.errors import ConfigError, unknown_name
+from distsampler.errors import ConfigError
 
 DIMS = ("checkpoint", "restriction", "setting", "data")
 PLURALS = {dim: f"{dim}s" for dim in DIMS} | {"data": "data sets"}
-SHARED = ("device", "placement", "deterministic", "threads")  # actors go from cell to cell
 _SEEDS = 78  # spawn key: apart from chains' and pilots'
 
 
@@ -32,10 +31,10 @@ class Cell:
 
     Args:
         name: of its store, under ``cells``.
-        checkpoint: label, and so are the others.
-        restriction: which parameters move.
-        setting: what differs from the config.
-        data: which data set.
+        checkpoint: label of the weights.
+        restriction: label of the parameters that move.
+        setting: label of the fields that differ from the config.
+        data: label of the data set.
     """
 
     name: str
@@ -46,92 +45,89 @@ class Cell:
 
     @property
     def row(self) -> tuple[str, str, str]:
-        """What it shares with the same estimate at the other checkpoints."""
+        """What the cell shares with the same estimate at the other checkpoints."""
         return self.restriction, self.setting, self.data
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """Dimension -> label."""
+        return {dim: getattr(self, dim) for dim in DIMS}
+
     def as_dict(self) -> dict[str, str]:
-        """For JSON."""
+        """Return name and labels, for JSON."""
         return asdict(self)
 
+    def seed(self, sweep_seed: int) -> int:
+        """Return a seed of the cell's own, from the sweep's and the cell's name."""
+        digest = hashlib.blake2b(self.name.encode(), digest_size=16).digest()
+        key = (_SEEDS, *np.frombuffer(digest, np.uint32).tolist())
+        state = np.random.SeedSequence(sweep_seed, spawn_key=key).generate_state(1, np.uint64)
+        return int(state[0] >> np.uint64(1))
 
-def cells(labels: Mapping[str, Iterable[str]], named: Iterable[str]) -> tuple[Cell, ...]:
-    """All cells, the checkpoints of one row after another.
+
+@dataclass(frozen=True)
+class Grid:
+    """The labels of a sweep along each dimension.
 
     Args:
-        labels: of each dimension.
+        checkpoint: labels of the checkpoints, in their order.
+        restriction: labels of the restrictions.
+        setting: labels of the settings.
+        data: labels of the data sets.
         named: dimensions that cells are named by, beside the checkpoint.
-
-    Raises:
-        ConfigError: if two have one name.
     """
-    kept = [dim for dim in DIMS if dim == "checkpoint" or dim in set(named)]
-    lists = {dim: tuple(labels[dim]) for dim in DIMS}
-    found = []
-    for restriction, setting, data in itertools.product(*(lists[dim] for dim in DIMS[1:])):
-        for checkpoint in lists["checkpoint"]:
-            place = dict(zip(DIMS, (checkpoint, restriction, setting, data), strict=True))
-            found.append(Cell("--".join(place[dim] for dim in kept), **place))
-    _check_unique("cells", [cell.name for cell in found])
-    return tuple(found)
+
+    checkpoint: tuple[str, ...]
+    restriction: tuple[str, ...]
+    setting: tuple[str, ...]
+    data: tuple[str, ...]
+    named: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """Dimension -> its labels."""
+        return {dim: getattr(self, dim) for dim in DIMS}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of labels along each dimension."""
+        return tuple(map(len, self.labels.values()))
+
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """All cells, the checkpoints of one row after another."""
+        naming = [dim for dim in DIMS if dim == "checkpoint" or dim in self.named]
+        cells = []
+        for row in itertools.product(self.restriction, self.setting, self.data):
+            for checkpoint in self.checkpoint:
+                labels = dict(zip(DIMS, (checkpoint, *row), strict=True))
+                cells.append(Cell("--".join(labels[dim] for dim in naming), **labels))
+        return tuple(cells)
+
+    def index(self, cell: Cell) -> tuple[int, ...]:
+        """Return the position of a cell along each dimension."""
+        return tuple(names.index(cell.labels[dim]) for dim, names in self.labels.items())
+
+    def check(self, max_cells: int) -> None:
+        """Check that the sweep is no larger than meant, and that its labels can name folders.
+
+        Raises:
+            ConfigError: says what is too large, no name, or there twice.
+        """
+        number = math.prod(self.shape)
+        if number > max_cells:
+            sizes = zip(self.shape, PLURALS.values(), strict=True)
+            raise ConfigError(
+                f"a sweep must have at most max_cells={max_cells} cells, and this one would have "
+                f"{number} ({' x '.join(f'{size} {plural}' for size, plural in sizes)}): raise "
+                "max_cells, or ask for fewer"
+            )
+        for dim, names in self.labels.items():
+            _check_labels(dim, names)
+        _check_unique("cells", [cell.name for cell in self.cells])
 
 
-def check_number(labels: Mapping[str, Iterable[str]], max_cells: int) -> None:
-    """Sees that a sweep is not larger than was meant.
-
-    Raises:
-        ConfigError: says how many cells there would be.
-    """
-    sizes = {dim: len(tuple(labels[dim])) for dim in DIMS}
-    number = int(np.prod(list(sizes.values())))
-    if number > max_cells:
-        shown = " x ".join(f"{size} {PLURALS[dim]}" for dim, size in sizes.items())
-        raise ConfigError(
-            f"a sweep must have at most max_cells={max_cells} cells, and this one would have "
-            f"{number} ({shown}): raise max_cells, or ask for fewer"
-        )
-
-
-def altered(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
-    """A config with the fields of a setting, validated anew.
-
-    Args:
-        config: of the sweep.
-        overrides: fields, nested (``{"sampler": {"lr": 1e-4}}``) or by path (``{"sampler.lr":
-            1e-4}``).
-
-    Raises:
-        ConfigError: if there is no such field, or it belongs to the sweep as a whole.
-    """
-    changes: dict[str, Any] = {}
-    for path, value in overrides.items():
-        home, _, option = path.partition(".")
-        if home not in RunConfig.model_fields:
-            raise ConfigError(unknown_name("option", home, RunConfig.model_fields))
-        if home in SHARED:
-            raise ConfigError(f"{home} must be the same for all cells: set it in the config")
-        before = changes.get(home, getattr(config, home))
-        if isinstance(before, Config) and (option or isinstance(value, Mapping)):
-            changes[home] = before.replaced(**({option: value} if option else value))
-        elif option:
-            raise ConfigError(f"{path}: {home} holds no options")
-        else:
-            changes[home] = value
-    return config.replaced(**changes)
-
-
-def seed_of(config: RunConfig, cell: Cell) -> int:
-    """A seed of the cell's own."""
-    words = np.frombuffer(hashlib.blake2b(cell.name.encode(), digest_size=16).digest(), np.uint32)
-    found = np.random.SeedSequence(config.seed, spawn_key=(_SEEDS, *words.tolist()))
-    return int(found.generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def check_labels(dim: str, names: Sequence[str]) -> None:
-    """Sees that labels can name folders, and are different.
-
-    Raises:
-        ConfigError: if not.
-    """
+def _check_labels(dim: str, names: Sequence[object]) -> None:
     if not names:
         raise ConfigError(f"a sweep must have at least one {dim}, got none")
     for name in names:
@@ -143,7 +139,7 @@ def check_labels(dim: str, names: Sequence[str]) -> None:
     _check_unique(PLURALS[dim], names)
 
 
-def _check_unique(what: str, names: Iterable[str]) -> None:
+def _check_unique(what: str, names: Iterable[object]) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""The files of a sweep beside the runs: sweep.json says what it is, cell.json how a cell went.
+"""What a sweep keeps beside its runs: sweep.json says what it is, cell.json how a cell went.
 
 A cell's directory is a run directory. What its sweep adds is in ``cell.json``: what calibration
 chose, and why the cell failed where its run could not say so itself.
@@ -7,7 +7,6 @@ chose, and why the cell failed where its run could not say so itself.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
@@ -15,28 +14,28 @@ from pydantic import Field, ValidationError
 from distsampler.config import Frozen, RunConfig
 from distsampler.errors import StoreError
 from distsampler.store.files import Files
-from distsampler.sweeps.cells import DIMS, Cell
+from distsampler.sweeps.cells import Cell, Grid
 
 SWEEP, CELL = "sweep.json", "cell.json"
 SCHEMA_VERSION = 1
-# Fields of RunConfig that a sweep may be continued with other values of.
+# Fields of RunConfig with which a sweep may be continued otherwise than it was started.
 FREE = ("placement", "commit_seconds", "max_seconds", "fsync", "max_state_mb")
 
 
 class SweepManifest(Frozen):
-    """What a sweep is; it does not change while it runs.
+    """What a sweep is; it does not change while the sweep runs.
 
     Args:
-        schema_version: of this layout.
-        config: of the sweep, without what its restrictions and settings change.
+        schema_version: version of this layout.
+        config: the config that all cells start from, before restrictions and settings.
         checkpoints: label -> the number it ends in, in their order.
         restrictions: label -> parameters that move; masks by their digests.
         settings: label -> fields that differ from the config.
         data: labels of the data sets.
-        named: dimensions that were asked for, by which cells are named.
+        named: dimensions that cells are named by, beside the checkpoint.
         calibrate: whether sampler and step are chosen by pilots.
-        bias: wanted of them.
-        versions: of the libraries that wrote it.
+        bias: relative bias of the LLC that pilots aim for.
+        versions: library -> version that wrote the sweep.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -51,17 +50,17 @@ class SweepManifest(Frozen):
     versions: dict[str, str] = Field(default_factory=dict)
 
     @property
-    def labels(self) -> dict[str, tuple[str, ...]]:
-        """Of each dimension."""
-        found = (self.checkpoints, self.restrictions, self.settings, self.data)
-        return {dim: tuple(names) for dim, names in zip(DIMS, found, strict=True)}
+    def grid(self) -> Grid:
+        """The labels of each dimension."""
+        checkpoints, restrictions = tuple(self.checkpoints), tuple(self.restrictions)
+        return Grid(checkpoints, restrictions, tuple(self.settings), self.data, self.named)
 
 
 class CellRecord(Frozen):
     """What the sweep knows of one cell.
 
     Args:
-        cell: its place in the sweep.
+        cell: name and labels of the cell.
         chosen: what calibration chose for it.
         failure: why it could not be run; empty if it could.
     """
@@ -71,18 +70,18 @@ class CellRecord(Frozen):
     failure: str = ""
 
 
-def cell_store(root: str, cell: Cell) -> str:
-    """The run directory of a cell."""
-    return f"{root.rstrip('/')}/cells/{cell.name}"
+def cell_files(sweep: Files, cell: Cell) -> Files:
+    """Return the run directory of a cell."""
+    return Files(sweep.path(f"cells/{cell.name}"))
 
 
-def write(files: Files, manifest: SweepManifest) -> None:
-    """Writes sweep.json, whole or not at all."""
+def write_manifest(files: Files, manifest: SweepManifest) -> None:
+    """Write sweep.json, whole or not at all."""
     files.write(SWEEP, manifest.model_dump_json(indent=1).encode(), fsync=True)
 
 
-def read(files: Files) -> SweepManifest:
-    """The manifest of a sweep.
+def read_manifest(files: Files) -> SweepManifest:
+    """Return the manifest of the sweep in a directory.
 
     Raises:
         StoreError: if there is none, or it is damaged, or of another version.
@@ -90,11 +89,11 @@ def read(files: Files) -> SweepManifest:
     path = files.path(SWEEP)
     try:
         data: dict[str, Any] = json.loads(files.read(SWEEP))
-        found = data.get("schema_version")
-        if found != SCHEMA_VERSION:
+        version = data.get("schema_version")
+        if version != SCHEMA_VERSION:
             raise StoreError(
-                f"{path} must have schema version {SCHEMA_VERSION}, got {found}: read it with the "
-                "version of distsampler that wrote it"
+                f"{path} must have schema version {SCHEMA_VERSION}, got {version}: read it with "
+                "the version of distsampler that wrote it"
             )
         return SweepManifest.model_validate(data)
     except (FileNotFoundError, NotADirectoryError):
@@ -109,13 +108,13 @@ def read(files: Files) -> SweepManifest:
         ) from error
 
 
-def check_same(files: Files, now: SweepManifest) -> None:
-    """Sees that the sweep in a store is the one that is asked for.
+def check_same(files: Files, asked: SweepManifest) -> None:
+    """Check that the sweep in a store is the one that is asked for.
 
     Raises:
         StoreError: lists every key that differs, with the stored and the present value.
     """
-    old, new = _flat(read(files)), _flat(now)
+    old, new = _fixed(read_manifest(files)), _fixed(asked)
     lines = [
         f"  {key}: stored {old.get(key)!r}, now {new.get(key)!r}"
         for key in sorted({*old, *new})
@@ -129,24 +128,24 @@ def check_same(files: Files, now: SweepManifest) -> None:
 
 
 def write_record(files: Files, record: CellRecord) -> None:
-    """Writes a cell's record, in the cell's directory."""
+    """Write a cell's record into the cell's directory."""
     files.write(CELL, record.model_dump_json(indent=1).encode())
 
 
-def read_record(store: str | Path, cell: Cell) -> CellRecord:
-    """A cell's record; a new one, where there is none or it is damaged."""
+def read_record(files: Files, cell: Cell) -> CellRecord:
+    """Return the record in a cell's directory; a new one, where there is none or it is damaged."""
     try:
-        return CellRecord.model_validate_json(Files(store).read(CELL))
+        return CellRecord.model_validate_json(files.read(CELL))
     except (OSError, ValueError):
         return CellRecord(cell=cell.as_dict())
 
 
-def _flat(manifest: SweepManifest) -> dict[str, Any]:
-    """Key -> value of all that must not differ."""
+def _fixed(manifest: SweepManifest) -> dict[str, Any]:
+    """Key -> value of all that must not differ when a sweep is continued."""
     data = manifest.model_dump(mode="json")
-    found: dict[str, Any] = {key: data[key] for key in ("data", "named", "calibrate", "bias")}
-    found["checkpoints"] = list(data["checkpoints"])
+    fixed: dict[str, Any] = {key: data[key] for key in ("data", "named", "calibrate", "bias")}
+    fixed["checkpoints"] = list(data["checkpoints"])
     for home in ("restrictions", "settings"):
-        found |= {f"{home}.{name}": value for name, value in data[home].items()}
+        fixed |= {f"{home}.{name}": value for name, value in data[home].items()}
     config = {key: value for key, value in data["config"].items() if key not in FREE}
-    return found | {f"config.{key}": value for key, value in config.items()}
+    return fixed | {f"config.{key}": value for key, value in config.items()}

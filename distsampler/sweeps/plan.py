@@ -1,47 +1,48 @@
-"""Plan: a sweep that was checked before anything starts, so that a mistake is told at once."""
+"""Plan: a sweep that was checked before anything starts, so that a mistake is reported at once."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from torch import nn
 
-from distsampler.config import RunConfig
+from distsampler.config import Config, RunConfig
 from distsampler.data.rows import as_rows
 from distsampler.data.shards import is_made
-from distsampler.errors import ConfigError
+from distsampler.errors import ConfigError, unknown_name
 from distsampler.models.loss import LossFn
 from distsampler.sampling.calibration import BIAS
 from distsampler.sampling.fingerprint import versions
 from distsampler.sampling.sample import prepare
-from distsampler.sweeps import cells as grid
 from distsampler.sweeps import checkpoints
-from distsampler.sweeps.cells import Cell
+from distsampler.sweeps.cells import Cell, Grid
 from distsampler.sweeps.checkpoints import Checkpoint
 from distsampler.sweeps.manifest import SweepManifest
 
 MAX_CELLS = 1000
+SHARED = ("device", "placement", "deterministic", "threads")  # actors go from cell to cell
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SweepRequest:
     """What a sweep is asked for, from Python or a file.
 
     Args:
-        model: of the checkpoints' architecture.
+        model: a module of the checkpoints' architecture.
         data: label -> data set.
-        loss: as for ``sample``.
-        config: of all cells.
-        checkpoints: in their order.
+        loss: see ``sample``.
+        config: the config that all cells start from.
+        checkpoints: the weights to sample around, in their order.
         restrictions: label -> ``restrict_to``; None: the config's.
-        settings: label -> fields that differ from the config; None: none.
+        settings: label -> fields that differ from the config; None: no field differs.
         named_data: whether cells are named by their data sets.
-        calibrate: choose sampler, step and length by pilots.
-        bias: wanted of them.
-        max_cells: at most.
+        calibrate: whether pilots choose sampler, step and length.
+        bias: relative bias of the LLC that pilots aim for.
+        max_cells: largest number of cells.
     """
 
     model: nn.Module
@@ -56,156 +57,185 @@ class Wanted:
     bias: float = BIAS
     max_cells: int = MAX_CELLS
 
+    @property
+    def restrict_to(self) -> Mapping[str, Any]:
+        """Label -> ``restrict_to`` of every restriction, the config's own included."""
+        if self.restrictions is not None:
+            return self.restrictions
+        own = self.config.restrict_to
+        return {"all" if own is None else "config": own}
+
+    @property
+    def overrides(self) -> Mapping[str, Mapping[str, Any]]:
+        """Label -> fields that differ from the config, of every setting."""
+        return {"config": {}} if self.settings is None else self.settings
+
+    @property
+    def grid(self) -> Grid:
+        """The labels of each dimension."""
+        asked = {
+            "restriction": self.restrictions is not None,
+            "setting": self.settings is not None,
+            "data": self.named_data,
+        }
+        return Grid(
+            tuple(each.name for each in self.checkpoints),
+            tuple(self.restrict_to),
+            tuple(self.overrides),
+            tuple(self.data),
+            tuple(dim for dim, named in asked.items() if named),
+        )
+
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep that can be run.
+    """A checked sweep, which can be run.
 
     Args:
-        wanted: what it was asked for.
-        manifest: what is kept of that.
-        cells: all of them.
-        configs: (restriction, setting) -> config of their cells, but the seed.
-        checkpoints: label -> where its weights come from.
+        request: what was asked for, its data as rows.
+        manifest: what the store keeps of that.
+        configs: (restriction, setting) -> config of their cells, before each gets its seed.
     """
 
-    wanted: Wanted
+    request: SweepRequest
     manifest: SweepManifest
-    cells: tuple[Cell, ...]
     configs: Mapping[tuple[str, str], RunConfig] = field(repr=False)
-    checkpoints: Mapping[str, Checkpoint] = field(repr=False)
+
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """All cells of the sweep."""
+        return self.manifest.grid.cells
 
     def config(self, cell: Cell) -> RunConfig:
-        """Of a cell, with its own seed."""
+        """Return the config of a cell, with its own seed."""
         config = self.configs[cell.restriction, cell.setting]
-        return config.replaced(seed=grid.seed_of(config, cell))
+        return config.replaced(seed=cell.seed(config.seed))
 
-    def leader(self, cell: Cell) -> Cell:
-        """The first checkpoint of the cell's row."""
-        return next(each for each in self.cells if each.row == cell.row)
+    def model(self, cell: Cell) -> nn.Module:
+        """Return the model of a cell, with the weights of its checkpoint.
+
+        Raises:
+            ConfigError: if the checkpoint cannot be read, or is not one of the model.
+        """
+        sources = {each.name: each for each in self.request.checkpoints}
+        return checkpoints.loaded(self.request.model, sources[cell.checkpoint])
+
+    @cached_property
+    def leaders(self) -> dict[tuple[str, str, str], Cell]:
+        """Row -> its first checkpoint's cell, from whose calibration the others start, if any."""
+        first = self.request.checkpoints[0].name if self.request.calibrate else None
+        return {cell.row: cell for cell in self.cells if cell.checkpoint == first}
 
 
-def made(wanted: Wanted) -> Plan:
-    """Checks a sweep.
+def make_plan(request: SweepRequest) -> Plan:
+    """Check a sweep.
 
     Raises:
         ConfigError: says what must hold, what was got and what to do.
     """
-    _check_arguments(wanted)
-    wanted = replace(wanted, data={label: _held(wanted, label) for label in wanted.data})
-    restrictions = _restrictions(wanted)
-    settings: Mapping[str, Mapping[str, Any]] = wanted.settings or {"config": {}}
+    if not isinstance(request.model, nn.Module):
+        got = type(request.model).__name__
+        raise ConfigError(f"the model must be a torch.nn.Module, got {got}")
+    if not 0 < request.bias < 1:
+        raise ConfigError(f"bias must be between 0 and 1, a part of the LLC: got {request.bias}")
+    request.grid.check(request.max_cells)
+    request = replace(request, data={label: _as_rows(request, label) for label in request.data})
     configs = {
         (restriction, setting): config
-        for setting, overrides in settings.items()
-        for restriction, config in _restricted(wanted, restrictions, setting, overrides).items()
+        for setting in request.overrides
+        for restriction, config in _configs(request, setting).items()
     }
-    manifest = _manifest(wanted, restrictions, settings)
-    cells = grid.cells(manifest.labels, manifest.named)
-    _check_checkpoints(wanted)
-    _check_rows(wanted, configs)
-    sources = {each.name: each for each in wanted.checkpoints}
-    return Plan(wanted, manifest, cells, configs, sources)
+    for each in request.checkpoints:
+        checkpoints.check(request.model, each)
+    _check_rows(request, configs)
+    return Plan(request, _manifest(request, configs), configs)
 
 
-def _manifest(
-    wanted: Wanted, restrictions: Mapping[str, Any], settings: Mapping[str, Mapping[str, Any]]
-) -> SweepManifest:
+def altered(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
+    """Return a config with the fields of a setting, validated again.
+
+    Args:
+        config: the sweep's.
+        overrides: fields, nested (``{"sampler": {"lr": 1e-4}}``) or by path (``{"sampler.lr":
+            1e-4}``).
+
+    Raises:
+        ConfigError: if there is no such field, or it belongs to the sweep as a whole.
+    """
+    changes: dict[str, Any] = {}
+    for path, value in overrides.items():
+        home, _, option = path.partition(".")
+        if home not in RunConfig.model_fields:
+            raise ConfigError(unknown_name("option", home, RunConfig.model_fields))
+        if home in SHARED:
+            raise ConfigError(f"{home} must be the same for all cells: set it in the config")
+        before = changes.get(home, getattr(config, home))
+        if isinstance(before, Config) and (option or isinstance(value, Mapping)):
+            changes[home] = before.replaced(**({option: value} if option else value))
+        elif option:
+            raise ConfigError(f"{path}: {home} holds no options")
+        else:
+            changes[home] = value
+    return config.replaced(**changes)
+
+
+def _manifest(request: SweepRequest, configs: Mapping[tuple[str, str], RunConfig]) -> SweepManifest:
+    grid = request.grid
+    restricted = {
+        restriction: config.model_dump(mode="json", include={"restrict_to"})["restrict_to"]
+        for (restriction, _), config in configs.items()
+    }
     return SweepManifest(
-        config=wanted.config,
-        checkpoints={each.name: each.step for each in wanted.checkpoints},
-        restrictions={
-            name: wanted.config.replaced(restrict_to=value).model_dump(mode="json")["restrict_to"]
-            for name, value in restrictions.items()
-        },
-        settings={name: _plain(overrides) for name, overrides in settings.items()},
-        data=tuple(wanted.data),
-        named=_named(wanted),
-        calibrate=wanted.calibrate,
-        bias=wanted.bias,
+        config=request.config,
+        checkpoints={each.name: each.step for each in request.checkpoints},
+        restrictions=restricted,
+        settings={name: _plain(overrides) for name, overrides in request.overrides.items()},
+        data=grid.data,
+        named=grid.named,
+        calibrate=request.calibrate,
+        bias=request.bias,
         versions=versions(),
     )
 
 
-def _check_arguments(wanted: Wanted) -> None:
-    if not isinstance(wanted.model, nn.Module):
-        raise ConfigError(f"the model must be a torch.nn.Module, got {type(wanted.model).__name__}")
-    if not 0 < wanted.bias < 1:
-        raise ConfigError(f"bias must be between 0 and 1, a part of the LLC: got {wanted.bias}")
-    labels = {
-        "checkpoint": [each.name for each in wanted.checkpoints],
-        "restriction": list(_restrictions(wanted)),
-        "setting": ["config"] if wanted.settings is None else list(wanted.settings),
-        "data": list(wanted.data),
-    }
-    grid.check_number(labels, wanted.max_cells)
-    for dim, names in labels.items():
-        grid.check_labels(dim, names)
-
-
-def _held(wanted: Wanted, label: str) -> object:
+def _as_rows(request: SweepRequest, label: str) -> object:
     """A data set as rows: all cells have the same ones, which are sent and digested once."""
-    data = wanted.data[label]
+    data = request.data[label]
     try:
         if is_made(data):
             return data  # by the actors, and not here
         if isinstance(data, list):  # of shards
-            return [as_rows(each) for each in data] if wanted.config.data_mode == "hop" else data
+            return [as_rows(each) for each in data] if request.config.data_mode == "hop" else data
         return as_rows(data)
     except ConfigError as error:
         raise ConfigError(f"data {label!r}: {error}") from None
 
 
-def _restrictions(wanted: Wanted) -> Mapping[str, Any]:
-    if wanted.restrictions is not None:
-        return wanted.restrictions
-    given = wanted.config.restrict_to
-    return {"all" if given is None else "config": given}
-
-
-def _named(wanted: Wanted) -> tuple[str, ...]:
-    """Dimensions that were asked for."""
-    asked = {
-        "restriction": wanted.restrictions is not None,
-        "setting": wanted.settings is not None,
-        "data": wanted.named_data,
-    }
-    return tuple(dim for dim, named in asked.items() if named)
-
-
-def _restricted(
-    wanted: Wanted, restrictions: Mapping[str, Any], setting: str, overrides: Mapping[str, Any]
-) -> dict[str, RunConfig]:
+def _configs(request: SweepRequest, setting: str) -> dict[str, RunConfig]:
     """The configs of one setting, by restriction."""
     try:
-        config = grid.altered(wanted.config, overrides)
+        config = altered(request.config, request.overrides[setting])
     except ConfigError as error:
         raise ConfigError(f"setting {setting!r}: {error}") from None
-    found = {}
-    for name, value in restrictions.items():
+    configs = {}
+    for name, value in request.restrict_to.items():
         try:
-            found[name] = config.replaced(restrict_to=value)
+            configs[name] = config.replaced(restrict_to=value)
         except ConfigError as error:
             raise ConfigError(f"restriction {name!r}: {error}") from None
-    return found
+    return configs
 
 
-def _check_checkpoints(wanted: Wanted) -> None:
-    """Holds each against the model, as far as that can be known without calling ``load``."""
-    for each in wanted.checkpoints:
-        checkpoints.check(wanted.model, each)
-
-
-def _check_rows(wanted: Wanted, configs: Mapping[tuple[str, str], RunConfig]) -> None:
-    """Prepares a run of the model itself for each row; cautions are given with the cells."""
+def _check_rows(request: SweepRequest, configs: Mapping[tuple[str, str], RunConfig]) -> None:
+    """Prepare a run of the model itself for each row; warnings come with the cells."""
     for (restriction, setting), config in configs.items():
-        for label, data in wanted.data.items():
+        for label, data in request.data.items():
             if is_made(data):
                 continue  # by the actors, and not here
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    prepare(wanted.model, data, wanted.loss, config)
+                    prepare(request.model, data, request.loss, config)
             except ConfigError as error:
                 where = f"restriction {restriction!r}, setting {setting!r}, data {label!r}"
                 raise ConfigError(f"{where}: {error}") from None
@@ -216,7 +246,7 @@ def _plain(overrides: Mapping[str, Any]) -> dict[str, Any]:
     nested = (Mapping, list, tuple, str, int, float, bool, type(None))
     return {
         key: value.model_dump(mode="json", exclude_unset=True)
-        if hasattr(value, "model_dump")
+        if isinstance(value, Config)
         else value
         if isinstance(value, nested)
         else str(value)

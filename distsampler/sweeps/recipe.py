@@ -29,21 +29,21 @@ from distsampler.errors import ConfigError
 from distsampler.recipe import Recipe
 from distsampler.sampling.calibration import BIAS
 from distsampler.sweeps import checkpoints
-from distsampler.sweeps.plan import MAX_CELLS, Wanted
+from distsampler.sweeps.plan import MAX_CELLS, SweepRequest
 
 
 class SweepConfig(Config):
-    """The block ``sweep`` of a YAML file; see ``sweeping.sweep``.
+    """The block ``sweep`` of a YAML file; see ``sweep.sweep``.
 
     Args:
         checkpoints: a file, glob or folder, a list of those, or a mapping from names to them.
         load: ``module:callable`` from a name to a state dict, where they are no files.
         restrictions: name -> ``restrict_to``.
-        settings: name -> fields that differ.
+        settings: name -> fields that differ from the config.
         datasets: name -> keyword arguments of ``data``.
-        calibrate: choose sampler, step and length by pilots.
-        bias: wanted of them.
-        max_cells: at most.
+        calibrate: whether pilots choose sampler, step and length.
+        bias: relative bias of the LLC that pilots aim for.
+        max_cells: largest number of cells.
     """
 
     checkpoints: str | list[str] | dict[str, str] | None = None
@@ -56,13 +56,13 @@ class SweepConfig(Config):
     max_cells: Annotated[int, Field(ge=1)] = MAX_CELLS
 
 
-def load(path: Path, changes: Sequence[str] = (), max_cells: int | None = None) -> Wanted:
-    """Reads a YAML file and calls what it names.
+def load(path: Path, changes: Sequence[str] = (), max_cells: int | None = None) -> SweepRequest:
+    """Read a YAML file and call what it names.
 
     Args:
-        path: of the file.
+        path: the YAML file.
         changes: fields to set, as for ``recipe.load``: "sweep.bias=0.02".
-        max_cells: in place of the file's.
+        max_cells: largest number of cells, in place of the file's.
 
     Raises:
         ConfigError: says where the file is wrong.
@@ -72,51 +72,49 @@ def load(path: Path, changes: Sequence[str] = (), max_cells: int | None = None) 
     if not isinstance(block, dict):
         raise ConfigError(f"{path}: sweep must hold options, got {type(block).__name__}")
     try:
-        asked = SweepConfig(**block)
+        config = SweepConfig(**block)
     except ConfigError as error:
         raise ConfigError(f"{path}: sweep: {error}") from None
-    if asked.datasets:
-        first = next(iter(asked.datasets.values()))
+    if config.datasets:
+        first = next(iter(config.datasets.values()))
         fields["data_kwargs"] = {**(fields.get("data_kwargs") or {}), **first}
-    return _wanted(recipe.of_fields(fields, path), asked, path.parent, max_cells)
+    return _request(recipe.of_fields(fields, path), config, path.parent, max_cells)
 
 
-def _wanted(found: Recipe, asked: SweepConfig, folder: Path, max_cells: int | None) -> Wanted:
-    return Wanted(
-        found.model,
-        _data(found, asked, folder),
-        found.loss,
-        found.config,
-        checkpoints.find(asked.checkpoints, _load(asked, folder), folder),
-        _restrictions(asked, folder),
-        asked.settings,
-        named_data=asked.datasets is not None,
-        calibrate=asked.calibrate,
-        bias=asked.bias,
-        max_cells=asked.max_cells if max_cells is None else max_cells,
+def _request(
+    parts: Recipe, config: SweepConfig, folder: Path, max_cells: int | None
+) -> SweepRequest:
+    load = config.load
+    reader = None if load is None else recipe.find_callable("sweep.load", load, folder)
+    return SweepRequest(
+        parts.model,
+        _data(parts, config, folder),
+        parts.loss,
+        parts.config,
+        checkpoints.find(config.checkpoints, reader, folder),
+        _restrictions(config, folder),
+        config.settings,
+        named_data=config.datasets is not None,
+        calibrate=config.calibrate,
+        bias=config.bias,
+        max_cells=config.max_cells if max_cells is None else max_cells,
     )
 
 
-def _data(found: Recipe, asked: SweepConfig, folder: Path) -> dict[str, object]:
+def _data(parts: Recipe, config: SweepConfig, folder: Path) -> dict[str, object]:
     """The data sets; the first has been made with the recipe."""
-    if asked.datasets is None:
-        return {"data": found.data}
-    function = recipe.find_callable("data", found.record["data"], folder)
-    common, (first, *others) = found.record["data_kwargs"], asked.datasets
-    made = {name: recipe.call("data", function, common | asked.datasets[name]) for name in others}
-    return {first: found.data, **made}
+    if config.datasets is None:
+        return {"data": parts.data}
+    function = recipe.find_callable("data", parts.record["data"], folder)
+    common, (first, *others) = parts.record["data_kwargs"], config.datasets
+    made = {name: recipe.call("data", function, common | config.datasets[name]) for name in others}
+    return {first: parts.data, **made}
 
 
-def _load(asked: SweepConfig, folder: Path) -> checkpoints.Load | None:
-    if asked.load is None:
-        return None
-    return recipe.find_callable("sweep.load", asked.load, folder)
-
-
-def _restrictions(asked: SweepConfig, folder: Path) -> dict[str, Any] | None:
-    if asked.restrictions is None:
+def _restrictions(config: SweepConfig, folder: Path) -> dict[str, Any] | None:
+    if config.restrictions is None:
         return None
     return {
         name: recipe.with_masks({"restrict_to": value}, folder)["restrict_to"]
-        for name, value in asked.restrictions.items()
+        for name, value in config.restrictions.items()
     }

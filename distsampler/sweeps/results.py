@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,53 @@ from distsampler.analysis.run import Run
 from distsampler.errors import StoreError, unknown_name
 from distsampler.store.files import Files
 from distsampler.store.trace import MANIFEST, as_files
-from distsampler.sweeps import cells
-from distsampler.sweeps import manifest as sweep_manifest
 from distsampler.sweeps.cells import DIMS, Cell
-from distsampler.sweeps.manifest import SweepManifest
+from distsampler.sweeps.manifest import SWEEP, cell_files, read_manifest, read_record
 
-NUMBERS = ("llc", "se", "interval_low", "interval_high", "spread", "init_loss", "r_hat", "ess")
-FACTS = ("lr", "nbeta", "localization", "n")
-TEXTS = ("verdict", "status", "reason")
-WAITING, FAILED = "waiting", "failed"
+WAITING, FAILED, FINISHED = "waiting", "failed", "finished"
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What is known of one cell: the columns of the table, in their order.
+
+    Args:
+        llc: the estimate; NaN, as all numbers, where a cell has none.
+        se: its standard error.
+        interval_low: lower end of the nominal 95 % interval.
+        interval_high: upper end of it.
+        spread: sd / mean between chains.
+        init_loss: L_n(w*).
+        r_hat: worst R-hat of what the gate reads.
+        ess: smallest effective sample size of it.
+        lr: step size.
+        nbeta: inverse temperature times n.
+        localization: gamma.
+        n: number of examples.
+        seconds: wall-clock time of the run.
+        verdict: of the diagnosis; empty where there is none.
+        status: waiting, running, interrupted, finished or failed.
+        reason: why the cell is in that status.
+        lost_chains: number of chains that are in no estimate.
+    """
+
+    llc: float = math.nan
+    se: float = math.nan
+    interval_low: float = math.nan
+    interval_high: float = math.nan
+    spread: float = math.nan
+    init_loss: float = math.nan
+    r_hat: float = math.nan
+    ess: float = math.nan
+    lr: float = math.nan
+    nbeta: float = math.nan
+    localization: float = math.nan
+    n: float = math.nan
+    seconds: float = math.nan
+    verdict: str = ""
+    status: str = WAITING
+    reason: str = ""
+    lost_chains: int = 0
 
 
 class Sweep:
@@ -42,8 +81,13 @@ class Sweep:
 
     def __init__(self, store: str | Path | Files) -> None:
         self._files = as_files(store)
-        self.manifest: SweepManifest = sweep_manifest.read(self._files)
-        self.cells: tuple[Cell, ...] = cells.cells(self.manifest.labels, self.manifest.named)
+        self.manifest = read_manifest(self._files)
+        self._grid = self.manifest.grid
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """All cells, the checkpoints of one row after another."""
+        return self._grid.cells
 
     @property
     def files(self) -> Files:
@@ -56,155 +100,140 @@ class Sweep:
         return str(self._files)
 
     def run(self, name: str) -> Run:
-        """The run of a cell.
+        """Return the run of a cell.
 
         Raises:
             StoreError: if there is no such cell, or it has not begun.
         """
-        return Run(self._store(self._cell(name)))
+        return Run(cell_files(self._files, self._cell(name)))
 
     def status(self, name: str) -> str:
-        """Of a cell: waiting, running, interrupted, finished or failed."""
-        return self._standing(self._cell(name))[0]
+        """Return the status of a cell: waiting, running, interrupted, finished or failed."""
+        return self._standing(self._cell(name))[0].status
 
     def reason(self, name: str) -> str:
-        """Why a cell is where it is."""
-        return self._standing(self._cell(name))[1]
+        """Return why a cell is in its status."""
+        return self._standing(self._cell(name))[0].reason
 
     def collect(self) -> xr.Dataset:
-        """All estimates, dims (checkpoint, restriction, setting, data).
+        """Return all estimates, dims (checkpoint, restriction, setting, data).
 
         All four dimensions are there, of length one where nothing was asked for; ``step`` is a
-        coordinate of the checkpoints whose names all end in a number. ``llc``, ``se``,
-        ``interval_low``, ``interval_high``, ``spread`` (sd / mean between chains), ``init_loss``,
-        ``r_hat``, ``ess``, ``lr``, ``nbeta``, ``localization`` and ``n`` are NaN, and ``verdict``
-        is empty, where a cell has none;
-        ``status`` is waiting, running, interrupted, finished or failed, with its ``reason``;
-        ``lost_chains`` counts chains that are in no estimate, ``seconds`` is the clock's time. All
-        else that a finished cell has is a function of the sweep, whatever died on the way; a failed
-        one has no estimate, for how far its other chains came is not.
+        coordinate of the checkpoints whose names all end in a number. The variables are the fields
+        of ``CellResult``. All that a finished cell has but its ``seconds`` is a function of the
+        sweep, whatever died on the way; a failed one has no estimate, for how far its other chains
+        came is not.
         """
-        labels = self.manifest.labels
-        shape = tuple(len(labels[dim]) for dim in DIMS)
-        columns: dict[str, np.ndarray[Any, Any]] = {
-            **{name: np.full(shape, math.nan) for name in (*NUMBERS, *FACTS, "seconds")},
-            **{name: np.full(shape, "", object) for name in TEXTS},
-            "lost_chains": np.zeros(shape, np.int64),
-        }
-        for cell in self.cells:
-            where = tuple(labels[dim].index(getattr(cell, dim)) for dim in DIMS)
-            for name, value in self._row(cell).items():
-                columns[name][where] = value
-        texts = {name: columns[name].astype(str) for name in TEXTS}
-        data = {name: (DIMS, values) for name, values in {**columns, **texts}.items()}
-        coordinates: dict[str, Any] = {dim: list(labels[dim]) for dim in DIMS}
+        values = [asdict(self._result(cell)) for cell in self.cells]
+        variables = {}
+        for field in fields(CellResult):
+            column = np.array([each[field.name] for each in values])
+            array = np.empty(self._grid.shape, column.dtype)
+            for cell, value in zip(self.cells, column, strict=True):
+                array[self._grid.index(cell)] = value
+            variables[field.name] = DIMS, array
+        coordinates: dict[str, Any] = {dim: list(names) for dim, names in self._grid.labels.items()}
         steps = list(self.manifest.checkpoints.values())
         if None not in steps:
             coordinates["step"] = ("checkpoint", steps)
-        return xr.Dataset(data, coordinates, {"sweep": self.store})
+        return xr.Dataset(variables, coordinates, {"sweep": self.store})
 
     def to_csv(self, path: str | Path) -> None:
-        """Writes the estimates as a table, a cell a line."""
+        """Write the estimates as a table, one line per cell."""
         self.collect().to_dataframe().to_csv(path)
 
     def to_netcdf(self, path: str | Path) -> None:
-        """Writes the estimates as ``collect`` gives them, for ``xarray.open_dataset``."""
+        """Write the estimates as ``collect`` gives them, for ``xarray.open_dataset``."""
         self.collect().to_netcdf(path)
 
     def rows(self) -> list[dict[str, Any]]:
-        """What ``collect`` says, a cell a dict, for JSON: NaN as None."""
-        table, found = self.collect(), []
-        for cell in self.cells:
-            place = {dim: getattr(cell, dim) for dim in DIMS}
-            at = table.sel(place)
-            values = {str(name): _plain(at[name].item()) for name in at.data_vars}
-            found.append({"cell": cell.name, **place, **values})
-        return found
+        """Return what ``collect`` says, one dict per cell, for JSON: NaN as None."""
+        return [
+            {"cell": cell.name, **cell.labels, **_plain(self._result(cell))} for cell in self.cells
+        ]
 
     def counts(self) -> dict[str, int]:
-        """Status -> cells."""
-        return dict(Counter(self._standing(cell)[0] for cell in self.cells))
+        """Return the number of cells in each status."""
+        return dict(Counter(self._standing(cell)[0].status for cell in self.cells))
 
     def __repr__(self) -> str:
-        told = ", ".join(f"{number} {status}" for status, number in self.counts().items())
-        return f"Sweep({self.store!r}, {len(self.cells)} cells: {told})"
-
-    def _store(self, cell: Cell) -> str:
-        return sweep_manifest.cell_store(self.store, cell)
+        counts = ", ".join(f"{number} {status}" for status, number in self.counts().items())
+        return f"Sweep({self.store!r}, {len(self.cells)} cells: {counts})"
 
     def _cell(self, name: str) -> Cell:
-        found = {cell.name: cell for cell in self.cells}
-        if name not in found:
-            raise StoreError(f"{self.store}: {unknown_name('cell', name, found)}")
-        return found[name]
+        cells = {cell.name: cell for cell in self.cells}
+        if name not in cells:
+            raise StoreError(f"{self.store}: {unknown_name('cell', name, cells)}")
+        return cells[name]
 
-    def _standing(self, cell: Cell) -> tuple[str, str]:
-        """Status and reason of a cell: a run that is whole counts, whatever came after."""
-        files = as_files(self._store(cell))
-        failure = sweep_manifest.read_record(files.root, cell).failure
+    def _standing(self, cell: Cell) -> tuple[CellResult, Run | None]:
+        """How a cell stands, and its run; one that is whole counts, whatever came after."""
+        files = cell_files(self._files, cell)
+        failure = read_record(files, cell).failure
         if not files.exists(MANIFEST):
-            return (FAILED, failure) if failure else (WAITING, "")
+            return CellResult(status=FAILED if failure else WAITING, reason=failure), None
         try:
-            found = Run(files).manifest
+            run = Run(files)
         except StoreError as error:
-            return FAILED, str(error)
-        if failure and found.status not in ("finished", FAILED):
-            return FAILED, failure
-        return found.status, found.reason
+            return CellResult(status=FAILED, reason=str(error)), None
+        status, reason = run.manifest.status, run.manifest.reason
+        if failure and status not in (FINISHED, FAILED):
+            return CellResult(status=FAILED, reason=failure), run
+        return CellResult(status=status, reason=reason), run
 
-    def _row(self, cell: Cell) -> dict[str, object]:
-        """What is known of a cell; a damaged one has failed."""
-        status, reason = self._standing(cell)
-        row: dict[str, object] = {"status": status, "reason": reason}
-        if status == WAITING or not as_files(self._store(cell)).exists(MANIFEST):
-            return row
+    def _result(self, cell: Cell) -> CellResult:
+        """All that is known of a cell; a damaged one has failed."""
+        standing, run = self._standing(cell)
+        if run is None:
+            return standing
         try:
-            return {**_numbers(Run(self._store(cell))), **row}
+            return _with_numbers(standing, run)
         except StoreError as error:
-            return {"status": FAILED, "reason": reason or str(error)}
+            return CellResult(status=FAILED, reason=standing.reason or str(error))
 
 
 def open_sweep(store: str | Path) -> Sweep:
-    """Opens the directory of a sweep for reading; needs neither Ray nor models nor data."""
+    """Open the directory of a sweep for reading; needs neither Ray nor models nor data."""
     return Sweep(store)
 
 
 def is_sweep(store: str | Path) -> bool:
-    """Whether a directory is that of a sweep."""
-    return as_files(store).exists(sweep_manifest.SWEEP)
+    """Return whether a directory is that of a sweep."""
+    return as_files(store).exists(SWEEP)
 
 
-def _numbers(run: Run) -> dict[str, object]:
-    """What a run adds to the table; no estimate where it has made no draw."""
-    found: dict[str, object] = {
-        "lost_chains": len(run.lost_chains),
-        "seconds": run.manifest.seconds,
-    }
+def _with_numbers(standing: CellResult, run: Run) -> CellResult:
+    """What a run adds to a cell; no estimate where it has made no draw."""
+    known = replace(standing, lost_chains=len(run.lost_chains), seconds=run.manifest.seconds)
     if run.manifest.status == FAILED or not any(run.manifest.n_committed):
-        return found
-    facts = run.facts
-    found |= {name: facts[name] for name in FACTS if name in facts}
+        return known
     estimate = run.llc("ignore")
-    found |= {
-        "llc": estimate.mean,
-        "se": estimate.se,
-        "interval_low": estimate.interval[0],
-        "interval_high": estimate.interval[1],
-        "spread": _spread(estimate.per_chain),
-        "init_loss": estimate.init_loss,
-        "r_hat": estimate.verdict.r_hat,
-        "ess": estimate.verdict.ess,
-        "verdict": str(estimate.verdict.status),
-    }
-    return found
+    return replace(
+        known,
+        llc=estimate.mean,
+        se=estimate.se,
+        interval_low=estimate.interval[0],
+        interval_high=estimate.interval[1],
+        spread=_spread(estimate.per_chain),
+        init_loss=estimate.init_loss,
+        r_hat=estimate.verdict.r_hat,
+        ess=estimate.verdict.ess,
+        lr=run.facts.get("lr", math.nan),
+        nbeta=estimate.nbeta,
+        localization=estimate.localization,
+        n=float(estimate.n),
+        verdict=str(estimate.verdict.status),
+    )
 
 
 def _spread(per_chain: tuple[float, ...]) -> float:
-    """Standard deviation between chains over the mean."""
+    """Standard deviation between chains over their mean."""
     if len(per_chain) < 2:
         return math.nan
     return float(np.std(per_chain, ddof=1) / abs(np.mean(per_chain)))
 
 
-def _plain(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _plain(result: CellResult) -> dict[str, Any]:
+    """The fields of a result, for JSON."""
+    pairs = asdict(result).items()
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in pairs}

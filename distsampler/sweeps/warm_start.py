@@ -40,20 +40,20 @@ from distsampler.sampling.pilots import (
 from distsampler.sampling.sample import look_of, prepare
 from distsampler.sampling.tuning import ATTEMPTS, FRICTION, PILOT
 
-LOWER = 4.0  # the lr, after a pilot that diverged
+LOWER = 4.0  # the lr is divided by it after a pilot that diverged
 
 
 class Chosen(Frozen):
     """What calibration chose for one cell.
 
     Args:
-        sampler: name and options.
-        draws: as of RunConfig, and so are burn_in and thin.
-        burn_in: see RunConfig.
-        thin: see RunConfig.
-        curvature: largest of the mean loss that the pilots met.
-        bias: of the LLC, relative, that step and minibatches may bring.
-        reasons: by field, a sentence each.
+        sampler: name and options of the sampler.
+        draws: kept draws of a chain.
+        burn_in: draws before those.
+        thin: steps per draw.
+        curvature: largest curvature of the mean loss that the pilots met.
+        bias: relative bias of the LLC that step and minibatches may bring.
+        reasons: field -> why it is what it is, in a sentence.
     """
 
     sampler: dict[str, Any]
@@ -65,7 +65,7 @@ class Chosen(Frozen):
     reasons: dict[str, str]
 
     def applied(self, config: RunConfig) -> RunConfig:
-        """A cell's config, with what was chosen."""
+        """Return a cell's config with what was chosen."""
         sampler = SamplerConfig(**self.sampler)
         fields = {"draws": self.draws, "burn_in": self.burn_in, "thin": self.thin}
         return config.replaced(sampler=sampler, **fields)
@@ -74,16 +74,17 @@ class Chosen(Frozen):
 def lead(
     model: nn.Module, data: object, loss: LossFn, config: RunConfig, pool: ChainPool, bias: float
 ) -> Chosen:
-    """The choice for the first checkpoint of a row, by pilots; see ``calibrate``."""
-    found = calibrate(model, data, loss, config, pool=pool, bias=bias)
+    """Choose for the first checkpoint of a row, by pilots; see ``calibrate``."""
+    calibration = calibrate(model, data, loss, config, pool=pool, bias=bias)
+    config = calibration.config
     return Chosen(
-        sampler=found.config.sampler.model_dump(exclude_unset=True),
-        draws=found.config.draws,
-        burn_in=found.config.burn_in,
-        thin=found.config.thin,
-        curvature=found.curvature,
+        sampler=config.sampler.model_dump(exclude_unset=True),
+        draws=config.draws,
+        burn_in=config.burn_in,
+        thin=config.thin,
+        curvature=calibration.curvature,
         bias=bias,
-        reasons=found.reasons,
+        reasons=calibration.reasons,
     )
 
 
@@ -95,7 +96,7 @@ def follow(
     config: RunConfig,
     pool: ChainPool,
 ) -> Chosen:
-    """The choice for another checkpoint of the row, from that for the first.
+    """Choose for another checkpoint of the row, from what was chosen for the first.
 
     Raises:
         RunFailed: if its pilots diverge, however small the step.
@@ -103,16 +104,16 @@ def follow(
     if "lr" in config.sampler.options:
         return first
     spec = prepare(model, data, loss, first.applied(config), look_of(pool))
-    sampler, runs = spec.config.sampler, Pilots(spec, pool)
+    sampler, pilots = spec.config.sampler, Pilots(spec, pool)
     lr = float(sampler.options["lr"])
     for attempt in range(ATTEMPTS):
         tried = sampler.replaced(lr=lr / LOWER**attempt)
-        pilot = _pilot(spec, tried, runs)
+        pilot = _pilot(spec, tried, pilots)
         if pilot is not None:
             ratio = _kappa(spec, first.curvature) / _kappa(spec, pilot.h)
             limit = float(f"{min(tried.options['lr'], lr * ratio):.3g}")
-            found = cooled(tried.replaced(lr=limit), pilot, first.bias, config.sampler.options)
-            return _scaled(first, found, pilot.h)
+            cool = cooled(tried.replaced(lr=limit), pilot, first.bias, config.sampler.options)
+            return _scaled(first, cool, pilot.h)
     raise RunFailed(
         f"the pilots diverged down to sampler.lr={tried.options['lr']:.3g}, from the first "
         f"checkpoint's {lr:.3g}: raise sampler.localization, or give sampler.lr"
@@ -120,39 +121,44 @@ def follow(
 
 
 def cooled(
-    sampler: SamplerConfig, pilot: Pilot, bias: float, given: Container[str] = ()
+    sampler: SamplerConfig, pilot: Pilot, bias: float, fixed: Container[str] = ()
 ) -> SamplerConfig:
-    """A sampler whose minibatches heat by ``bias`` at most, from the heat of a pilot like it.
+    """Return a sampler whose minibatches heat by ``bias`` at most.
 
-    The heat goes as lr, or, of a sampler with momentum and friction A, as 2 lr / A. A friction that
-    is among the ``given`` options stays.
+    The heat goes as lr, or, for a sampler with momentum and friction A, as 2 lr / A.
+
+    Args:
+        sampler: the sampler to cool.
+        pilot: a pilot of a sampler like it, whose heat is known.
+        bias: relative bias of the LLC that minibatches may bring.
+        fixed: options that stay; a friction among them is not raised.
     """
     lr, heat = float(sampler.options["lr"]), abs(pilot.heat)
-    most = bias * reach(pilot.sampler) / max(heat, 1e-300)  # the longest reach within it
+    most = bias * reach(pilot.sampler) / max(heat, 1e-300)  # the longest reach within the bias
     name = MOMENTUM.get(sampler.name)
     if name is None:
         return sampler.replaced(lr=float(f"{min(lr, most):.3g}"))
     friction = float(signature_options(sampler)[name])
-    if name not in given:
+    if name not in fixed:
         friction = max(friction, float(f"{min(2 * lr / most, FRICTION[1]):.2g}"))
     return sampler.replaced(lr=float(f"{min(lr, most * friction / 2):.3g}"), **{name: friction})
 
 
 def _scaled(first: Chosen, sampler: SamplerConfig, h: float) -> Chosen:
-    told = f"the first checkpoint's {first.sampler['lr']:.3g}, for a curvature of {h:.3g} here"
-    reasons = {**first.reasons, "sampler.lr": f"{told} and {first.curvature:.3g} there"}
+    lr = f"the first checkpoint's {first.sampler['lr']:.3g}, for a curvature of {h:.3g} here"
+    reasons = {**first.reasons, "sampler.lr": f"{lr} and {first.curvature:.3g} there"}
     name = MOMENTUM.get(sampler.name)
     if name is not None and sampler.options.get(name) != first.sampler.get(name):
         reasons[f"sampler.{name}"] = f"minibatches would heat by more than {first.bias:.1%}"
-    chosen = sampler.model_dump(exclude_unset=True)
-    return first.replaced(sampler=chosen, curvature=h, reasons=reasons)
+    options = sampler.model_dump(exclude_unset=True)
+    return first.replaced(sampler=options, curvature=h, reasons=reasons)
 
 
-def _pilot(spec: ChainSpec, sampler: SamplerConfig, runs: Pilots) -> Pilot | None:
+def _pilot(spec: ChainSpec, sampler: SamplerConfig, pilots: Pilots) -> Pilot | None:
     """A short run; None if it diverged."""
     config = short(spec.config, sampler, PILOT)
     steps = PILOT_CHAINS * PILOT * THIN
-    return runs.run(config, lambda run: read_pilot(run, sampler, steps))
+    return pilots.run(config, lambda run: read_pilot(run, sampler, steps))
 
 
 def _kappa(spec: ChainSpec, h: float) -> float:

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,13 +20,12 @@ import distsampler as ds
 from distsampler.errors import ConfigError, DistsamplerError, PlacementError, RunFailed, StoreError
 from distsampler.sampling.pilots import Pilot, reach
 from distsampler.sampling.sample import prepare
-from distsampler.sweeps import cells as grid
 from distsampler.sweeps import checkpoints, plan, warm_start
 from distsampler.sweeps import recipe as sweep_recipe
 from distsampler.sweeps import sweep as sweeping
-from distsampler.sweeps.cells import Cell
-from distsampler.sweeps.fleet import OneByOne, RayFleet
-from distsampler.sweeps.scheduler import Scheduler
+from distsampler.sweeps.cells import DIMS, Cell, Grid
+from distsampler.sweeps.fleet import ActorFleet, OneByOne
+from distsampler.sweeps.scheduler import Outcome, Scheduler, Stopped
 from tests.assertions import assert_same
 from tests.problems import config, regression, squared_error
 from tests.test_cli import CONFIG, command
@@ -102,7 +100,7 @@ def test_what_is_collected_is_what_the_runs_say(swept: ds.Sweep, collected: xr.D
 
 
 def where(cell: Cell) -> dict[str, str]:
-    return {dim: getattr(cell, dim) for dim in grid.DIMS}
+    return cell.labels
 
 
 def test_a_cell_has_the_bits_of_sample(swept: ds.Sweep, tmp_path: Path) -> None:
@@ -137,7 +135,7 @@ def test_csv_and_netcdf_hold_every_digit(
     with xr.open_dataset(tmp_path / "s.nc") as read:
         assert read.equals(found)
     swept.to_csv(tmp_path / "s.csv")
-    rows = pd.read_csv(tmp_path / "s.csv", index_col=list(grid.DIMS))
+    rows = pd.read_csv(tmp_path / "s.csv", index_col=list(DIMS))
     assert len(rows) == 8
     for cell in swept.cells:
         row = rows.loc[tuple(where(cell).values())]
@@ -249,13 +247,13 @@ def test_only_the_same_sweep_is_continued(tmp_path: Path) -> None:
 def test_the_cells_of_a_data_set_have_the_same_rows_in_memory(
     data: object, fields: dict[str, Any], batch_size: int
 ) -> None:
-    asked = plan.Wanted(
+    request = plan.SweepRequest(
         MODEL, {"data": data}, squared_error, ds.RunConfig(device="cpu", **fields),
         checkpoints.find(STEPS, None),
     )  # fmt: skip
-    found = plan.made(asked)
+    found = plan.make_plan(request)
     specs = [
-        prepare(MODEL, found.wanted.data[cell.data], squared_error, found.config(cell))
+        prepare(MODEL, found.request.data[cell.data], squared_error, found.config(cell))
         for cell in found.cells
     ]
     assert len(specs) == 3
@@ -518,7 +516,7 @@ def test_where_minibatches_heat_friction_is_raised_and_then_the_step_lowered(
 def test_a_friction_that_was_given_stays_and_the_step_is_lowered_alone() -> None:
     hot = ds.SamplerConfig(name="sgnht", lr=1e-4, diffusion_factor=0.03)
     pilot = Pilot(hot, h=1.0, discretisation=0.0, heat=0.02, ess=0.1, steps=100)
-    found = warm_start.cooled(hot, pilot, 0.005, given={"diffusion_factor"})
+    found = warm_start.cooled(hot, pilot, 0.005, fixed={"diffusion_factor"})
     assert found.options["diffusion_factor"] == 0.03
     assert found.options["lr"] == pytest.approx(2.5e-5, rel=1e-2)
 
@@ -602,7 +600,7 @@ def test_a_record_that_cannot_be_written_breaks_its_cell_only(tmp_path: Path) ->
 
 
 def test_an_error_without_a_word_is_told_by_its_name() -> None:
-    assert sweeping._told(AssertionError()) == "failed: AssertionError"
+    assert sweeping._ending(AssertionError()) == "failed: AssertionError"
 
 
 # The scheduler and its fleet
@@ -628,7 +626,7 @@ class FakeJoined:
 
 def shares(slots: int, cells: int, chains: int = 4) -> list[int]:
     joined: Any = FakeJoined(slots)
-    fleet, found = RayFleet(joined, config(chains=chains)), list[Any]()
+    fleet, found = ActorFleet(joined, config(chains=chains)), list[Any]()
     while len(found) < cells and (pool := fleet.lend(cells)) is not None:
         found.append(pool)
     return [pool.places for pool in found]
@@ -653,7 +651,7 @@ def test_all_places_are_used_and_cells_share_them_when_they_become_few(
 
 def test_a_fleet_follows_a_cluster_that_shrinks() -> None:
     joined: Any = FakeJoined(2)
-    fleet = RayFleet(joined, config())
+    fleet = ActorFleet(joined, config())
     first, _ = fleet.lend(9), fleet.lend(9)
     joined.slots = 1
     assert first is not None
@@ -663,30 +661,31 @@ def test_a_fleet_follows_a_cluster_that_shrinks() -> None:
     joined.slots = 0
     assert fleet.lend(9) is None
     with pytest.raises(PlacementError):
-        RayFleet(joined, config())
+        ActorFleet(joined, config())
 
 
 def test_a_scheduler_that_is_stopped_begins_nothing_more_and_ends_what_runs() -> None:
-    cells = grid.cells(
-        {"checkpoint": ["a", "b", "c"], "restriction": ["r"], "setting": ["s"], "data": ["d"]}, ()
-    )
-    begun, ended, reason = list[str](), list[Any](), list[str]()
+    begun, ended, reason = list[str](), list[Cell](), list[str]()
 
-    def run(cell: Cell, pool: Any, observer: Any, stopped: Callable[[], str | None]) -> Any:
-        begun.append(cell.name)
-        reason.append("stop")
-        while stopped() is None:
-            pass
-        raise RunFailed("stopped")
+    class Work:
+        def ready(self, cell: Cell) -> bool:
+            return cell.name != "a"
 
-    fleet = OneByOne(ds.SerialPool())
-    scheduler = Scheduler(
-        fleet, run, lambda cell: cell.name != "a", lambda *how: ended.append(how),
-        lambda: reason[0] if reason else None,
-    )  # fmt: skip
-    scheduler.run(cells)
+        def run(self, cell: Cell, pool: Any, observer: Any, stopped: Stopped) -> Any:
+            begun.append(cell.name)
+            reason.append("stop")
+            while stopped() is None:
+                pass
+            raise RunFailed("stopped")
+
+        def ended(self, cell: Cell, outcome: Outcome) -> None:
+            assert isinstance(outcome, RunFailed)
+            ended.append(cell)
+
+    scheduler = Scheduler(OneByOne(ds.SerialPool()), Work(), lambda: reason[0] if reason else None)
+    scheduler.run(Grid(("a", "b", "c"), ("r",), ("s",), ("d",)).cells)
     assert begun == ["b"]  # "a" is not ready
-    assert [cell.name for cell, _ in ended] == ["b"]
+    assert [cell.name for cell in ended] == ["b"]
 
 
 @pytest.mark.ray
@@ -733,16 +732,16 @@ def test_a_file_says_what_is_varied(tmp_path: Path) -> None:
         "datasets": {"few": {"n": 150}, "more": {"n": 200}},
         "bias": 0.01,
     }
-    found = plan.made(sweep_recipe.load(written(tmp_path, sweep=block), ["sweep.bias=0.02"]))
+    found = plan.make_plan(sweep_recipe.load(written(tmp_path, sweep=block), ["sweep.bias=0.02"]))
     assert len(found.cells) == 8
     assert found.cells[0].name == "step5--all--hot--few"
-    assert {name: len(data) for name, data in found.wanted.data.items()} == {  # type: ignore[arg-type]
+    assert {name: len(data) for name, data in found.request.data.items()} == {  # type: ignore[arg-type]
         "few": 150,
         "more": 200,
     }
-    assert found.wanted.bias == 0.02
+    assert found.request.bias == 0.02
     with pytest.raises(ConfigError, match="at most max_cells=7"):
-        plan.made(sweep_recipe.load(written(tmp_path, sweep=block), (), 7))
+        plan.make_plan(sweep_recipe.load(written(tmp_path, sweep=block), (), 7))
     with pytest.raises(ConfigError, match=r"sweep: unknown option 'setings': did you mean"):
         sweep_recipe.load(written(tmp_path, sweep={"setings": {}}))
     with pytest.raises(ConfigError, match="sweep must hold options, got list"):
