@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     from distsampler.config import PlacementConfig as PlacementConfig
     from distsampler.config import RunConfig as RunConfig
     from distsampler.config import SamplerConfig as SamplerConfig
-    from distsampler.config import optimal_nbeta as optimal_nbeta
     from distsampler.errors import ConfigError as ConfigError
     from distsampler.errors import DistsamplerError as DistsamplerError
     from distsampler.errors import NotConverged as NotConverged
@@ -65,6 +64,7 @@ if TYPE_CHECKING:
     from distsampler.errors import WorkFailedError as WorkFailedError
     from distsampler.execution.pool import SerialPool as SerialPool
     from distsampler.execution.ray_pool import RayPool as RayPool
+    from distsampler.facts import optimal_nbeta as optimal_nbeta
     from distsampler.optim import SGLD as SGLD
     from distsampler.optim import SGNHT as SGNHT
     from distsampler.report.plots import plot_acceptance as plot_acceptance
@@ -90,52 +90,37 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "sampling.calibration": ("Calibration", "calibrate"),
-    "sweeps.results": ("Sweep", "open_sweep"),
-    "config": ("GateConfig", "PlacementConfig", "RunConfig", "SamplerConfig", "optimal_nbeta"),
-    "analysis.diagnosis": ("Diagnosis",),
-    "analysis.verdict": ("Verdict",),
-    "errors": (
-        "ConfigError",
-        "DistsamplerError",
-        "NotConverged",
-        "NotConvergedWarning",
-        "PlacementError",
-        "RunFailed",
-        "StoreError",
-        "WorkFailedError",
-    ),
-    "analysis.estimators": ("LLCEstimate", "WBICEstimate"),
-    "optim": ("SGLD", "SGNHT"),
-    "report.plots": (
-        "plot_acceptance",
-        "plot_autocorrelation",
-        "plot_budget",
-        "plot_heatmap",
-        "plot_llc_curve",
-        "plot_norms",
-        "plot_rank",
-        "plot_running_llc",
-        "plot_trace",
-    ),
-    "execution.pool": ("SerialPool",),
-    "execution.ray_pool": ("RayPool",),
-    "analysis.run": ("Run", "open"),
-    "sampling.sample": ("resume", "sample", "start"),
-    "sampling.handle": ("Running",),
-    "sweeps.sweep": ("sweep",),
-    "truth.certify": ("certify",),
+    "analysis.diagnosis": "Diagnosis",
+    "analysis.estimators": "LLCEstimate WBICEstimate",
+    "analysis.run": "Run open",
+    "analysis.verdict": "Verdict",
+    "config": "GateConfig PlacementConfig RunConfig SamplerConfig",
+    "errors": "ConfigError DistsamplerError NotConverged NotConvergedWarning PlacementError "
+    "RunFailed StoreError WorkFailedError",
+    "execution.pool": "SerialPool",
+    "execution.ray_pool": "RayPool",
+    "facts": "optimal_nbeta",
+    "optim": "SGLD SGNHT",
+    "report.plots": "plot_acceptance plot_autocorrelation plot_budget plot_heatmap plot_llc_curve "
+    "plot_norms plot_rank plot_running_llc plot_trace",
+    "sampling.calibration": "Calibration calibrate",
+    "sampling.handle": "Running",
+    "sampling.sample": "resume sample start",
+    "sweeps.results": "Sweep open_sweep",
+    "sweeps.sweep": "sweep",
+    "truth.certify": "certify",
 }
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
+_HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'distsampler' has no attribute {name!r}")
-    module = import_module(f"distsampler.{_HOME[name]}")
-    found: object = getattr(module, "open_run" if name == "open" else name)
-    return found
+    value: object = getattr(
+        import_module(f"distsampler.{_HOME[name]}"), "open_run" if name == "open" else name
+    )
+    return value
 
 
 def __dir__() -> list[str]:

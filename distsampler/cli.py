@@ -56,11 +56,10 @@ def run(
     found = recipe.load(config, changes or [])
     if calibrated:
         found = _calibrated(found, store, resume, bias)
-    from distsampler.sampling.sample import (
-        sample_recipe,  # after the file is read: mistakes are told at once
-    )
+    from distsampler.sampling.sample import sample_recipe
 
-    _finish(sample_recipe(found, store, resume, quiet))  # type: ignore[arg-type]  # checked there
+    done = sample_recipe(found, store, None, resume, quiet=quiet)  # type: ignore[arg-type]  # checked
+    _finish(done)
 
 
 @app.command()
@@ -123,7 +122,7 @@ def resume(
     found = recipe.reload(manifest.recipe, manifest.config, changes or [])
     from distsampler.sampling.sample import sample_recipe
 
-    _finish(sample_recipe(found, str(store), "must", quiet))
+    _finish(sample_recipe(found, str(store), None, "must", quiet=quiet))
 
 
 @app.command()
@@ -336,7 +335,7 @@ def _print_sweep(done: Sweep, rows: list[dict[str, Any]]) -> None:
 def _calibrated(found: Recipe, store: str | None, resume: str, bias: float) -> Recipe:
     """The recipe with what pilots choose, or, of a run that exists, with what they chose then."""
     from distsampler.sampling.calibration import calibrate_recipe, continued
-    from distsampler.sampling.sample import continues
+    from distsampler.sampling.job import continues
     from distsampler.store.trace import as_files
 
     if store is not None:

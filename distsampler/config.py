@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import warnings
-from operator import index
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self, SupportsIndex
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -350,51 +347,6 @@ class RunConfig(Config):
         return tuple(
             range(first, min(first + size, self.chains)) for first in range(0, self.chains, size)
         )
-
-
-class HasBatchSize(Protocol):
-    """A DataLoader, as far as ``optimal_nbeta`` cares."""
-
-    batch_size: int | None
-
-    def __len__(self) -> int:
-        """How many batches."""
-        ...
-
-
-def optimal_nbeta(n: int | HasBatchSize) -> float:
-    """The inverse temperature times n at which the WBIC holds: n / log n (Watanabe 2013).
-
-    Args:
-        n: how many examples; or a DataLoader, of which the batch size is taken, as devinterp's
-            documentation does, with a warning. ``sample()`` always uses the number of examples.
-
-    Raises:
-        ConfigError: if n < 2, where the logarithm is not positive, or n is neither of the two.
-    """
-    if isinstance(n, SupportsIndex):  # numpy's integers too
-        return _n_over_log_n(index(n))
-    try:
-        size = n.batch_size or 1
-        examples = len(getattr(n, "dataset", ())) or len(n) * size
-    except (AttributeError, TypeError):
-        raise ConfigError(
-            "optimal_nbeta needs the number of examples, an integer, or a DataLoader over so many: "
-            f"got {n!r}; give len(dataset)"
-        ) from None
-    found = _n_over_log_n(size)
-    warnings.warn(
-        f"nbeta of a DataLoader is that of its batch size {size}: {found:.6g}; of its {examples} "
-        f"examples it would be {_n_over_log_n(examples):.6g}: give len(dataset) to get that",
-        stacklevel=2,
-    )
-    return found
-
-
-def _n_over_log_n(n: int) -> float:
-    if n < 2:
-        raise ConfigError(f"n / log n needs at least 2 examples, got {n}: give sampler.nbeta")
-    return n / math.log(n)
 
 
 def _sentence(model: type[BaseModel], detail: ErrorDetails) -> str:

@@ -8,7 +8,7 @@ import importlib.util
 import sys
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +25,22 @@ CALIBRATION = "calibration"  # in a run's record: what pilots chose, beside the 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a YAML file asks for.
+    """A model, its data and loss, and how to sample them.
 
     Args:
-        record: how model, data and loss are named, and from where; a run remembers it.
-        config: of the run.
         model: the trained module.
-        data: the data set.
+        data: the data set; see ``sample``.
         loss: ``loss(model, batch)``.
+        config: what to sample, and for how long.
+        record: the names of model, data and loss in a YAML file, which a run remembers; empty if
+            they come from Python.
     """
 
-    record: dict[str, Any]
-    config: RunConfig
     model: Any
     data: object
     loss: Callable[..., Any]
+    config: RunConfig
+    record: dict[str, Any] = field(default_factory=dict)
 
 
 def load(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
@@ -113,12 +114,13 @@ def resolve(record: dict[str, Any], config: RunConfig) -> Recipe:
     folder = Path(record["folder"])
     found = {part: find_callable(part, record[part], folder) for part in PARTS}
     loss, bound = found["loss"], record["loss_kwargs"]
+    config = with_functions(config, folder)
     return Recipe(
-        record,
-        with_functions(config, folder),
         call("model", found["model"], record["model_kwargs"]),
         call("data", found["data"], record["data_kwargs"]),
         functools.partial(loss, **bound) if bound else loss,
+        config,
+        record,
     )
 
 

@@ -10,7 +10,7 @@ from distsampler.chains.chain import Chain
 from distsampler.chains.worker import AnchorPass
 from distsampler.execution.pool import SerialPool, WorkDone
 from distsampler.models.replica import ChainSpec
-from distsampler.sampling.sample import prepare
+from distsampler.sampling.prepare import prepare
 
 
 def squared_error(model: nn.Module, batch: Any) -> Tensor:

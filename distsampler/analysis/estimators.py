@@ -13,8 +13,8 @@ from distsampler.analysis.error_budget import ErrorBudget, budget, chain_excess
 from distsampler.analysis.error_budget import mean as mean_of
 from distsampler.analysis.json_values import plain
 from distsampler.analysis.verdict import Verdict
-from distsampler.config import optimal_nbeta
 from distsampler.errors import ConfigError
+from distsampler.facts import optimal_nbeta
 
 
 @dataclass(frozen=True)

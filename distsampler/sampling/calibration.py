@@ -52,7 +52,7 @@ from distsampler.sampling.pilots import (
     label,
     short,
 )
-from distsampler.sampling.sample import look_of, prepare
+from distsampler.sampling.prepare import inspector, prepare
 from distsampler.sampling.tuning import REHEARSAL, Tuner
 from distsampler.schedule import Schedule
 from distsampler.store.trace import MANIFEST, as_files
@@ -172,7 +172,7 @@ def calibrate(  # noqa: PLR0913 (as sample)
     began = time.monotonic()
     config = config or RunConfig()
     with _held(pool, config) as held:
-        spec = prepare(model, data, loss, config, look_of(held))
+        spec = prepare(model, data, loss, config, inspector(held))
         pilots = Pilots(spec, held)
         tuned = Tuner(spec, pilots, bias).run()
         found = Calibration(*tuned, pilot_seconds=time.monotonic() - began)

@@ -7,20 +7,22 @@ from collections.abc import Callable
 
 from distsampler.analysis.run import Run
 from distsampler.execution.progress import Observer, Snapshot
+from distsampler.sampling.stopping import Stopped
+
+RunJob = Callable[[Observer, Stopped], Run]
 
 
 class Running:
     """A run under way.
 
     Args:
-        job: runs it; takes an observer and a function that gives a reason to stop.
+        job: runs it to its end; see ``Job.run``.
     """
 
-    def __init__(self, job: Callable[[Observer, Callable[[], str | None]], Run]) -> None:
+    def __init__(self, job: RunJob) -> None:
         self._progress: Snapshot | None = None
         self._reason: str | None = None
-        self._result: Run | None = None
-        self._error: BaseException | None = None
+        self._outcome: Run | BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=(job,), name="distsampler")
         self._thread.start()
 
@@ -35,30 +37,30 @@ class Running:
         return not self._thread.is_alive()
 
     def stop(self) -> None:
-        """Asks for a clean end: what is in flight is collected and committed. Does not wait."""
+        """Ask for a clean end, and do not wait for it: blocks under way are still committed."""
         self._reason = "stopped by its owner"
 
     def wait(self, timeout: float | None = None) -> Run:
-        """The run, when it has ended.
+        """Wait until the run has ended, and return it.
 
         Raises:
-            TimeoutError: if it has not after ``timeout`` seconds; it goes on.
+            TimeoutError: if it has not ended after ``timeout`` seconds; it continues.
             DistsamplerError: what ``sample`` would have raised.
         """
         self._thread.join(timeout)
         if not self.done:
             raise TimeoutError(f"the run has not ended after {timeout:g} s; it goes on")
-        if self._error is not None:
-            raise self._error
-        assert self._result is not None
-        return self._result
+        if isinstance(self._outcome, Run):
+            return self._outcome
+        assert self._outcome is not None
+        raise self._outcome
 
     def show(self, snapshot: Snapshot) -> None:
-        """Called by the driver several times a second."""
+        """Keep the progress, which the driver shows several times a second."""
         self._progress = snapshot
 
-    def _run(self, job: Callable[[Observer, Callable[[], str | None]], Run]) -> None:
+    def _run(self, job: RunJob) -> None:
         try:
-            self._result = job(self, lambda: self._reason)
+            self._outcome = job(self, lambda: self._reason)
         except BaseException as error:  # raised again by wait
-            self._error = error
+            self._outcome = error

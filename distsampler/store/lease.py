@@ -12,7 +12,8 @@ import socket
 import threading
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -112,6 +113,25 @@ class Lease:
         unguarded = Files(self._files.root)
         with self._lock:
             unguarded.write(NAME, json.dumps(self._record).encode())
+
+
+@contextmanager
+def hold(files: Files) -> Iterator[Lease]:
+    """Hold the right to write; every write checks first that it is still held.
+
+    Raises:
+        StoreError: if another driver holds it, or the store cannot be written.
+    """
+    try:
+        lease = Lease(files)
+    except OSError as error:
+        raise StoreError(f"the store {files} cannot be written: {error}") from error
+    with lease:
+        files.guard = lease.check
+        try:
+            yield lease
+        finally:
+            files.guard = lambda: None
 
 
 def heartbeat(files: Files) -> float | None:

@@ -17,7 +17,7 @@ from distsampler.errors import ConfigError, unknown_name
 from distsampler.models.loss import LossFn
 from distsampler.sampling.calibration import BIAS
 from distsampler.sampling.fingerprint import versions
-from distsampler.sampling.sample import prepare
+from distsampler.sampling.prepare import prepare
 from distsampler.sweeps import checkpoints
 from distsampler.sweeps.cells import Cell, Grid
 from distsampler.sweeps.checkpoints import Checkpoint

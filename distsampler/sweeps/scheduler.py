@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from distsampler.analysis.run import Run
 from distsampler.execution.pool import ChainPool
 from distsampler.execution.progress import Observer
 from distsampler.sampling.handle import Running
+from distsampler.sampling.stopping import Stopped
 from distsampler.sweeps.cells import Cell
 from distsampler.sweeps.fleet import Fleet
 
 POLL_EVERY, LEND_EVERY = 0.02, 1.0  # seconds between two looks at threads, at free places
 
-Stopped = Callable[[], str | None]
 Outcome = Run | Exception
 
 

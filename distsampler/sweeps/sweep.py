@@ -26,8 +26,11 @@ from distsampler.execution.pool import ChainPool
 from distsampler.execution.progress import Observer
 from distsampler.models.loss import LossFn
 from distsampler.sampling.calibration import BIAS
-from distsampler.sampling.sample import Job, Resume, hold, look_of, prepare, stop_on_signals
+from distsampler.sampling.job import Job, Resume
+from distsampler.sampling.prepare import inspector, prepare
+from distsampler.sampling.stopping import Stopped, stop_on_signals
 from distsampler.store.files import Files, refused
+from distsampler.store.lease import hold
 from distsampler.store.trace import as_files, check_new
 from distsampler.sweeps import warm_start
 from distsampler.sweeps.cells import Cell
@@ -44,7 +47,7 @@ from distsampler.sweeps.manifest import (
 )
 from distsampler.sweeps.plan import MAX_CELLS, Plan, SweepRequest, make_plan
 from distsampler.sweeps.results import Sweep
-from distsampler.sweeps.scheduler import Outcome, Scheduler, Stopped
+from distsampler.sweeps.scheduler import Outcome, Scheduler
 from distsampler.sweeps.warm_start import Chosen
 
 
@@ -173,7 +176,7 @@ class _PlanWork:
         request, model, config = self._plan.request, self._plan.model(cell), self._plan.config(cell)
         if request.calibrate:
             config = self._chosen(cell, model, config, pool).applied(config)
-        spec = prepare(model, request.data[cell.data], request.loss, config, look_of(pool))
+        spec = prepare(model, request.data[cell.data], request.loss, config, inspector(pool))
         return Job(spec, cell_files(self._files, cell), pool, "auto").run(observer, stopped)
 
     def ended(self, cell: Cell, outcome: Outcome) -> None:

@@ -37,7 +37,7 @@ from distsampler.sampling.pilots import (
     read_pilot,
     short,
 )
-from distsampler.sampling.sample import look_of, prepare
+from distsampler.sampling.prepare import inspector, prepare
 from distsampler.sampling.tuning import ATTEMPTS, FRICTION, PILOT
 
 LOWER = 4.0  # the lr is divided by it after a pilot that diverged
@@ -103,7 +103,7 @@ def follow(
     """
     if "lr" in config.sampler.options:
         return first
-    spec = prepare(model, data, loss, first.applied(config), look_of(pool))
+    spec = prepare(model, data, loss, first.applied(config), inspector(pool))
     sampler, pilots = spec.config.sampler, Pilots(spec, pool)
     lr = float(sampler.options["lr"])
     for attempt in range(ATTEMPTS):

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distsampler.config import optimal_nbeta
 from distsampler.errors import ConfigError
+from distsampler.facts import optimal_nbeta
 from distsampler.models.loss import LossFn
 from distsampler.truth import coefficients
 from distsampler.truth.codimension import codimension

@@ -18,8 +18,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from distsampler.config import RunConfig, optimal_nbeta
+from distsampler.config import RunConfig
 from distsampler.errors import ConfigError
+from distsampler.facts import optimal_nbeta
 from distsampler.models.loss import LossFn
 from distsampler.truth import coefficients, discretised_laws
 from distsampler.truth.coefficients import LearningCoefficient

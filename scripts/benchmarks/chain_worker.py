@@ -30,7 +30,7 @@ def chain(workload: Workload, thin: int, pack: int = 1) -> tuple[float, Steps]:
     from distsampler.chains.pack import Pack
     from distsampler.chains.worker import numerics
     from distsampler.models.replica import Replica
-    from distsampler.sampling.sample import prepare
+    from distsampler.sampling.prepare import prepare
 
     sampler = ds.SamplerConfig(
         lr=workload.lr, localization=workload.localization, nbeta=workload.nbeta

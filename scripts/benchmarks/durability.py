@@ -20,7 +20,7 @@ import numpy as np
 import distsampler as ds
 from distsampler.chains.observables import variables
 from distsampler.draws import DrawBlock, Variable
-from distsampler.sampling.sample import prepare
+from distsampler.sampling.prepare import prepare
 from distsampler.store.files import Files
 from distsampler.store.manifest import Manifest
 from distsampler.store.trace import Trace

@@ -152,7 +152,7 @@ def alone(name: str, chain: int, seconds: float, barrier: Barrier, queue: Any) -
     from distsampler.chains.pack import Pack
     from distsampler.chains.worker import numerics
     from distsampler.models.replica import Replica
-    from distsampler.sampling.sample import prepare
+    from distsampler.sampling.prepare import prepare
 
     workload = WORKLOADS[name]
     config = settings(workload, CORES, 100)

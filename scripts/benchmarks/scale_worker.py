@@ -24,7 +24,7 @@ from distsampler.analysis.run import Run
 from distsampler.chains.observables import variables
 from distsampler.draws import AtAnchor, DrawBlock, Variable
 from distsampler.facts import Facts, Posterior
-from distsampler.sampling.sample import prepare
+from distsampler.sampling.prepare import prepare
 from distsampler.store.files import Files
 from distsampler.store.manifest import Manifest
 from distsampler.store.trace import Trace

@@ -7,7 +7,7 @@ import pytest
 
 import distsampler as ds
 from distsampler.sampling import packing
-from distsampler.sampling.sample import prepare
+from distsampler.sampling.prepare import prepare
 from scripts.benchmarks import chain, chain_worker
 from scripts.benchmarks.race import Contestant
 from scripts.benchmarks.workloads import WORKLOADS

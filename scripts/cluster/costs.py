@@ -28,7 +28,7 @@ from distsampler.execution.pool import PlaceReady, WorkDone
 from distsampler.execution.progress import Progress
 from distsampler.execution.ray_pool import RayPool
 from distsampler.models.replica import ChainSpec
-from distsampler.sampling.sample import prepare
+from distsampler.sampling.prepare import prepare
 from distsampler.store.trace import Trace
 from scripts.benchmarks.scale_worker import block, empty
 from scripts.cluster.simulation import Cluster, Costs, simulate

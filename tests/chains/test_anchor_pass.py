@@ -7,7 +7,7 @@ import torch
 from distsampler.chains import anchor_pass
 from distsampler.chains.anchor_pass import AnchorPart, Part
 from distsampler.models.replica import Replica
-from distsampler.sampling.sample import prepare
+from distsampler.sampling.prepare import prepare
 from distsampler.seeding import probe_rows
 from tests.problems import anchored, config, mean_squared_error, regression, squared_error
 

@@ -16,7 +16,7 @@ from distsampler.chains.chain import Chain, ChainDiverged
 from distsampler.chains.observables import variables
 from distsampler.draws import DrawBlock
 from distsampler.errors import ConfigError
-from distsampler.sampling.sample import prepare
+from distsampler.sampling.prepare import prepare
 from tests.problems import anchored, chain, config, mean_squared_error, regression, squared_error
 
 

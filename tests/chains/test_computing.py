@@ -12,7 +12,7 @@ from distsampler.chains import anchor_pass
 from distsampler.chains.chain import Chain
 from distsampler.chains.pack import Pack
 from distsampler.models.replica import Replica
-from distsampler.sampling.sample import prepare
+from distsampler.sampling.prepare import prepare
 from tests import problems
 from tests.problems import mean_squared_error, regression, squared_error
 

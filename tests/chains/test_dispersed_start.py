@@ -13,7 +13,7 @@ import distsampler as ds
 from distsampler.chains.chain import Chain
 from distsampler.chains.dispersed_start import DispersedStart, distance_at
 from distsampler.errors import WorkFailedError
-from distsampler.sampling.sample import prepare
+from distsampler.sampling.prepare import prepare
 from tests.problems import anchored, config, mean_squared_error, regression, squared_error
 
 D = 20_000

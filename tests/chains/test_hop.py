@@ -12,7 +12,7 @@ from distsampler.chains import hop
 from distsampler.chains.chain import Chain
 from distsampler.facts import Posterior
 from distsampler.models.replica import Replica
-from distsampler.sampling.sample import prepare
+from distsampler.sampling.prepare import prepare
 from tests import problems
 from tests.assertions import assert_mean
 

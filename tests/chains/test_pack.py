@@ -20,7 +20,7 @@ from distsampler.execution import driver
 from distsampler.models.replica import ChainSpec, Replica
 from distsampler.models.stack import Lanes
 from distsampler.sampling import packing
-from distsampler.sampling.sample import prepare
+from distsampler.sampling.prepare import prepare
 from tests.assertions import assert_same
 from tests.chains.test_chain import Net
 from tests.fakes import FlakyPool

@@ -12,7 +12,7 @@ import distsampler as ds
 from distsampler.chains.chain import Chain
 from distsampler.errors import ConfigError
 from distsampler.optim import SAMPLERS
-from distsampler.sampling.sample import prepare
+from distsampler.sampling.prepare import prepare
 from tests.execution.test_pools import assert_same
 from tests.problems import anchored, config, regression, squared_error
 

@@ -16,7 +16,7 @@ from distsampler.chains.state import parse
 from distsampler.curvature import gradient_noise
 from distsampler.errors import ConfigError
 from distsampler.models.replica import ChainSpec, Replica
-from distsampler.sampling.sample import prepare
+from distsampler.sampling.prepare import prepare
 from distsampler.store.trace import Trace
 from distsampler.truth import discretised_laws
 from tests.assertions import assert_variance

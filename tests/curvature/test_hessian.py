@@ -14,7 +14,7 @@ from distsampler.analysis.bias import Bias, Law, Ritz, Step, predict
 from distsampler.curvature.hessian import Curvature, measure
 from distsampler.facts import Posterior
 from distsampler.models.replica import ChainSpec, Replica
-from distsampler.sampling.sample import prepare
+from distsampler.sampling.prepare import prepare
 from distsampler.truth import discretised_laws
 from tests.problems import config, mean_squared_error, regression, squared_error
 

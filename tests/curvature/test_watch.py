@@ -20,7 +20,7 @@ from distsampler.chains.observables import variables
 from distsampler.cli import app
 from distsampler.curvature.watch import due
 from distsampler.models.sampler import facts_of
-from distsampler.sampling.sample import prepare
+from distsampler.sampling.prepare import prepare
 from tests.chains.test_chain import assert_same as assert_same_blocks
 from tests.curvature.test_hessian import Tilted, tilted
 from tests.execution.test_driver import assert_same

@@ -18,7 +18,7 @@ import distsampler as ds
 from distsampler.data.rows import as_rows
 from distsampler.errors import ConfigError, PlacementError
 from distsampler.models.replica import ChainSpec
-from distsampler.sampling.sample import prepare
+from distsampler.sampling.prepare import prepare
 from tests.assertions import assert_same
 from tests.faults.job import Held, events, until
 from tests.problems import config, regression, squared_error

@@ -20,7 +20,8 @@ import distsampler as ds
 from distsampler.analysis import arviz_bridge
 from distsampler.execution.pool import SerialPool
 from distsampler.sampling.fingerprint import versions
-from distsampler.sampling.sample import Job, prepare
+from distsampler.sampling.job import Job
+from distsampler.sampling.prepare import prepare
 from distsampler.store.files import Files
 from tests.faults.digest import digest
 from tests.problems import config, regression, squared_error

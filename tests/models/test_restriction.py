@@ -15,7 +15,7 @@ from distsampler.chains.chain import Chain
 from distsampler.errors import ConfigError, StoreError
 from distsampler.models.replica import ChainSpec, Replica
 from distsampler.references import Mask
-from distsampler.sampling.sample import prepare
+from distsampler.sampling.prepare import prepare
 from tests.problems import anchored, config, regression, squared_error
 
 ALL = {"0.weight", "0.bias", "2.weight", "2.bias"}

@@ -15,7 +15,8 @@ import distsampler as ds
 from distsampler import recipe
 from distsampler.execution.display import Reporter
 from distsampler.report import html, plots, run_report, sweep_report
-from distsampler.sampling.sample import Job, prepare
+from distsampler.sampling.job import Job
+from distsampler.sampling.prepare import prepare
 from distsampler.store.events import Lost, Retired, Started
 from tests import browser
 from tests.analysis.test_reading import autoregressive, make_run

@@ -18,7 +18,7 @@ from distsampler.chains.chain import Chain
 from distsampler.draws import DrawBlock
 from distsampler.errors import StoreError
 from distsampler.sampling import pilots
-from distsampler.sampling.sample import prepare
+from distsampler.sampling.prepare import prepare
 from distsampler.seeding import probe_rows
 from distsampler.store.files import Files
 from tests.chains.test_chain import Net

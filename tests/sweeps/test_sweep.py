@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import distsampler as ds
 from distsampler.errors import ConfigError, DistsamplerError, PlacementError, RunFailed, StoreError
 from distsampler.sampling.pilots import Pilot, reach
-from distsampler.sampling.sample import prepare
+from distsampler.sampling.prepare import prepare
 from distsampler.sweeps import checkpoints, plan, warm_start
 from distsampler.sweeps import recipe as sweep_recipe
 from distsampler.sweeps import sweep as sweeping

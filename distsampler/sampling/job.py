@@ -1,0 +1,191 @@
+"""A job: a run that was checked, and is run once: store, pool, driver, gate, seal."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from distsampler.analysis.run import Run
+from distsampler.chains.observables import variables, wide_variables
+from distsampler.chains.worker import ALONE
+from distsampler.config import RunConfig
+from distsampler.errors import ConfigError, RunFailed, StoreError
+from distsampler.execution.driver import Driver
+from distsampler.execution.pool import ChainPool, ExportsMetrics, KnowsPlaces
+from distsampler.execution.progress import Observer, Observers
+from distsampler.execution.run_state import Phase, State
+from distsampler.models.replica import ChainSpec
+from distsampler.recipe import Recipe
+from distsampler.sampling import packing
+from distsampler.sampling.fingerprint import check_same, fingerprint, versions
+from distsampler.sampling.gate import Gate
+from distsampler.sampling.prepare import inspector, prepare
+from distsampler.sampling.stopping import Stopped, stop_after
+from distsampler.store.events import Ended, Packed
+from distsampler.store.files import Files
+from distsampler.store.lease import hold
+from distsampler.store.manifest import Manifest
+from distsampler.store.trace import MANIFEST, Trace, as_files, check_new, refuse_existing
+
+Resume = Literal["never", "auto", "must"]
+
+
+def check(recipe: Recipe, store: str | Path | None, pool: ChainPool | None, resume: Resume) -> Job:
+    """Check a recipe and where it shall run, and return the job; nothing is written.
+
+    Raises:
+        ConfigError: if something cannot be sampled as asked.
+        StoreError: if the store cannot be used.
+    """
+    if pool is None and recipe.config.data_mode == "hop":
+        pool = ray_pool(recipe.config)  # shards are inspected where the chains will be
+    try:
+        model, data, loss = recipe.model, recipe.data, recipe.loss
+        spec = prepare(model, data, loss, recipe.config, inspector(pool))
+        return Job(spec, store, pool, resume, recipe.record)
+    except BaseException:
+        if pool is not None:
+            pool.stop()  # it may have joined Ray to inspect shards
+        raise
+
+
+class Job:
+    """A run that was checked.
+
+    Args:
+        spec: what chains are made of.
+        store: the run directory; None: a temporary one.
+        pool: where chains run; None: Ray, as ``placement`` says.
+        resume: see ``sample``.
+        record: the names of model, data and loss in a YAML file, if they are from one.
+
+    Raises:
+        StoreError: if the store cannot be used.
+    """
+
+    def __init__(
+        self,
+        spec: ChainSpec,
+        store: str | Path | Files | None,
+        pool: ChainPool | None,
+        resume: Resume,
+        record: dict[str, Any] | None = None,
+    ) -> None:
+        self._pool = pool
+        self._files = as_files(tempfile.mkdtemp(prefix="distsampler-") if store is None else store)
+        self._files.fsync = spec.config.fsync
+        self._continues = continues(self._files, resume)
+        self._asked, stored = spec.config.pack, None
+        if self._continues and self._asked == "auto":
+            stored = Trace(self._files).manifest.config.together
+        places = pool.place_count() if isinstance(pool, KnowsPlaces) else None
+        with ALONE:
+            self._packing = packing.settle(spec, places, stored)
+        config = spec.config.replaced(pack=self._packing.pack)
+        self._spec = replace(spec, config=config, run=self._files.name)
+        self._manifest = Manifest(
+            config=config,
+            fingerprint=fingerprint(self._spec),
+            variables=variables(self._spec),
+            wide=wide_variables(self._spec),
+            law=self._spec.facts.law,
+            versions=versions(),
+            n_committed=(0,) * config.chains,
+            recipe=record or None,
+        )
+
+    def run(self, observer: Observer, stopped: Stopped) -> Run:
+        """Run it to its end.
+
+        Args:
+            observer: is shown the progress.
+            stopped: says why the run must end early, if it must.
+
+        Raises:
+            PlacementError: if the cluster cannot hold a chain; nothing has been written then.
+            RunFailed: if fewer than ``min_chains`` chains were left.
+            StoreError: if the store cannot be used.
+        """
+        config, files, pool = self._spec.config, self._files, self._pool
+        with contextlib.ExitStack() as stack:
+            if pool is not None:
+                stack.callback(pool.stop)  # it may have joined Ray to inspect shards
+            if self._continues:
+                if check_same(files, self._manifest).finished(config):
+                    return Run(files)
+                lease = stack.enter_context(hold(files))  # two drivers are one too many
+            if pool is None:
+                pool = ray_pool(config)
+                stack.callback(pool.stop)
+            places = tuple(pool.start(self._spec, range(len(config.packs))))
+            if self._continues:
+                trace = Trace(files)  # as it is since we hold it
+                trace.reopen(config, lease.epoch)
+            else:  # only now: a cluster without room leaves nothing behind
+                stack.enter_context(hold(files))
+                refuse_existing(files)
+                trace = Trace.create(files, self._manifest)
+            stack.callback(pool.stop)  # before the right to write is given up
+            state = self._drive(trace, pool, places, observer, stopped)
+        if state.phase is Phase.FAILED:
+            raise RunFailed(f"{state.reason}\nwhat was committed stays readable in {files}")
+        return Run(files)
+
+    def _drive(
+        self,
+        trace: Trace,
+        pool: ChainPool,
+        places: tuple[int, ...],
+        observer: Observer,
+        stopped: Stopped,
+    ) -> State:
+        """Let the driver sample until the run is over, and seal the store."""
+        if self._asked != 1:
+            trace.log(Packed(self._asked, **asdict(self._packing)))
+        if isinstance(pool, ExportsMetrics):
+            observer = Observers(observer, pool.metrics(self._spec.run))
+        began = time.monotonic() - trace.manifest.seconds
+        stopped = stop_after(self._spec.config.max_seconds, stopped)
+        state = Driver(self._spec, pool, trace, Gate(trace).judge, observer, stopped).run(places)
+        _seal(trace, state, time.monotonic() - began)
+        return state
+
+
+def ray_pool(config: RunConfig) -> ChainPool:
+    """Return a pool on Ray, which is joined when its first place is started."""
+    from distsampler.execution.ray_pool import RayPool
+
+    return RayPool(config.placement)
+
+
+def continues(files: Files, resume: Resume) -> bool:
+    """Return whether there is a run to continue; check that one can be made, if not.
+
+    Raises:
+        ConfigError: if resume is none of its words.
+        StoreError: if there is a run and none may be, or none and there must be one.
+    """
+    if resume not in ("never", "auto", "must"):
+        raise ConfigError(f"resume must be 'never', 'auto' or 'must', got {resume!r}")
+    exists = files.exists(MANIFEST)
+    if resume == "must" and not exists:
+        raise StoreError(f"resume='must' needs a run in {files}, which holds none")
+    if exists and resume != "never":
+        return True
+    check_new(files)
+    return False
+
+
+def _seal(trace: Trace, state: State, seconds: float) -> None:
+    """Write into the store how the run ended."""
+    if state.phase is Phase.FAILED:
+        trace.seal("failed", state.reason, None, seconds)
+    elif state.interrupted:
+        trace.seal("interrupted", state.reason, None, seconds)
+    else:
+        trace.seal("finished", state.reason, state.kept, seconds)
+    trace.log(Ended(trace.manifest.status, state.reason))
