@@ -44,8 +44,10 @@ class Advance:
         first_draw: position of the first of them.
         draws: how many.
         at_anchor: losses at w*.
-        states: of each chain at first_draw, None at its start; empty: where this worker left them.
+        states: of each chain at first_draw, None at its start; empty: as this worker left them, or
+            at their start.
         files: of the run directory, where large states lie; None: there are none.
+        with_states: whether the driver is to send the states along, which may be large.
     """
 
     chains: tuple[int, ...]
@@ -54,10 +56,16 @@ class Advance:
     at_anchor: AtAnchor | None = field(default=None, repr=False, compare=False)
     states: tuple[bytes | StateFile | None, ...] = field(default=(), repr=False, compare=False)
     files: Files | None = field(default=None, repr=False, compare=False)
+    with_states: bool = False
+
+
+@dataclass(frozen=True)
+class NotResident:
+    """The answer where a worker does not have the chains at this draw: it needs their states."""
 
 
 Work = AnchorPass | Advance
-Result = AnchorPart | Advanced
+Result = AnchorPart | Advanced | NotResident
 
 
 class Worker:
@@ -96,9 +104,12 @@ class Worker:
                 f"{_what(work)} failed: {type(error).__name__}: {error}\n{traceback.format_exc()}"
             ) from None
 
-    def _advance(self, work: Advance) -> Advanced:
+    def _advance(self, work: Advance) -> Advanced | NotResident:
         """The next draws; large states go to the store at once."""
-        done = self._pack(work).advance(work.draws)
+        pack = self._pack(work)
+        if pack is None:
+            return NotResident()
+        done = pack.advance(work.draws)
         return replace(done, blocks=tuple(self._stored(b, work.files) for b in done.blocks))
 
     def _stored(self, block: DrawBlock, files: Files | None) -> DrawBlock:
@@ -113,11 +124,13 @@ class Worker:
         seconds = block.state_seconds + time.perf_counter() - began
         return replace(block, state=file, state_seconds=seconds)
 
-    def _pack(self, work: Advance) -> Pack:
-        """The chains at work.first_draw: as they were left here, or made anew from their states."""
+    def _pack(self, work: Advance) -> Pack | None:
+        """The chains at work.first_draw: as left here, or from their states; None without both."""
         number = work.chains[0] // self._spec.config.together
         pack = self._packs.pop(number, None)
         if pack is None or not pack.at(work.chains, work.first_draw):
+            if work.first_draw and not work.states:
+                return None
             if work.at_anchor is None:
                 raise RuntimeError("a chain needs the losses at w*")
             pack = Pack(

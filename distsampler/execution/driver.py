@@ -222,7 +222,7 @@ class Driver:
             return work
         states = tuple(
             self._states.get(chain) or self._trace.state(chain, work.first_draw)
-            for chain in work.chains
+            for chain in (work.chains if work.with_states else ())
         )
         return replace(work, at_anchor=self._at_anchor, states=states, files=self._trace.files)
 

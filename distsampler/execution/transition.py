@@ -19,7 +19,7 @@ from typing import assert_never
 
 from distsampler.chains.anchor_pass import BLOCK, AnchorPart, Part
 from distsampler.chains.pack import Advanced
-from distsampler.chains.worker import Advance, AnchorPass, Work
+from distsampler.chains.worker import Advance, AnchorPass, NotResident, Work
 from distsampler.draws import DrawBlock
 from distsampler.errors import StoreError
 from distsampler.execution.pool import (
@@ -147,6 +147,8 @@ def _ready(state: State, event: PlaceReady) -> Step:
 def _done(state: State, event: WorkDone) -> Step:
     if state.places[event.place].work != event.work:
         return state, []  # a reply that came twice
+    if isinstance(event.result, NotResident):
+        return _sent_again(state, event)
     state, actions = _freed(state, event.place, progress=True)
     match event.result:
         case AnchorPart(part):
@@ -157,6 +159,14 @@ def _done(state: State, event: WorkDone) -> Step:
         case Advanced() as done:
             state, more = _advanced(replace(state, block=_block_size(state, event, done)), done)
             return state, actions + more
+
+
+def _sent_again(state: State, event: WorkDone) -> Step:
+    """Gives the place the same work, with the states of its chains."""
+    assert isinstance(event.work, Advance), "no other work has chains"
+    work = replace(event.work, with_states=True)
+    place = replace(state.places[event.place], work=work)
+    return _with_place(state, event.place, place), [Submit(event.place, work)]
 
 
 def _advanced(state: State, done: Advanced) -> Step:

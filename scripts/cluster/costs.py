@@ -85,9 +85,9 @@ def calls() -> tuple[float, float, float, float]:
         pool.submit(0, AnchorPass(part))
         parts.append(one(pool, WorkDone).result)
     submits, collects, latencies = list[float](), list[float](), list[float]()
-    known, state = anchor_pass.reduce(parts, spec), None
+    known = anchor_pass.reduce(parts, spec)
     for number in range(CALLS):
-        work = Advance((0,), 5 * number, 5, known, (state,))
+        work = Advance((0,), 5 * number, 5, known)
         began, thread = time.perf_counter(), time.thread_time()
         pool.submit(0, work)
         submits.append(time.thread_time() - thread)
@@ -95,7 +95,6 @@ def calls() -> tuple[float, float, float, float]:
         done = one(pool, WorkDone)
         collects.append(time.thread_time() - thread)
         latencies.append(time.perf_counter() - began - done.seconds)
-        state = done.result.blocks[0].state
     pool.stop()
     return start, median(submits), median(collects), median(latencies)
 
@@ -193,7 +192,7 @@ def pace() -> float:
     worker = Worker(spec, torch.device("cpu"), 2)
     parts = [worker.perform(AnchorPass(part)) for part in anchor_pass.parts_of(spec, 1)]
     known = anchor_pass.reduce(parts, spec)  # type: ignore[arg-type]
-    worker.perform(Advance((0,), 0, 10, known, (None,)))
+    worker.perform(Advance((0,), 0, 10, known))
     began = time.perf_counter()
     worker.perform(Advance((0,), 10, 100, known))
     return (time.perf_counter() - began) / 100

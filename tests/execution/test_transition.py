@@ -19,7 +19,7 @@ from distsampler.analysis.verdict import Status, Verdict
 from distsampler.chains.anchor_pass import AnchorPart, Part
 from distsampler.chains.chain import ChainDiverged
 from distsampler.chains.pack import Advanced
-from distsampler.chains.worker import Advance, AnchorPass, Result, Work
+from distsampler.chains.worker import Advance, AnchorPass, NotResident, Result, Work
 from distsampler.draws import DrawBlock
 from distsampler.errors import DistsamplerError, StoreError, WorkFailedError
 from distsampler.execution.pool import (
@@ -474,6 +474,23 @@ def test_a_late_reply_changes_nothing() -> None:
     assert play.state.busy[1] == work
 
 
+def test_a_place_that_does_not_hold_a_chain_gets_its_states_once() -> None:
+    play = Play()
+    play.start()
+    work = play.state.busy[1]
+    assert isinstance(work, Advance)
+    assert not work.with_states, "states may be large: they are sent only where they are needed"
+    play.send(WorkDone(1, work, NotResident()))
+    again = replace(work, with_states=True)
+    assert play.actions[-1] == Submit(1, again)
+    assert play.state.busy[1] == again
+    before = play.state
+    play.send(WorkDone(1, work, NotResident()))
+    assert play.state == before, "the same reply came twice"
+    play.done(1)
+    assert play.ends[work.chains[0]] == work.draws
+
+
 def test_parts_of_the_anchor_pass_are_cut_by_time_into_whole_blocks() -> None:
     rows, setup = 100_000, replace(SETUP, parts=(Part(0, 0, "probe"), Part(0, 100_000)))
     play = Play(setup, places=2)
@@ -593,6 +610,13 @@ class AnyInterleaving(RuleBasedStateMachine):
         work = self.play.state.busy.get(-1 if place is None else place)
         if place is not None and work is not None:
             self.say(WorkFailed(place, work, error("raised"), self.play.life(place)))
+
+    @rule(number=numbers)
+    def does_not_hold_the_chains(self, number: int) -> None:
+        place = self.place(number)
+        work = self.play.state.busy.get(-1 if place is None else place)
+        if place is not None and isinstance(work, Advance) and not work.with_states:
+            self.say(WorkDone(place, work, NotResident(), 0.0, self.play.life(place)))
 
     @precondition(lambda self: self.heard)
     @rule(data=st.data())
