@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import sys
 import warnings
@@ -26,92 +25,99 @@ FAILED, USAGE, NOT_CONVERGED, LOST_CHAINS, INTERRUPTED = 1, 2, 3, 4, 130
 
 app = typer.Typer(
     help="Local Learning Coefficients of PyTorch models, from chains on a Ray cluster.",
+    epilog="Explanations: distsampler guide.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-Store = Annotated[str, typer.Argument(help="The run directory.", show_default=False)]
-Bias = Annotated[float, typer.Option(help="Wanted of step and minibatches, relative.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+Config = Annotated[
+    Path, typer.Argument(help="YAML file: the fields of RunConfig, and model, data, loss.")
+]
+Store = Annotated[str, typer.Argument(help="Run directory.", show_default=False)]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Set a field, for example sampler.lr=1e-5. May be repeated."),
+]
+Resume = Annotated[
+    str, typer.Option(help="Continue what the store holds: never, auto (if it does) or must.")
+]
+Bias = Annotated[
+    float, typer.Option(help="Relative bias of the LLC that step and minibatches may bring.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.command()
 def run(
-    config: Annotated[Path, typer.Argument(help="YAML: RunConfig, and model, data, loss.")],
-    store: Annotated[str | None, typer.Option(help="The run directory; must be new.")] = None,
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", help="Set a field: sampler.lr=1e-5.")
-    ] = None,
-    resume: Annotated[str, typer.Option(help="never, auto or must.")] = "never",
+    config: Config,
+    store: Annotated[str | None, typer.Option(help="Run directory; it must be new.")] = None,
+    changes: Changes = None,
+    resume: Resume = "never",
     calibrated: Annotated[
-        bool, typer.Option("--calibrate", help="Choose by pilots what the file leaves open.")
+        bool,
+        typer.Option("--calibrate", help="Choose by short pilots what the file leaves open."),
     ] = False,
     bias: Bias = 0.005,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Sample the posterior that a config file describes."""
-    from distsampler import recipe
+    from distsampler.recipe import load
 
-    found = recipe.load(config, changes or [])
+    recipe = load(config, changes or [])
     if calibrated:
-        found = _calibrated(found, store, resume, bias)
-    from distsampler.sampling.sample import sample_recipe
+        recipe = _calibrated(recipe, store, resume, bias)
+    from distsampler.sampling.sample import sample_recipe  # slow: mistakes in the file come first
 
-    done = sample_recipe(found, store, None, resume, quiet=quiet)  # type: ignore[arg-type]  # checked
+    done = sample_recipe(recipe, store, None, resume, quiet=quiet)  # type: ignore[arg-type]  # checked
     _finish(done)
 
 
 @app.command()
 def calibrate(
-    config: Annotated[
-        Path, typer.Argument(help="YAML, as for run; what it leaves open is chosen.")
-    ],
-    out: Annotated[Path | None, typer.Option(help="The YAML to write.", show_default=False)] = None,
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", help="Set a field: sampler.localization=1.")
+    config: Config,
+    out: Annotated[
+        Path | None, typer.Option(help="YAML file to write the choice to.", show_default=False)
     ] = None,
+    changes: Changes = None,
     bias: Bias = 0.005,
     heatmap: Annotated[
         Path | None,
-        typer.Option(help="Sample the LLC over lr x nbeta too; its figure.", show_default=False),
+        typer.Option(
+            help="Sample the LLC over lr and nbeta too, and write this figure.", show_default=False
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Choose sampler, step size and length by short pilots."""
     from distsampler import recipe
 
-    wanted = recipe.load(config, changes or [])
-    _see_writable(out, heatmap)
+    given = recipe.load(config, changes or [])
+    _check_writable(out, heatmap)
     if heatmap is not None:
-        _see_figure(heatmap)
+        _check_figure(heatmap)
     from distsampler.sampling.calibration import calibrate_recipe
 
-    chosen, found = calibrate_recipe(wanted, heatmap=heatmap is not None, bias=bias)
-    _say(json.dumps(found.as_dict()) if as_json else str(found))
+    chosen, calibration = calibrate_recipe(given, heatmap=heatmap is not None, bias=bias)
+    _say(json.dumps(calibration.as_dict()) if as_json else str(calibration))
     if out is not None:
         recipe.write(chosen, out)
-    if found.heatmap is not None and heatmap is not None:
+    if calibration.heatmap is not None and heatmap is not None:
         from matplotlib.figure import Figure
 
         from distsampler.report.plots import plot_heatmap
 
         figure = Figure(figsize=(8, 4), layout="constrained")
-        plot_heatmap(found.heatmap, figure.subplots())
+        plot_heatmap(calibration.heatmap, figure.subplots())
         figure.savefig(heatmap)
 
 
 @app.command()
-def resume(
-    store: Store,
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", help="Set a field: draws=5000 extends the run.")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
-) -> None:
-    """Go on with a run that was interrupted, or extend a finished one."""
-    from distsampler import recipe
+def resume(store: Store, changes: Changes = None, quiet: Quiet = False) -> None:
+    """Continue an interrupted run, or extend a finished one."""
     from distsampler.errors import StoreError
+    from distsampler.recipe import reload
 
     manifest = _open(store).manifest
     if manifest.recipe is None:
@@ -119,10 +125,10 @@ def resume(
             f"the run in {store} was started from Python, and its model has no name to be imported "
             f"by: continue it there, with distsampler.resume({str(store)!r}, model, data, loss)"
         )
-    found = recipe.reload(manifest.recipe, manifest.config, changes or [])
+    recipe = reload(manifest.recipe, manifest.config, changes or [])
     from distsampler.sampling.sample import sample_recipe
 
-    _finish(sample_recipe(found, str(store), None, "must", quiet=quiet))
+    _finish(sample_recipe(recipe, store, None, "must", quiet=quiet))
 
 
 @app.command()
@@ -134,29 +140,33 @@ def llc(
     as_json: Json = False,
 ) -> None:
     """Print the LLC of a run, with its error and verdict."""
-    found = _open(store)
-    estimate = found.llc("ignore")
+    run = _open(store)
+    estimate = run.llc("ignore")
     _say(json.dumps(estimate.as_dict()) if as_json else str(estimate))
     if budget and not as_json:
         _say(estimate.budget.table(estimate.mean))
-    raise typer.Exit(_code(found))
+    raise typer.Exit(_code(run))
 
 
 @app.command()
 def diagnose(store: Store, as_json: Json = False) -> None:
     """Print R-hat, ESS and the verdict of a run."""
-    found = _open(store)
+    from distsampler.report.terminal import diagnosis_as_dict, print_diagnosis
+
+    run = _open(store)
     if as_json:
-        _say(json.dumps(_diagnosis(found)))
+        _say(json.dumps(diagnosis_as_dict(run)))
     else:
-        _print_table(found)
-    raise typer.Exit(_code(found))
+        print_diagnosis(run)
+    raise typer.Exit(_code(run))
 
 
 @app.command()
 def report(
-    store: Annotated[str, typer.Argument(help="A run's or a sweep's.", show_default=False)],
-    out: Annotated[Path | None, typer.Option(help="The HTML file.", show_default=False)] = None,
+    store: Annotated[str, typer.Argument(help="Directory of a run or sweep.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file to write.", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write one HTML file about a run, or about a sweep."""
@@ -172,16 +182,14 @@ def report(
 
 @app.command()
 def sweep(
-    config: Annotated[Path, typer.Argument(help="YAML, as for run, with a block 'sweep'.")],
-    store: Annotated[str, typer.Option(help="The sweep's directory; must be new.")],
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", help="Set a field: sweep.calibrate=true.")
-    ] = None,
-    resume: Annotated[str, typer.Option(help="never, auto or must.")] = "never",
+    config: Annotated[Path, typer.Argument(help="YAML file as for run, with a block 'sweep'.")],
+    store: Annotated[str, typer.Option(help="Directory of the sweep; it must be new.")],
+    changes: Changes = None,
+    resume: Resume = "never",
     max_cells: Annotated[
-        int | None, typer.Option(help="Refuse a sweep of more; else the file's.")
+        int | None, typer.Option(help="Largest number of cells, in place of the file's.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing of each cell.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing as cells end.")] = False,
     as_json: Json = False,
 ) -> None:
     """Sample many checkpoints, restrictions, settings and data sets."""
@@ -197,31 +205,31 @@ def sweep(
 
 @app.command()
 def collect(
-    store: Annotated[str, typer.Argument(help="The sweep's directory.", show_default=False)],
-    csv: Annotated[Path | None, typer.Option(help="A table to write.", show_default=False)] = None,
+    store: Annotated[str, typer.Argument(help="Directory of the sweep.", show_default=False)],
+    csv: Annotated[Path | None, typer.Option(help="CSV file to write.", show_default=False)] = None,
     netcdf: Annotated[
-        Path | None, typer.Option(help="An xarray file to write.", show_default=False)
+        Path | None, typer.Option(help="NetCDF file to write, for xarray.", show_default=False)
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Print the estimates of a sweep, or write them as CSV or netCDF."""
     from distsampler.sweeps.results import open_sweep
 
-    found = open_sweep(store)
-    _see_writable(csv, netcdf)
+    done = open_sweep(store)
+    _check_writable(csv, netcdf)
     if csv is not None:
-        found.to_csv(csv)
+        done.to_csv(csv)
     if netcdf is not None:
-        found.to_netcdf(netcdf)
-    _finish_sweep(found, as_json)
+        done.to_netcdf(netcdf)
+    _finish_sweep(done, as_json)
 
 
 @app.command()
 def watch(
     store: Store,
-    once: Annotated[bool, typer.Option("--once", help="Print how it stands, and end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print the progress now, and exit.")] = False,
 ) -> None:
-    """Show how a run goes, from any machine that sees its directory."""
+    """Show the progress of a run, from wherever its store is seen."""
     from distsampler.report.watch import follow
 
     try:
@@ -235,38 +243,50 @@ def watch(
 
 @app.command("ls")
 def list_runs(
-    folder: Annotated[str, typer.Argument(help="A folder of runs.")] = ".",
+    folder: Annotated[str, typer.Argument(help="Folder to search.")] = ".",
     as_json: Json = False,
 ) -> None:
-    """List the runs beneath a folder, a line each."""
+    """List the runs in a folder and its subfolders, one per line."""
     from distsampler.report.listing import entries, table
 
-    found = entries(folder)
-    _say(json.dumps({"runs": [entry.as_dict() for entry in found]}) if as_json else table(found))
+    runs = entries(folder)
+    _say(json.dumps({"runs": [entry.as_dict() for entry in runs]}) if as_json else table(runs))
 
 
 @app.command()
 def certify(
     sampler: Annotated[
-        str | None, typer.Option(help="The one to try; else each row has its own.")
+        str | None, typer.Option(help="Sampler to try; by default, each row has its own.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A few rows of every kind.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Try a few rows of each kind.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Run samplers over models whose LLC is known, and print what came of it."""
-    from distsampler.truth.certify import Row
-    from distsampler.truth.certify import certify as made
+    """Hold samplers against models whose LLC is known."""
+    from distsampler.truth import certify as truth
 
-    def say(row: Row) -> None:
+    def say(row: truth.Row) -> None:
         typer.echo(f"{row.seconds:4.0f} s  {row.case}, {row.sampler}: {row.estimate:.4g}", err=True)
 
-    found = made(sampler=sampler, quick=quick, say=say)
-    _say(json.dumps(found.as_dict()) if as_json else str(found))
-    raise typer.Exit(0 if found.holds else FAILED)
+    certificate = truth.certify(sampler=sampler, quick=quick, say=say)
+    _say(json.dumps(certificate.as_dict()) if as_json else str(certificate))
+    raise typer.Exit(0 if certificate.holds else FAILED)
+
+
+@app.command()
+def guide(
+    page: Annotated[str | None, typer.Argument(help="Name of a page.", show_default=False)] = None,
+) -> None:
+    """Print a page of the guide; without PAGE, list the pages."""
+    from distsampler.report.guide import contents, show
+
+    if page is None:
+        _say(contents())
+    else:
+        show(page)
 
 
 def main() -> None:
-    """The console script: errors made on purpose are one message and an exit code."""
+    """Run a command; an error made on purpose is one message and an exit code."""
     from distsampler.errors import DistsamplerError, RunFailed, WorkFailedError
     from distsampler.store.files import StoreFault
 
@@ -280,8 +300,23 @@ def main() -> None:
         sys.exit(FAILED if isinstance(error, RunFailed | WorkFailedError | StoreFault) else USAGE)
 
 
+def _calibrated(recipe: Recipe, store: str | None, resume: str, bias: float) -> Recipe:
+    """Return the recipe with what pilots choose; of a run that exists, with what they chose."""
+    from distsampler.sampling.calibration import calibrate_recipe, continued
+    from distsampler.sampling.job import continues
+    from distsampler.store.trace import as_files
+
+    if store is not None:
+        continues(as_files(store), resume)  # type: ignore[arg-type]  # checked there
+    if resume != "never" and (chosen := continued(recipe, store)) is not None:
+        return chosen
+    chosen, calibration = calibrate_recipe(recipe, bias=bias)
+    typer.echo(str(calibration), err=True)
+    return chosen
+
+
 def _finish(done: Run) -> None:
-    """Says how a run ended, and exits with the code for that."""
+    """Print how a run ended, and exit with the code for that."""
     if done.manifest.status == "interrupted":
         reason = f"interrupted ({done.manifest.reason}), committed cleanly; go on with"
         typer.echo(f"{reason}: distsampler resume {done.store}", err=True)
@@ -295,15 +330,17 @@ def _finish(done: Run) -> None:
 
 
 def _finish_sweep(done: Sweep, as_json: bool) -> None:
-    """Prints the estimates of a sweep, and exits with the code of its worst cell."""
-    rows = done.rows()
+    """Print the estimates of a sweep, and exit with the code of its worst cell."""
+    from distsampler.report.terminal import estimates
+
+    rows: list[dict[str, Any]] = done.rows()
     if as_json:
         _say(json.dumps({"sweep": done.store, "cells": rows}))
     else:
-        _print_sweep(done, rows)
-    open_ends = [row for row in rows if row["status"] not in ("finished", "failed")]
-    if open_ends:
-        missing = f"{len(open_ends)} of {len(rows)} cells have not ended"
+        _say("\n".join([*estimates(rows), f"sweep {done.store}"]))
+    left = [row for row in rows if row["status"] not in ("finished", "failed")]
+    if left:
+        missing = f"{len(left)} of {len(rows)} cells have not ended"
         typer.echo(f"{missing}; go on with the same command and --resume auto", err=True)
         raise typer.Exit(INTERRUPTED)
     if any(row["status"] == "failed" for row in rows):
@@ -313,42 +350,8 @@ def _finish_sweep(done: Sweep, as_json: bool) -> None:
     raise typer.Exit(LOST_CHAINS if any(row["lost_chains"] for row in rows) else 0)
 
 
-def _print_sweep(done: Sweep, rows: list[dict[str, Any]]) -> None:
-    from distsampler.analysis.estimators import plus_minus
-
-    wide = max(len(row["cell"]) for row in rows)
-    for row in rows:
-        if row["status"] == "waiting":
-            continue  # they are counted below
-        if row["llc"] is None:
-            reason = row["reason"].partition("\n")[0]
-            _say(f"{row['cell']:{wide}}  {row['status']}{reason and ': '}{reason}")
-        else:
-            se = math.nan if row["se"] is None else row["se"]
-            verdict = f"{row['verdict']}" + (
-                "" if row["status"] == "finished" else ", " + row["status"]
-            )
-            _say(f"{row['cell']:{wide}}  LLC {plus_minus(row['llc'], se)}  {verdict}")
-    _say(f"sweep {done.store}")
-
-
-def _calibrated(found: Recipe, store: str | None, resume: str, bias: float) -> Recipe:
-    """The recipe with what pilots choose, or, of a run that exists, with what they chose then."""
-    from distsampler.sampling.calibration import calibrate_recipe, continued
-    from distsampler.sampling.job import continues
-    from distsampler.store.trace import as_files
-
-    if store is not None:
-        continues(as_files(store), resume)  # type: ignore[arg-type]  # checked there
-    if resume != "never" and (chosen := continued(found, store)) is not None:
-        return chosen
-    found, calibration = calibrate_recipe(found, bias=bias)
-    typer.echo(str(calibration), err=True)
-    return found
-
-
-def _see_writable(*paths: Path | None) -> None:
-    """Sees before work is done for them that files can be written where they shall be."""
+def _check_writable(*paths: Path | None) -> None:
+    """Check that files can be written, before work is done for them."""
     from distsampler.errors import ConfigError
 
     for path in paths:
@@ -356,8 +359,8 @@ def _see_writable(*paths: Path | None) -> None:
             raise ConfigError(f"{path} must be a file in a folder that can be written: make it")
 
 
-def _see_figure(path: Path) -> None:
-    """Sees that matplotlib knows the format of a figure's name."""
+def _check_figure(path: Path) -> None:
+    """Check that matplotlib knows the format of a figure's name."""
     from matplotlib.backend_bases import FigureCanvasBase
 
     from distsampler.errors import ConfigError
@@ -373,59 +376,10 @@ def _open(store: str) -> Run:
     return open_run(store)
 
 
-def _code(found: Run) -> int:
-    if not found.verdict.converged:
+def _code(run: Run) -> int:
+    if not run.verdict.converged:
         return NOT_CONVERGED
-    return LOST_CHAINS if found.lost_chains else 0
-
-
-def _diagnosis(found: Run) -> dict[str, Any]:
-    verdict = found.verdict
-    return {
-        "verdict": str(verdict.status),
-        "reason": verdict.reason,
-        "advice": verdict.advice,
-        "advisories": list(found.advisories),
-        "status": found.manifest.status,
-        "burn_in": found.burn_in,
-        "lost_chains": found.lost_chains,
-        "events": [event for event in found.events if event["event"] in ("lost", "retired")],
-        **found.diagnosis.as_dict(),
-    }
-
-
-def _print_table(found: Run) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    diagnosis = found.diagnosis
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    table = Table(box=None, pad_edge=False)
-    table.add_column("gate")
-    table.add_column("quantity", no_wrap=True)
-    config = found.manifest.config
-    steps = f"steps for {config.gate.ess:g}"  # that each quantity needs, the advisory ones too
-    for heading in ("mean", "sd", "MCSE", "R-hat", "bulk ESS", "tail ESS", steps):
-        table.add_column(heading, justify="right")
-    for row in diagnosis.rows:
-        numbers = [f"{value:.4g}" for value in (row.mean, row.sd, row.mcse)]
-        ess = [f"{value:.0f}" for value in (row.ess_bulk, row.ess_tail)]
-        name = row.name.replace("[", r"\[")
-        needed = f"{config.thin * diagnosis.draws_for(row, config.gate.ess):.0f}"
-        table.add_row("*" if row.gated else "", name, *numbers, f"{row.r_hat:.4f}", *ess, needed)
-    console.print(table)
-    for line in diagnosis.remarks():
-        _say(line)
-    for chain, reason in found.lost_chains.items():
-        _say(f"lost chain {chain}: {reason.splitlines()[0]}")
-    losses = sum(event["event"] == "lost" for event in found.events)
-    _say(
-        f"{diagnosis.chains} chains of {diagnosis.draws} draws after a burn-in of {found.burn_in}, "
-        f"{losses} actors lost and replaced"
-    )
-    _say(str(found.verdict))
-    for advisory in found.advisories:
-        _say(f"note: {advisory}")
+    return LOST_CHAINS if run.lost_chains else 0
 
 
 def _say(text: str) -> None:

@@ -1,5 +1,6 @@
 """The command line as a user meets it: in a process of its own."""
 
+import contextlib
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import yaml
 from tests.conftest import RAY_ENVIRONMENT
 
 CODE = Path(__file__).parent / "user_code.py"
+GUIDE = Path(__file__).parents[1] / "distsampler/guide"
 CONFIG: dict[str, Any] = {
     "model": f"{CODE}:model",
     "data": f"{CODE}:data",
@@ -206,6 +208,37 @@ def test_a_run_from_python_is_not_resumed_from_the_command_line(tmp_path: Path) 
     assert "Traceback" not in out.stderr
 
 
+def test_the_guide_lists_its_pages_and_prints_one() -> None:
+    pages = {path.stem: path.read_text() for path in GUIDE.glob("*.md")}
+    listed = command("guide")
+    assert listed.returncode == 0
+    rows = dict(line.split(maxsplit=1) for line in listed.stdout.splitlines())
+    assert rows == {name: text.splitlines()[0].lstrip("# ") for name, text in pages.items()}
+    for name in ("samplers", "shards"):
+        assert command("guide", name).stdout == pages[name]
+
+
+def test_a_page_of_the_guide_that_does_not_exist_is_a_mistake_of_usage() -> None:
+    out = command("guide", "samplr")
+    assert (out.returncode, out.stdout) == (2, "")
+    assert "unknown page 'samplr': did you mean 'samplers'?" in out.stderr
+
+
+def test_a_terminal_shows_a_page_of_the_guide_rendered() -> None:
+    ours, theirs = os.openpty()
+    words = [sys.executable, "-c", "from distsampler.cli import main; main()", "guide", "packing"]
+    process = subprocess.Popen(words, stdout=theirs, env={**os.environ, "TERM": "xterm"})
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux ends a terminal so
+        while part := os.read(ours, 65536):
+            shown += part
+    assert process.wait(60) == 0
+    assert b"\x1b[" in shown
+    assert b"Small models: pack chains" in shown
+    assert b"# Small models" not in shown
+
+
 def test_help_loads_nothing_heavy() -> None:
     out = subprocess.run(
         [
@@ -231,7 +264,7 @@ def test_help_loads_nothing_heavy() -> None:
         "pydantic",
         "matplotlib",
     }
-    for name in ("run", "diagnose", "llc", "report", "watch", "ls"):
+    for name in ("run", "diagnose", "llc", "report", "watch", "ls", "guide"):
         assert name in out.stdout
 
 
