@@ -4,15 +4,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-torch.set_num_threads(1)
+from tests.processes import RAY_ENVIRONMENT
 
-RAY_ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",  # loopback only
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_failure_threshold": "3",
-    "RAY_memory_monitor_refresh_ms": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """Small models with data and loss, for tests that are not about statistics."""
 
+import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,6 +65,46 @@ def chain(index: int = 0, loss: Any = squared_error, **fields: Any) -> Chain:
     return Chain(spec, index, anchored(spec))
 
 
+def both(settings: ds.RunConfig, path: Path) -> tuple[ds.Run, ds.Run]:
+    """The same run in this process and on Ray."""
+    serial, ray = (
+        ds.sample(*regression(), squared_error, settings, store=path / kind, pool=pool, quiet=True)
+        for kind, pool in (("serial", ds.SerialPool()), ("ray", None))
+    )
+    return serial, ray
+
+
+class Net(nn.Module):
+    """Dropout and batch norm: what draws at random, and what keeps statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layers(x)
+        return out
+
+
+class Tilted(nn.Module):
+    """Weights at the minimum of a quadratic that examples tilt."""
+
+    def __init__(self, dimensions: int, seed: int = 0) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(dimensions))
+        source = torch.Generator().manual_seed(seed)
+        turn, _ = torch.linalg.qr(torch.randn(dimensions, dimensions, generator=source).double())
+        h = torch.logspace(-1, 1, dimensions, dtype=torch.float64)
+        self.register_buffer("hessian", (turn @ torch.diag(h) @ turn.T).float())
+
+
+def tilted(model: Tilted, batch: Tensor) -> Tensor:
+    """``l_i(w) = 1/2 w^T H w + z_i . w``: the gradient's covariance is that of z, everywhere."""
+    return model.w @ model.hessian @ model.w / 2 + batch @ model.w
+
+
 class Exploding:
     """A loss that is not finite for one chain of a process after some of its steps."""
 
@@ -77,3 +119,24 @@ class Exploding:
         calls = self.models[id(model)] = self.models.get(id(model), 0) + 1
         mine = list(self.models).index(id(model)) == self.chain
         return losses * float("nan") if mine and calls > self.after else losses
+
+
+class Held:
+    """A loss that takes its time while a file exists; its values are always the same.
+
+    Args:
+        held: the file.
+        seconds: a call takes.
+        memory: bytes that a call holds meanwhile, on the device of the batch.
+    """
+
+    def __init__(self, held: Path, seconds: float, memory: int = 0) -> None:
+        self.held, self.seconds, self.memory = held, seconds, memory
+
+    def __call__(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        if self.held.exists():
+            size = self.memory if len(batch[0]) == 16 else 0  # a step, not the anchor
+            eaten = torch.ones(size, dtype=torch.uint8, device=batch[0].device)
+            time.sleep(self.seconds)
+            del eaten
+        return squared_error(model, batch)

@@ -6,9 +6,12 @@ so one long vector is as many chains, and standard errors follow from counting c
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+DATA = torch.zeros(64, 1)  # of a loss that does not depend on them
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class CorrelatedGaussian:
 
 @dataclass(frozen=True)
 class Power:
-    """L(w) = sum w_i^(2k): each coordinate has nbeta E[L] = 1/(2k), for every nbeta."""
+    """L(w) = sum w_i^(2k): each coordinate's nbeta L has mean and variance 1/(2k) for any nbeta."""
 
     k: int
 
@@ -84,6 +87,18 @@ class Power:
 
     def loss(self, w: Tensor) -> Tensor:
         return (w ** (2 * self.k)).sum()
+
+    def __call__(self, model: "Weights", batch: Any) -> Tensor:
+        """The same as a run's loss: of each example that of all coordinates."""
+        return self.loss(model.w).expand(len(batch))
+
+
+class Weights(nn.Module):
+    """Vectors at zero, which is w* of every loss here."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(shape))
 
 
 def parameter(*shape: int, dtype: torch.dtype = torch.float32) -> torch.nn.Parameter:

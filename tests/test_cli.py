@@ -8,47 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-from tests.conftest import RAY_ENVIRONMENT
+from tests.processes import CONFIG, RAY_ENVIRONMENT, command, written
 
-CODE = Path(__file__).parent / "user_code.py"
 GUIDE = Path(__file__).parents[1] / "distsampler/guide"
-CONFIG: dict[str, Any] = {
-    "model": f"{CODE}:model",
-    "data": f"{CODE}:data",
-    "loss": f"{CODE}:loss",
-    "sampler": {"name": "sgld", "lr": 5e-3, "localization": 5.0},
-    "chains": 2,
-    "draws": 900,
-    "burn_in": 100,
-    "thin": 5,
-    "batch_size": 100,
-    "device": "cpu",
-    "placement": {"cpus_per_chain": 0.5, "chains_per_actor": 2},
-}
-
-
-def command(
-    *words: object, cwd: Path | None = None, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", "from distsampler.cli import main; main()", *map(str, words)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, **RAY_ENVIRONMENT, **environment},
-        timeout=120,
-    )
-
-
-def written(path: Path, **changes: object) -> Path:
-    file = path / "config.yaml"
-    file.write_text(yaml.safe_dump({**CONFIG, **changes}))
-    return file
 
 
 @pytest.fixture(scope="module")

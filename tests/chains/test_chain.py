@@ -14,32 +14,18 @@ from torch import Tensor, nn
 import distsampler as ds
 from distsampler.chains.chain import Chain, ChainDiverged
 from distsampler.chains.observables import variables
-from distsampler.draws import DrawBlock
 from distsampler.errors import ConfigError
 from distsampler.sampling.prepare import prepare
-from tests.problems import anchored, chain, config, mean_squared_error, regression, squared_error
-
-
-def assert_same(one: DrawBlock, *others: DrawBlock) -> None:
-    """A block equals the others put together, bit for bit, state included."""
-    for name, values in one.values.items():
-        joined = np.concatenate([other.values[name] for other in others])
-        assert np.array_equal(values, joined), name
-    assert one.state == others[-1].state
-
-
-class Net(nn.Module):
-    """Dropout and batch norm: what draws at random, and what keeps statistics."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 1)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.layers(x)
-        return out
+from tests.assertions import assert_same_blocks
+from tests.problems import (
+    Net,
+    anchored,
+    chain,
+    config,
+    mean_squared_error,
+    regression,
+    squared_error,
+)
 
 
 def net_chain(mode: str, index: int = 0) -> Chain:
@@ -81,7 +67,7 @@ def test_a_chain_that_does_not_move_has_an_llc_of_zero(mode: str, batches: str, 
 def test_advance_a_then_b_is_advance_a_plus_b(sampler: str, batches: str) -> None:
     fields = {"sampler": ds.SamplerConfig(name=sampler, lr=1e-4), "batches": batches}
     whole, parts = chain(**fields), chain(**fields)
-    assert_same(whole.advance(30), parts.advance(7), parts.advance(1), parts.advance(22))
+    assert_same_blocks(whole.advance(30), parts.advance(7), parts.advance(1), parts.advance(22))
 
 
 @pytest.mark.parametrize("sampler", ["sgld", "sgnht"])
@@ -90,7 +76,7 @@ def test_a_restored_chain_goes_on_to_the_bit(sampler: str) -> None:
     first, other = chain(**fields), chain(**fields)
     other.restore(first.advance(11).state)
     assert other.draw == 11
-    assert_same(first.advance(9), other.advance(9))
+    assert_same_blocks(first.advance(9), other.advance(9))
 
 
 def test_two_chains_differ() -> None:
@@ -155,7 +141,7 @@ def test_dropout_is_seeded_and_the_global_generator_is_left_alone() -> None:
     torch.set_rng_state(before)
     other = other_chain.advance(6)
     assert torch.equal(before, torch.get_rng_state())
-    assert_same(one, other)
+    assert_same_blocks(one, other)
 
 
 def test_dropout_acts_in_train_mode_only() -> None:
@@ -369,7 +355,7 @@ def test_every_other_sampler_goes_on_to_the_bit_too(name: str) -> None:
     chosen = ds.SamplerConfig(name=name, lr=1e-4, localization=3.0)
     first, other = (chain(sampler=chosen, batch_size=size) for _ in range(2))
     other.restore(first.advance(6).state)  # amid burn-in, where preconditioners still adapt
-    assert_same(first.advance(9), other.advance(9))
+    assert_same_blocks(first.advance(9), other.advance(9))
 
 
 def test_mala_takes_all_data_and_records_its_acceptance() -> None:

@@ -15,8 +15,9 @@ from distsampler.data.rows import as_rows
 from distsampler.sampling.prepare import prepare
 from tests.assertions import assert_mean, assert_same
 from tests.faults import job
-from tests.faults.job import DriverProcess, actors, committed, events
+from tests.faults.job import DriverProcess
 from tests.problems import anchored, config, regression, squared_error
+from tests.processes import actors, committed, end, events
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 HALF = {"address": "local", "gpus_per_chain": 0.5, "cpus_per_chain": 1, "block": 10}
@@ -112,7 +113,7 @@ def test_an_actor_on_a_gpu_that_is_killed_changes_no_bit(tmp_path: Path) -> None
     held.touch()
     with DriverProcess(store, held, placement=HALF, **fields) as driver:
         driver.until(lambda: committed(store) and len(actors(store)) == 2)
-        job.end(actors(store)[1])
+        end(actors(store)[1])
         driver.until(lambda: events(store, "lost"))
         held.unlink()
         driver.finish()

@@ -22,9 +22,8 @@ from distsampler.models.stack import Lanes
 from distsampler.sampling import packing
 from distsampler.sampling.prepare import prepare
 from tests.assertions import assert_same
-from tests.chains.test_chain import Net
 from tests.fakes import FlakyPool
-from tests.problems import anchored, config, mean_squared_error, regression, squared_error
+from tests.problems import Net, anchored, config, mean_squared_error, regression, squared_error
 
 CPU = torch.device("cpu")
 NORMS = dict.fromkeys(("grad_norm", "weight_norm", "distance"), True)

@@ -13,8 +13,8 @@ from distsampler.chains.chain import Chain
 from distsampler.errors import ConfigError
 from distsampler.optim import SAMPLERS
 from distsampler.sampling.prepare import prepare
-from tests.execution.test_pools import assert_same
-from tests.problems import anchored, config, regression, squared_error
+from tests.assertions import assert_same
+from tests.problems import anchored, both, config, regression, squared_error
 
 
 class Momentum(torch.optim.Optimizer):
@@ -205,15 +205,6 @@ def test_it_goes_on_to_the_bit_and_what_it_tells_is_recorded() -> None:
     one, two = first.advance(5), other.advance(5)
     assert one.state == two.state
     assert all(np.array_equal(one.values[name], two.values[name]) for name in one.values)
-
-
-def both(settings: ds.RunConfig, path: Path) -> tuple[ds.Run, ds.Run]:
-    """The same run in this process and on Ray."""
-    serial, ray = (
-        ds.sample(*regression(), squared_error, settings, store=path / kind, pool=pool, quiet=True)
-        for kind, pool in (("serial", ds.SerialPool()), ("ray", None))
-    )
-    return serial, ray
 
 
 @pytest.mark.ray

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import distsampler as ds
 from distsampler import recipe
 from distsampler.errors import StoreError
+from tests.assertions import digest
 from tests.fakes import FlakyPool
-from tests.faults.digest import digest
 from tests.problems import config, mean_squared_error, regression, squared_error
 
 

@@ -19,8 +19,7 @@ from distsampler.models.replica import ChainSpec, Replica
 from distsampler.sampling.prepare import prepare
 from distsampler.store.trace import Trace
 from distsampler.truth import discretised_laws
-from tests.assertions import assert_variance
-from tests.execution.test_driver import assert_same
+from tests.assertions import assert_same, assert_variance
 from tests.fakes import FlakyPool
 from tests.problems import anchored, config, mean_squared_error, regression, squared_error
 

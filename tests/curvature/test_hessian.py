@@ -16,26 +16,9 @@ from distsampler.facts import Posterior
 from distsampler.models.replica import ChainSpec, Replica
 from distsampler.sampling.prepare import prepare
 from distsampler.truth import discretised_laws
-from tests.problems import config, mean_squared_error, regression, squared_error
+from tests.problems import Tilted, config, mean_squared_error, regression, squared_error, tilted
 
 ALL = np.arange(300)
-
-
-class Tilted(nn.Module):
-    """Weights at the minimum of a quadratic that examples tilt."""
-
-    def __init__(self, dimensions: int, seed: int = 0) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.zeros(dimensions))
-        source = torch.Generator().manual_seed(seed)
-        turn, _ = torch.linalg.qr(torch.randn(dimensions, dimensions, generator=source).double())
-        h = torch.logspace(-1, 1, dimensions, dtype=torch.float64)
-        self.register_buffer("hessian", (turn @ torch.diag(h) @ turn.T).float())
-
-
-def tilted(model: Tilted, batch: Tensor) -> Tensor:
-    """``l_i(w) = 1/2 w^T H w + z_i . w``: the gradient's covariance is that of z, everywhere."""
-    return model.w @ model.hessian @ model.w / 2 + batch @ model.w
 
 
 def around(model: nn.Module, data: Any, loss: Any = squared_error, **fields: Any) -> Curvature:

@@ -21,11 +21,9 @@ from distsampler.cli import app
 from distsampler.curvature.watch import due
 from distsampler.models.sampler import facts_of
 from distsampler.sampling.prepare import prepare
-from tests.chains.test_chain import assert_same as assert_same_blocks
-from tests.curvature.test_hessian import Tilted, tilted
-from tests.execution.test_driver import assert_same
+from tests.assertions import assert_same, assert_same_blocks
 from tests.fakes import FlakyPool
-from tests.problems import anchored, config, regression, squared_error
+from tests.problems import Tilted, anchored, config, regression, squared_error, tilted
 
 WATCHED = ("curvature", "discretisation_bias", "heat_bias")
 

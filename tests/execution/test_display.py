@@ -6,22 +6,16 @@ import math
 import numpy as np
 import pytest
 
-from distsampler.draws import DrawBlock
 from distsampler.execution.display import Reporter, line, table
 from distsampler.execution.progress import Progress, Snapshot, split_r_hat
-
-
-def block(chain: int, first: int, draws: int) -> DrawBlock:
-    at = np.arange(first, first + draws, dtype=float)
-    values = {"loss": at, "excess_loss": 0.1 + 0 * at, "probe_loss": np.sin(chain + at)}
-    return DrawBlock(chain, first, values, b"")
+from tests.stores import rising
 
 
 def snapshot(chains: int = 2, retired: tuple[int, ...] = ()) -> Snapshot:
     progress = Progress((0,) * chains, burn_in=10, draws=90, nbeta=50.0)
     for first in range(0, 60, 20):
         for chain in range(chains):
-            progress.add(block(chain, first, 20))
+            progress.add(rising(chain, first, 20))
     return progress.snapshot("sampling", retired)
 
 
@@ -46,7 +40,7 @@ def test_the_online_r_hat_is_that_of_the_split_formula() -> None:
 def test_a_long_series_is_thinned_not_kept() -> None:
     progress = Progress((0,), burn_in=0, draws=10**6, nbeta=1.0)
     for first in range(0, 20_000, 500):
-        progress.add(block(0, first, 500))
+        progress.add(rising(0, first, 500))
     running = progress._chains[0]
     assert 500 <= len(running.series) < 1024
     assert running.series.tolist() == np.sin(np.arange(0, 20_000, running.stride)).tolist()

@@ -10,8 +10,8 @@ from torch import Tensor
 
 import distsampler as ds
 from tests.assertions import assert_same
-from tests.faults.job import Held, actors, committed, end, events, until
-from tests.problems import config, regression, squared_error
+from tests.problems import Held, config, regression, squared_error
+from tests.processes import actors, committed, end, events, until
 
 pytestmark = pytest.mark.ray
 HERE = str(os.getpid())

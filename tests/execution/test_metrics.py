@@ -14,11 +14,9 @@ import distsampler as ds
 from distsampler.analysis.verdict import Status, Verdict
 from distsampler.execution.metrics import METRICS, Logger, Metrics, logged, measured
 from distsampler.execution.progress import Progress, Snapshot
-from tests.conftest import RAY_ENVIRONMENT
-from tests.execution.test_display import block
-from tests.faults import job
-from tests.faults.job import Held, committed, until
-from tests.problems import config, regression, squared_error
+from tests.problems import Held, config, regression, squared_error
+from tests.processes import RAY_ENVIRONMENT, committed, until
+from tests.stores import rising
 
 
 def snapshot(
@@ -28,7 +26,7 @@ def snapshot(
     progress = Progress((0, 0, 0), burn_in=10, draws=90, nbeta=50.0)
     for first in range(0, draws, 20):
         for chain in range(3):
-            progress.add(block(chain, first, 20))
+            progress.add(rising(chain, first, 20))
     for _ in range(lost):
         progress.lost(1)
     if judged:
@@ -236,7 +234,7 @@ def test_actors_have_names_that_read_well_and_survive_restarts(
     held.touch()  # nothing ends before the place that dies is up again
     data = (*regression(), Held(held, 0.02), settings)
     running = ds.start(*data, store=store)
-    until(lambda: committed(store) and len(job.actors(store)) == 2)
+    until(lambda: committed(store) and len(actors(store)) == 2)
     assert {"distsampler:digits:place-0", "distsampler:digits:place-1"} <= alive()
     ray.kill(ray.get_actor("distsampler:digits:place-0"))
     until(lambda: "distsampler:digits:place-0:2" in alive())

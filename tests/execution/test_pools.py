@@ -20,8 +20,8 @@ from distsampler.errors import ConfigError, PlacementError
 from distsampler.models.replica import ChainSpec
 from distsampler.sampling.prepare import prepare
 from tests.assertions import assert_same
-from tests.faults.job import Held, events, until
-from tests.problems import config, regression, squared_error
+from tests.problems import Held, config, regression, squared_error
+from tests.processes import events, until
 
 pytestmark = pytest.mark.ray
 

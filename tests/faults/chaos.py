@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 import distsampler as ds
+from tests.assertions import digest
 from tests.faults import job
-from tests.faults.digest import digest
-from tests.faults.job import DriverProcess, actors, committed, until
+from tests.faults.job import DriverProcess
 from tests.faults.nodes import Nodes
+from tests.processes import actors, committed, end, until
 
 STEP_SECONDS, THIN = 0.1, 2  # a step is slow on purpose, so that there is something to kill
 CALM_SECONDS = 20.0  # at the start, to see how fast the run is when nobody disturbs it
@@ -88,7 +89,7 @@ class Chaos:
         if self._driver.process.poll() is not None:
             self._revive()
         elif victim == "actor" and (found := actors(self.store)):
-            job.end(self._chance.choice(found), signal.SIGKILL)
+            end(self._chance.choice(found), signal.SIGKILL)
             self.killed[victim] += 1
         elif victim == "node":
             self._nodes.kill(self._chance.choice(self._nodes.ids))

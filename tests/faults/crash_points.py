@@ -23,7 +23,7 @@ from distsampler.sampling.fingerprint import versions
 from distsampler.sampling.job import Job
 from distsampler.sampling.prepare import prepare
 from distsampler.store.files import Files
-from tests.faults.digest import digest
+from tests.assertions import digest
 from tests.problems import config, regression, squared_error
 
 BEATING = shutil.ignore_patterns(".lease.json*")  # may go at any time

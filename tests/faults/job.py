@@ -6,46 +6,20 @@ Its steps take their time while a file exists: as long as a test wants to kill, 
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import torch
-from torch import nn
-
 import distsampler as ds
-from tests.conftest import RAY_ENVIRONMENT
-from tests.problems import config, regression, squared_error
+from tests.problems import Held, config, regression
+from tests.processes import RAY_ENVIRONMENT, until
 
 ROOT = Path(__file__).parents[2]
 CHAINS = 4
 T = TypeVar("T")
-
-
-class Held:
-    """A loss that takes its time while a file exists; its values are always the same.
-
-    Args:
-        held: the file.
-        seconds: a call takes.
-        memory: bytes that a call holds meanwhile, on the device of the batch.
-    """
-
-    def __init__(self, held: Path, seconds: float, memory: int = 0) -> None:
-        self.held, self.seconds, self.memory = held, seconds, memory
-
-    def __call__(self, model: nn.Module, batch: Any) -> torch.Tensor:
-        if self.held.exists():
-            size = self.memory if len(batch[0]) == 16 else 0  # a step, not the anchor
-            eaten = torch.ones(size, dtype=torch.uint8, device=batch[0].device)
-            time.sleep(self.seconds)
-            del eaten
-        return squared_error(model, batch)
 
 
 def sample(
@@ -132,50 +106,3 @@ class DriverProcess:
         code = self.process.poll()
         assert code is None, f"the driver has ended with {code}"
         return True
-
-
-def until(condition: Callable[[], T], timeout: float = 120) -> T:
-    """What a condition gives, as soon as it is true."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"not true within {timeout:g} s")
-
-
-def events(store: Path, kind: str) -> list[dict[str, Any]]:
-    """The events of a kind, while the run goes on."""
-    try:
-        lines = (store / "events.jsonl").read_text().splitlines()
-    except FileNotFoundError:
-        return []
-    whole = [json.loads(line) for line in lines if line.endswith("}")]
-    return [event for event in whole if event["event"] == kind]
-
-
-def committed(store: Path) -> int:
-    """Draws that exist, of all chains."""
-    try:
-        return sum(json.loads((store / "run.json").read_text())["n_committed"])
-    except FileNotFoundError:
-        return 0
-
-
-def actors(store: Path) -> list[int]:
-    """Processes of the run's actors that live."""
-    return [pid for event in events(store, "started") if _is_actor(pid := int(event["pid"]))]
-
-
-def end(pid: int, number: int = signal.SIGKILL) -> None:
-    """Sends an actor a signal."""
-    assert _is_actor(pid)
-    os.kill(pid, number)
-
-
-def _is_actor(pid: int) -> bool:
-    try:
-        return b"ChainActor" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.conftest import RAY_ENVIRONMENT
+from tests.processes import RAY_ENVIRONMENT
 
 ROOT = Path(__file__).parents[2]
 PREEMPTION = 2

@@ -13,9 +13,8 @@ import yaml
 import distsampler as ds
 from distsampler import recipe
 from tests.assertions import assert_same
-from tests.conftest import RAY_ENVIRONMENT
-from tests.faults.job import until
 from tests.faults.nodes import Nodes
+from tests.processes import RAY_ENVIRONMENT, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ import pytest
 
 import distsampler as ds
 from distsampler.errors import StoreError
-from tests.faults.digest import digest
+from tests.assertions import digest
 from tests.problems import config, regression, squared_error
 
 

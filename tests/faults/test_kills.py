@@ -18,8 +18,9 @@ import distsampler as ds
 from distsampler.schedule import Schedule
 from tests.assertions import assert_same
 from tests.faults import job
-from tests.faults.job import DriverProcess, actors, committed, events, until
+from tests.faults.job import DriverProcess
 from tests.faults.nodes import Nodes
+from tests.processes import actors, committed, end, events, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]  # the machine may be busy
 SHORT = 80  # draws of the fast tests
@@ -104,7 +105,7 @@ def test_an_actor_that_is_killed_changes_no_bit(
 ) -> None:
     def disturb() -> None:
         until(lambda: committed(store) and len(actors(store)) == 2)
-        job.end(actors(store)[1])
+        end(actors(store)[1])
         until(lambda: events(store, "lost"))
 
     disturbance = Disturbance(held, disturb)
@@ -123,7 +124,7 @@ def test_an_actor_that_is_stopped_is_given_up_after_a_while(
     def disturb() -> None:
         until(lambda: committed(store) and len(actors(store)) == 2)
         stopped.append(actors(store)[1])
-        job.end(stopped[0], signal.SIGSTOP)
+        end(stopped[0], signal.SIGSTOP)
         until(lambda: events(store, "lost"))
 
     disturbance = Disturbance(held, disturb)
@@ -166,7 +167,7 @@ def test_twenty_deaths_of_actors(
             before = committed(store)
             driver.until(lambda n=before: committed(store) > n)
             time.sleep(chance.uniform(0.0, 2.0))  # the moment of the death, not a wait
-            job.end(chance.choice(driver.until(lambda: actors(store))))
+            end(chance.choice(driver.until(lambda: actors(store))))
         held.unlink()
         driver.finish()
         lost = events(store, "lost")

@@ -14,9 +14,9 @@ import xarray as xr
 
 import distsampler as ds
 from tests.assertions import assert_same
-from tests.conftest import RAY_ENVIRONMENT
-from tests.faults.job import ROOT, Held, committed, events, until
-from tests.problems import config, regression, squared_error
+from tests.faults.job import ROOT
+from tests.problems import Held, config, regression, squared_error
+from tests.processes import RAY_ENVIRONMENT, committed, events, until
 
 pytestmark = pytest.mark.timeout(600)  # the machine may be busy
 CELLS, DRAWS = 4, 60

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distsampler.optim import SAMPLERS, SGLD, SGNHT, Sampler
 from distsampler.optim import layout as planning
-from tests.reference import Reference
+from tests.optim.reference import Reference
 
 pytestmark = pytest.mark.filterwarnings("ignore:the noise of SGNHT")
 

@@ -18,9 +18,9 @@ from distsampler.report import html, plots, run_report, sweep_report
 from distsampler.sampling.job import Job
 from distsampler.sampling.prepare import prepare
 from distsampler.store.events import Lost, Retired, Started
-from tests import browser
-from tests.analysis.test_reading import autoregressive, make_run
-from tests.test_cli import written
+from tests.processes import written
+from tests.report import browser
+from tests.stores import autoregressive, make_run
 
 VOID = {"meta", "br", "img", "path", "use", "rect", "image", "stop"}
 OPTIONAL = {"tr", "td", "tbody"}  # HTML lets their ends be left out

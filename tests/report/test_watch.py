@@ -23,8 +23,8 @@ from distsampler.store import lease
 from distsampler.store.events import GateRound
 from distsampler.store.files import Files
 from distsampler.store.trace import Trace
-from tests.analysis.test_reading import autoregressive, make_run
 from tests.problems import config, regression, squared_error
+from tests.stores import autoregressive, make_run
 
 
 def place(run: ds.Run, home: Path) -> Path:

@@ -16,10 +16,10 @@ from distsampler.execution.pool import ChainPool
 from distsampler.facts import Facts, Posterior
 from distsampler.store.manifest import Manifest
 from distsampler.store.trace import Trace
+from tests.assertions import digest
 from tests.fakes import FlakyPool
-from tests.faults.digest import digest
 from tests.problems import config, regression, squared_error
-from tests.store.test_trace import VARIABLES, block
+from tests.stores import COUNTED, counted
 
 EASY = ds.GateConfig(rhat=1.3, ess=40, every=100, relative_error=0.2)
 AUTO: dict[str, Any] = {
@@ -149,10 +149,10 @@ def auto_trace(path: Path) -> Trace:
     """60 draws of three chains, whose burn-in is to be chosen."""
     settings = ds.RunConfig(chains=3, draws=80, burn_in="auto")
     facts: dict[str, Any] = {"fingerprint": {}, "versions": {}, "n_committed": (0,) * 3}
-    trace = Trace.create(path, Manifest(config=settings, variables=VARIABLES, **facts))
+    trace = Trace.create(path, Manifest(config=settings, variables=COUNTED, **facts))
     trace.record_facts(Facts(100, Posterior(3.0)), AtAnchor(None, 0.5, 0.25, np.zeros(8)))
     for first in range(0, 60, 7):
-        trace.commit([block(c, first, min(7, 60 - first)) for c in range(3)])
+        trace.commit([counted(c, first, min(7, 60 - first)) for c in range(3)])
     return trace
 
 
@@ -197,7 +197,7 @@ def test_a_sealed_run_goes_on_where_it_was_and_may_choose_again(tmp_path: Path) 
     assert not again.finished(longer)
     again.reopen(longer, 2)
     assert again.committed == (50, 50, 50)
-    again.commit([block(c, 50, 100) for c in range(3)])
+    again.commit([counted(c, 50, 100) for c in range(3)])
     again.choose_burn_in(70)
     again.seal("finished", "converged", 150, 2.0)
     found = Trace(tmp_path / "run")

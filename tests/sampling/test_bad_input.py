@@ -17,7 +17,7 @@ import distsampler as ds
 from distsampler.cli import main
 from distsampler.errors import DistsamplerError, StoreError
 from tests.problems import config, regression, squared_error
-from tests.test_cli import command, written
+from tests.processes import command, written
 
 MODEL, DATA = regression()
 

@@ -22,7 +22,7 @@ from distsampler.sampling.pilots import read_pilot
 from distsampler.sampling.tuning import REHEARSAL
 from distsampler.truth import discretised_laws
 from tests.problems import regression, squared_error
-from tests.test_cli import CONFIG, command, written
+from tests.processes import CONFIG, command, written
 
 N, D, GAMMA, BATCH = 1024, 40, 10.0, 128
 CURVATURE = torch.logspace(-0.5, 1, D)

@@ -13,7 +13,7 @@ import distsampler as ds
 from distsampler.errors import StoreError
 from distsampler.store import lease
 from distsampler.store.files import Files, StoreFault
-from tests.faults.digest import digest
+from tests.assertions import digest
 from tests.problems import config, regression, squared_error
 
 

@@ -15,7 +15,7 @@ import xarray as xr
 
 import distsampler as ds
 from distsampler.recipe import find_callable
-from tests.conftest import RAY_ENVIRONMENT
+from tests.processes import RAY_ENVIRONMENT
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "scripts/examples"

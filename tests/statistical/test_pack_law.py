@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import distsampler as ds
-from tests.statistical.test_road import DATA, Power, Weights
+from tests.targets import DATA, Power, Weights
 
 pytestmark = pytest.mark.statistical
 

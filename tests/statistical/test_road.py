@@ -10,33 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import distsampler as ds
 from tests.assertions import assert_mean
+from tests.targets import DATA, Power, Weights
 
 pytestmark = pytest.mark.statistical
-
-DATA = torch.zeros(64, 1)
-
-
-class Weights(nn.Module):
-    """Vectors at zero, which is w* of every loss here."""
-
-    def __init__(self, *shape: int) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.zeros(shape))
-
-
-class Power:
-    """``L(w) = sum_i w_i^(2k)``: each copy has nbeta E[L] = 1/(2k), its variance is 1/(2k) too."""
-
-    def __init__(self, k: int) -> None:
-        self.k = k
-
-    def __call__(self, model: Weights, batch: Any) -> Tensor:
-        return (model.w ** (2 * self.k)).sum().expand(len(batch))
 
 
 def product(model: Weights, batch: Any) -> Tensor:

@@ -21,11 +21,18 @@ from distsampler.sampling import pilots
 from distsampler.sampling.prepare import prepare
 from distsampler.seeding import probe_rows
 from distsampler.store.files import Files
-from tests.chains.test_chain import Net
+from tests.assertions import digest
 from tests.fakes import FlakyPool
-from tests.faults.digest import digest
-from tests.faults.job import Held, events, until
-from tests.problems import anchored, config, mean_squared_error, regression, squared_error
+from tests.problems import (
+    Held,
+    Net,
+    anchored,
+    config,
+    mean_squared_error,
+    regression,
+    squared_error,
+)
+from tests.processes import events, until
 
 
 def sample(store: Path | str, pool: Any = None, block: int = 7, **fields: Any) -> ds.Run:

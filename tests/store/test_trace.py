@@ -7,41 +7,25 @@ import xarray as xr
 
 import distsampler as ds
 from distsampler.analysis import inference_data
-from distsampler.draws import AtAnchor, DrawBlock, Variable
+from distsampler.draws import AtAnchor
 from distsampler.errors import StoreError
 from distsampler.facts import Facts, Posterior
 from distsampler.store.events import Started
 from distsampler.store.files import Files
 from distsampler.store.manifest import Manifest
 from distsampler.store.trace import Trace, check_new
-
-VARIABLES = (
-    Variable("probe_loss", "posterior", "loss"),
-    Variable("projections", "posterior", "projections", ("projection",), (3,)),
-    Variable("step", "sample_stats", "step", dtype="int64"),
-)
+from tests.stores import COUNTED, counted
 
 
 def make(path: Path, draws: int = 50, burn_in: int = 10, chains: int = 3) -> Trace:
     config = ds.RunConfig(chains=chains, draws=draws, burn_in=burn_in)
     facts: dict[str, Any] = {"fingerprint": {}, "versions": {}, "n_committed": (0,) * chains}
-    return Trace.create(path, Manifest(config=config, variables=VARIABLES, **facts))
-
-
-def block(chain: int, first: int, draws: int) -> DrawBlock:
-    """Values that say where they belong."""
-    at = 1000.0 * chain + np.arange(first, first + draws)
-    values = {
-        "probe_loss": at,
-        "projections": at[:, None] + [0.1, 0.2, 0.3],
-        "step": at.astype(int),
-    }
-    return DrawBlock(chain, first, values, f"state {chain} {first + draws}".encode())
+    return Trace.create(path, Manifest(config=config, variables=COUNTED, **facts))
 
 
 def fill(trace: Trace, draws: int = 60, size: int = 7) -> None:
     for first in range(0, draws, size):
-        trace.commit([block(c, first, min(size, draws - first)) for c in range(3)])
+        trace.commit([counted(c, first, min(size, draws - first)) for c in range(3)])
 
 
 def test_what_is_committed_is_read_whatever_the_blocks(tmp_path: Path) -> None:
@@ -58,7 +42,7 @@ def test_what_is_committed_is_read_whatever_the_blocks(tmp_path: Path) -> None:
 
 def test_blocks_of_one_commit_may_follow_each_other_and_lag_behind(tmp_path: Path) -> None:
     trace = make(tmp_path / "run")
-    trace.commit([block(0, 0, 20), block(0, 20, 5), block(1, 0, 3)])
+    trace.commit([counted(0, 0, 20), counted(0, 20, 5), counted(1, 0, 3)])
     assert trace.committed == (25, 3, 0)
     assert trace.state(0) == b"state 0 25"
     assert trace.state(2) is None
@@ -67,19 +51,19 @@ def test_blocks_of_one_commit_may_follow_each_other_and_lag_behind(tmp_path: Pat
 
 def test_a_gap_is_refused(tmp_path: Path) -> None:
     trace = make(tmp_path / "run")
-    trace.commit([block(0, 0, 10)])
+    trace.commit([counted(0, 0, 10)])
     with pytest.raises(StoreError, match="must go on at draw 10, got a block from 15"):
-        trace.commit([block(0, 15, 10)])
+        trace.commit([counted(0, 15, 10)])
     assert trace.committed == (10, 0, 0)
 
 
 def test_draws_that_exist_are_not_written_again(tmp_path: Path) -> None:
     trace = make(tmp_path / "run")
-    trace.commit([block(0, 0, 10)])
-    again = block(0, 0, 20)
+    trace.commit([counted(0, 0, 10)])
+    again = counted(0, 0, 20)
     again.values["probe_loss"][:10] = 7.0
     trace.commit([again])
-    trace.commit([block(0, 3, 5)])
+    trace.commit([counted(0, 3, 5)])
     assert trace.committed == (20, 0, 0)
     assert trace.read("warmup_posterior", "probe_loss")[0].tolist() == list(range(10))
     assert trace.state(0) == b"state 0 20"
@@ -113,7 +97,7 @@ def test_a_sealed_trace_is_cut_and_opens_as_it_is(tmp_path: Path) -> None:
 def test_a_retired_chain_leaves_the_posterior_and_keeps_its_draws(tmp_path: Path) -> None:
     trace = make(tmp_path / "run")
     fill(trace, 40)
-    trace.commit([block(0, 40, 20), block(2, 40, 20)])
+    trace.commit([counted(0, 40, 20), counted(2, 40, 20)])
     trace.retire(1, "diverged")
     found = inference_data.datasets(trace)["posterior"]
     assert found["chain"].values.tolist() == [0, 2]
@@ -195,7 +179,7 @@ def test_what_is_read_late_reads_no_more_than_it_is_asked_for(
 ) -> None:
     trace, sizes = make(tmp_path / "run", draws=3000), list[int]()
     for first in range(0, 3010, 301):
-        trace.commit([block(chain, first, 301) for chain in range(3)])
+        trace.commit([counted(chain, first, 301) for chain in range(3)])
     between = Trace.between
 
     def watched(trace: Trace, group: str, name: str, start: int, stop: int, chains: slice) -> Any:
@@ -238,11 +222,11 @@ def test_a_missing_chunk_is_an_error_when_it_is_met(tmp_path: Path) -> None:
 
 def test_a_commit_touches_the_chunks_of_its_chains_only(tmp_path: Path) -> None:
     trace = make(tmp_path / "run", chains=150)
-    trace.commit([block(chain, 0, 12) for chain in range(150)])
+    trace.commit([counted(chain, 0, 12) for chain in range(150)])
     folder = tmp_path / "run/trace.zarr/posterior/probe_loss/c"
     before = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/0")}
     assert before.keys() == {"0", "1", "2"}
-    trace.commit([block(70, 12, 5), block(127, 12, 3)])
+    trace.commit([counted(70, 12, 5), counted(127, 12, 3)])
     after = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/0")}
     assert [row for row in before if before[row] != after[row]] == ["1"]
     found = trace.read("posterior", "probe_loss")

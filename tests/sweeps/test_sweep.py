@@ -28,7 +28,7 @@ from distsampler.sweeps.fleet import ActorFleet, OneByOne
 from distsampler.sweeps.scheduler import Outcome, Scheduler, Stopped
 from tests.assertions import assert_same
 from tests.problems import config, regression, squared_error
-from tests.test_cli import CONFIG, command
+from tests.processes import CONFIG, command
 
 MODEL, DATA = regression()
 X, Y = DATA
