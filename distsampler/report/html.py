@@ -10,14 +10,14 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INK, PAPER = "#010203", "#010204"  # stand for the page's colours until a figure is in the page
 SIZE = (5.2, 3.5)  # inches: so small that its text can still be read at a phone's width
-RC = {
+RC: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 11.0,
     "axes.titlesize": 12.0,
