@@ -1,5 +1,6 @@
 """Langevin dynamics with the two moments of Adam."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -7,17 +8,17 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from distsampler.optim import checks, kernels
+from distsampler.optim import checks
 from distsampler.optim.adaptive import Adaptive
-from distsampler.optim.kernels import Potential
-from distsampler.optim.layout import Chunk, Plan, Point
+from distsampler.optim.kernels import add_preconditioned_force, move
+from distsampler.optim.layout import Layout
 
 
 class AdamSGLD(Adaptive):
     """RMSPropSGLD whose drift uses a running mean of the gradient.
 
     ``m <- beta1 m + (1 - beta1) g``; v and P as :class:`RMSPropSGLD`;
-    ``dw = -(lr/2) P (nbeta m / (1 - beta1^t) + gamma (w - w*) + lam w) + sqrt(lr P) sigma N(0, I)``
+    ``dw = sqrt(lr P) sigma N(0, I) - (lr/2) P (nbeta m / (1 - beta1^t) + gamma (w - w*) + lam w)``
 
     Source: after Kim, Song & Liang 2020 and Hitchcock & Hoogland 2507.21449. m and v see the
     gradient of the loss only. A drift with memory does not leave the posterior invariant, frozen
@@ -27,14 +28,10 @@ class AdamSGLD(Adaptive):
 
     Args:
         params: See :class:`Sampler`, as for every option not listed here.
-        noise_level: sigma; any value other than 1 warns.
         beta1: Memory of m, in [0, 1).
         beta2: Memory of v, in [0, 1).
         stability: a, added to the root of v; above 0.
-        freeze_after: Steps after which v is fixed (m goes on). None: never, with a warning.
-
-    Raises:
-        ConfigError: See :class:`Sampler`.
+        freeze_after: Steps after which v is fixed (m continues). None: never, with a warning.
 
     Example:
         >>> w = torch.nn.Parameter(torch.zeros(3))
@@ -67,43 +64,29 @@ class AdamSGLD(Adaptive):
         freeze_after: int | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        defaults: dict[str, object] = {
-            "lr": lr,
-            "noise_level": noise_level,
-            "weight_decay": weight_decay,
-            "localization": localization,
-            "nbeta": nbeta,
-            "bounding_box_size": bounding_box_size,
-            "save_noise": save_noise,
-            "save_mala_vars": save_mala_vars,
-            "optimize_over": optimize_over,
-            "noise_norm": noise_norm,
-            "grad_norm": grad_norm,
-            "weight_norm": weight_norm,
-            "distance": distance,
-            "beta1": beta1,
-            "beta2": beta2,
-            "stability": stability,
-            "freeze_after": freeze_after,
-        }
-        super().__init__(params, defaults, generator)
+        super().__init__(locals())
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
         checks.fraction(group, "beta1", "pass the memory of the mean gradient, such as 0.9")
 
-    def _begin(self, group: dict[str, Any], plan: Plan) -> None:
-        super()._begin(group, plan)
-        self._start(plan, "mean", 0.0)
+    def _begin(self, layout: Layout) -> None:
+        super()._begin(layout)
+        self._start(layout, "mean", 0.0)
 
-    def _increment(
-        self, group: dict[str, Any], plan: Plan, chunk: Chunk, at: Point, u: Potential
-    ) -> None:
-        mean = chunk.part(plan.column(self.state, "mean"))
-        kernels.average(at, mean, group["beta1"])
-        unbiased = 1 - group["beta1"] ** (group["steps"] + 1)
-        smooth = at._replace(grads=mean, with_grad=None)
-        root = chunk.part(plan.columns["root"])
-        kernels.preconditioned(
-            chunk, smooth, u._replace(nbeta=u.nbeta / unbiased), group["lr"], root
-        )
+    def _step_group(self, layout: Layout) -> None:
+        group = layout.group
+        lr, sigma, beta1 = group["lr"], float(group["noise_level"]), group["beta1"]
+        unbiased = 1 - beta1 ** (group["steps"] + 1)
+        self._adapt(layout)  # v and P
+        for at in self._points(layout):
+            m = at.column("mean")
+            self._draw(at, math.sqrt(lr) * sigma)  # step = sqrt(lr) sigma N(0, I)
+            torch._foreach_mul_(m, beta1)  # m = beta1 m + (1 - beta1) g
+            if at.grads:  # g is 0 where there is none
+                torch._foreach_add_(at.pulled(m), at.grads, alpha=1 - beta1)
+            u = at.u._replace(nbeta=at.u.nbeta / unbiased)
+            smooth = at._replace(grads=m, with_grad=None, u=u)
+            # step = sqrt(P) step - (lr/2) P (nbeta m / (1 - beta1^t) + gamma (w - w*) + lam w)
+            add_preconditioned_force(smooth, lr / 2, at.column("root"))
+            move(at)  # w += step

@@ -1,12 +1,11 @@
 """Step sizes by coordinate, learnt from the squares of the gradients."""
 
-import math
 from typing import Any
 
 import torch
 
 from distsampler.optim import checks, kernels
-from distsampler.optim.layout import Plan
+from distsampler.optim.layout import Layout
 from distsampler.optim.sampler import Sampler
 
 
@@ -15,69 +14,65 @@ class Adaptive(Sampler):
 
     ``v <- beta2 v + (1 - beta2) g^2``, ``P = 1 / (sqrt(v / (1 - beta2^t)) + stability)``
 
-    g is the gradient of the loss alone: localisation and decay are known and need no learning.
+    g is the gradient of the loss alone: localization and decay are known and need no learning.
     After ``freeze_after`` steps v stays as it is, and the chain has the law of a fixed matrix.
     While it adapts, P depends on the gradients that the step uses, and the law is biased however
     small the step (2403.08609).
 
     ``state[p]["square_avg"]`` holds v, ``group["adapted"]`` the number t of updates.
+
+    Args:
+        beta2: Memory of v, in [0, 1).
+        stability: a, added to the root of v; above 0.
+        freeze_after: Steps after which v is fixed; keep draws only from then on. None: never, with
+            a warning.
     """
 
-    _learnt: dict[int, int]  # group -> how many updates its P has seen
-
-    def _forget(self) -> None:
-        super()._forget()
-        self._learnt = {}
+    counters = (*Sampler.counters, "adapted")
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
         checks.fraction(group, "beta2", "pass the memory of the squared gradients, such as 0.99")
         checks.positive(group, "stability", "pass what is added to the root of v, such as 0.1")
-        checks.not_negative(group, "noise_level", "leave it at 1 to sample the posterior")
         if group["freeze_after"] is not None:
             checks.whole(group, "freeze_after", "pass a number of steps of at least 1", least=1)
 
-    def _normalise(self, group: dict[str, Any]) -> None:
-        super()._normalise(group)
-        group.setdefault("adapted", 0)
-
     def _cautions(self, group: dict[str, Any]) -> list[str]:
-        found = super()._cautions(group)
-        found.extend(checks.noise_caution(group))
+        cautions = super()._cautions(group)
         if group["freeze_after"] is None:
-            found.append(
+            cautions.append(
                 "freeze_after is None: a preconditioner that adapts for ever biases the law "
                 "however small the step; pass the number of burn-in steps"
             )
-        return found
+        return cautions
 
-    def _begin(self, group: dict[str, Any], plan: Plan) -> None:
-        self._start(plan, "square_avg", 0.0)
+    def _begin(self, layout: Layout) -> None:
+        self._start(layout, "square_avg", 0.0)
 
-    def _std(self, group: dict[str, Any]) -> float:
-        return math.sqrt(group["lr"]) * float(group["noise_level"])
-
-    def _step_group(self, group: dict[str, Any], plan: Plan) -> None:
-        adapting = group["freeze_after"] is None or group["steps"] < group["freeze_after"]
-        if adapting:
+    def _adapt(self, layout: Layout) -> None:
+        """Update v and P while they adapt; ``columns["root"]`` holds sqrt(P)."""
+        group = layout.group
+        if group["freeze_after"] is None or group["steps"] < group["freeze_after"]:
             group["adapted"] += 1
-            self._average(group, plan)
-        if self._learnt.get(plan.index) != group["adapted"] or "root" not in plan.columns:
-            self._learn(group, plan)
-        super()._step_group(group, plan)
+            for at in layout.points(self._potential(group)):
+                v, beta2 = at.column("square_avg"), group["beta2"]
+                kernels.put_gradient(at)
+                torch._foreach_mul_(v, beta2)
+                torch._foreach_addcmul_(v, at.step, at.step, value=1 - beta2)
+        if layout.derived.get("adapted") != group["adapted"]:
+            layout.derived["adapted"] = group["adapted"]
+            _put_root(layout, 1 - group["beta2"] ** group["adapted"], group["stability"])
 
-    def _average(self, group: dict[str, Any], plan: Plan) -> None:
-        grads, anchors = plan.grads(), plan.column(self.state, "anchor")
-        averages = plan.column(self.state, "square_avg")
-        for chunk in plan.chunks:
-            at = plan.point(chunk, grads, anchors)
-            kernels.average_squares(chunk, at, chunk.part(averages), group["beta2"])
 
-    def _learn(self, group: dict[str, Any], plan: Plan) -> None:
-        """Root <- sqrt(P) from v, kept beside the plan: it follows from the state."""
-        averages = plan.column(self.state, "square_avg")
-        if "root" not in plan.columns:
-            plan.columns["root"] = [torch.empty_like(v) for v in averages]
-        self._learnt[plan.index] = group["adapted"]
-        unbiased = 1 - group["beta2"] ** group["adapted"]
-        kernels.preconditioner_root(plan.columns["root"], averages, unbiased, group["stability"])
+def _put_root(layout: Layout, unbiased: float, stability: float) -> None:
+    """Root <- 1 / sqrt(sqrt(v / unbiased) + a), the root of P (Li et al. 2016)."""
+    v = layout.column("square_avg")
+    if "root" not in layout.columns:
+        layout.columns["root"] = [torch.empty_like(each) for each in v]
+    root = layout.columns["root"]
+    torch._foreach_copy_(root, v)
+    torch._foreach_div_(root, unbiased)
+    torch._foreach_sqrt_(root)
+    torch._foreach_add_(root, stability)
+    torch._foreach_sqrt_(root)
+    torch._foreach_reciprocal_(root)

@@ -8,14 +8,14 @@ from distsampler.optim.layout import is_half, working_dtype
 
 
 def of(param: Tensor, anchor: Tensor | None = None) -> dict[str, Tensor]:
-    """The anchor, taken now unless given, and the master where the precision needs one."""
+    """Return a parameter's anchor, taken now unless given, and its master if it needs one."""
     dtype, present = working_dtype(param), param.detach()
     if anchor is None or anchor.data_ptr() == param.data_ptr():
         anchor = present.to(dtype, copy=True)
-    found = {"anchor": anchor.detach().to(param.device, dtype)}
+    state = {"anchor": anchor.detach().to(param.device, dtype)}
     if is_half(param):
-        found["master"] = present.to(dtype, copy=True)
-    return found
+        state["master"] = present.to(dtype, copy=True)
+    return state
 
 
 def restore(optimizer: Optimizer, saved: StateDict, anchors: dict[Tensor, Tensor]) -> None:

@@ -12,7 +12,7 @@ from distsampler.errors import ConfigError
 
 
 def refuse(must: str, got: object, do: str) -> NoReturn:
-    """Raise the sentence every refusal has: what must hold, what was got, what to do."""
+    """Raise ConfigError with what must hold, what was got, and what to do."""
     raise ConfigError(f"{must}; got {got}; {do}")
 
 
@@ -21,39 +21,39 @@ def _is_number(value: object) -> bool:
 
 
 def positive(group: Mapping[str, Any], name: str, do: str) -> None:
-    """``group[name]`` must be a finite number above zero."""
+    """Check that ``group[name]`` is a finite number above zero."""
     if not (_is_number(group[name]) and group[name] > 0):
         refuse(f"{name} must be a finite number above 0", repr(group[name]), do)
 
 
 def not_negative(group: Mapping[str, Any], name: str, do: str) -> None:
-    """``group[name]`` must be a finite number, zero or above."""
+    """Check that ``group[name]`` is a finite number, zero or above."""
     if not (_is_number(group[name]) and group[name] >= 0):
         refuse(f"{name} must be a finite number, 0 or above", repr(group[name]), do)
 
 
 def fraction(group: Mapping[str, Any], name: str, do: str) -> None:
-    """``group[name]`` must lie in [0, 1)."""
+    """Check that ``group[name]`` lies in [0, 1)."""
     if not (_is_number(group[name]) and 0 <= group[name] < 1):
         refuse(f"{name} must lie in [0, 1)", repr(group[name]), do)
 
 
 def whole(group: Mapping[str, Any], name: str, do: str, least: int) -> None:
-    """``group[name]`` must be a whole number, at least ``least``."""
+    """Check that ``group[name]`` is a whole number, at least ``least``."""
     value = group[name]
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         refuse(f"{name} must be a whole number, at least {least}", repr(value), do)
 
 
 def one_of(group: Mapping[str, Any], name: str, known: tuple[str, ...]) -> None:
-    """``group[name]`` must be one of the known words."""
+    """Check that ``group[name]`` is one of the known words."""
     if group[name] not in known:
         words = " or ".join(map(repr, known))
         refuse(f"{name} must be {words}", repr(group[name]), "pass one of these")
 
 
 def check_common(group: Mapping[str, Any]) -> None:
-    """Options every sampler has."""
+    """Check the options that samplers have in common."""
     positive(group, "lr", "pass the step size, for example lr=1e-5")
     if not callable(group["nbeta"]):
         positive(group, "nbeta", "pass n / log(n), n the number of training examples")
@@ -61,18 +61,12 @@ def check_common(group: Mapping[str, Any]) -> None:
     not_negative(group, "weight_decay", "pass lambda, the precision of the Gaussian prior")
     if group["bounding_box_size"] is not None:
         positive(group, "bounding_box_size", "pass the half width of the box, or None for no box")
-
-
-def noise_caution(group: Mapping[str, Any]) -> list[str]:
-    """The sentence that goes with a noise level other than 1."""
-    if group["noise_level"] == 1.0:
-        return []
-    level = group["noise_level"]
-    return [f"noise_level is {level}: only at 1 does the chain sample the posterior"]
+    if "noise_level" in group:
+        not_negative(group, "noise_level", "leave it at 1 to sample the posterior")
 
 
 def nbeta_at(nbeta: float | Callable[[int], float], step: int) -> float:
-    """The inverse temperature of a step; a callable is asked, and its answer checked."""
+    """Return the inverse temperature at a step; what a callable returns is checked."""
     if not callable(nbeta):
         return nbeta
     value = float(nbeta(step))
@@ -82,7 +76,7 @@ def nbeta_at(nbeta: float | Callable[[int], float], step: int) -> float:
 
 
 def check_parameter(param: Tensor) -> None:
-    """A parameter must be real, floating and dense."""
+    """Check that a parameter is real, floating and dense."""
     if not param.is_floating_point():
         refuse(
             "parameters must be real floating-point tensors: the posterior lives on real vectors",
@@ -94,7 +88,7 @@ def check_parameter(param: Tensor) -> None:
 
 
 def check_device(param: Tensor, generator: torch.Generator) -> None:
-    """The noise of a parameter is drawn where it lies."""
+    """Check that the noise of a parameter can be drawn where it lies."""
     if param.device.type != generator.device.type:
         refuse(
             "parameters and generator must be on one device",
@@ -103,15 +97,15 @@ def check_device(param: Tensor, generator: torch.Generator) -> None:
         )
 
 
-def per_parameter(given: object, params: Sequence[Tensor], name: str) -> list[Tensor | None] | None:
-    """One tensor (or None) a parameter, from None, one tensor or a sequence of them."""
-    if given is None:
+def per_parameter(value: object, params: Sequence[Tensor], name: str) -> list[Tensor | None] | None:
+    """Return one tensor (or None) a parameter, from None, one tensor or a sequence of them."""
+    if value is None:
         return None
-    tensors = [given] if isinstance(given, Tensor) else given
+    tensors = [value] if isinstance(value, Tensor) else value
     if not isinstance(tensors, Sequence) or len(tensors) != len(params):
         refuse(
             f"{name} must hold one tensor for each of the group's {len(params)} parameters",
-            f"{len(tensors)}" if isinstance(tensors, Sequence) else repr(type(given)),
+            f"{len(tensors)}" if isinstance(tensors, Sequence) else repr(type(value)),
             "pass a list in the order of the parameters, or make parameter groups",
         )
     for tensor, param in zip(tensors, params, strict=True):
@@ -125,12 +119,12 @@ def per_parameter(given: object, params: Sequence[Tensor], name: str) -> list[Te
     return list(tensors)
 
 
-def masks(given: object, params: Sequence[Tensor]) -> list[Tensor | None] | None:
-    """``optimize_over`` as a list of boolean masks on the parameters' devices, or None."""
-    found = per_parameter(given, params, "optimize_over")
-    if found is None or all(m is None for m in found):
+def masks(value: object, params: Sequence[Tensor]) -> list[Tensor | None] | None:
+    """Return ``optimize_over`` as boolean masks on the parameters' devices; None: all moves."""
+    tensors = per_parameter(value, params, "optimize_over")
+    if tensors is None or all(m is None for m in tensors):
         return None
-    for mask in found:
+    for mask in tensors:
         if mask is not None and mask.dtype != torch.bool:
             refuse("optimize_over must hold boolean masks", f"{mask.dtype}", "call .bool() on it")
-    return [m if m is None else m.to(p.device) for m, p in zip(found, params, strict=True)]
+    return [m if m is None else m.to(p.device) for m, p in zip(tensors, params, strict=True)]

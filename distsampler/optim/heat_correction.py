@@ -12,41 +12,48 @@ left to take away: those entries are clipped, and their share is reported as ``n
 the diagonal is removed; correlated gradient noise keeps its other part.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from distsampler.optim import checks
-from distsampler.optim.kernels import Potential
-from distsampler.optim.layout import Chunk, Plan
+from distsampler.optim.layout import Point
 from distsampler.optim.sampler import Sampler
 
 
 class Factor(NamedTuple):
     """What remains of a chunk's noise."""
 
-    chunk: Chunk
     variance: object
     heat: float
+    adapted: int | None
     flat: Tensor
+    """The factor of each entry."""
     clipped: Tensor
-    """Number of entries that have none left, 0-d."""
-
-    def fits(self, chunk: Chunk, variance: object, heat: float) -> bool:
-        """Whether it was computed from these."""
-        return self.chunk is chunk and self.variance is variance and self.heat == heat
+    """Share of all trainable entries that have no noise left, 0-d."""
 
 
 class HeatCorrected(Sampler):
-    """A sampler with the options ``gradient_variance`` and ``batch_size``."""
+    """A sampler whose noise can be reduced by the heat of minibatches.
 
-    _factors: dict[tuple[int, int], Factor]
+    Args:
+        gradient_variance: Variance v of the gradient between single examples, a number or one
+            tensor a parameter (its shape); None: no correction.
+        batch_size: Examples a minibatch, m; needed with ``gradient_variance``.
+    """
+
+    heat_options = ("gradient_variance", "batch_size")
+    tensor_options: ClassVar[Mapping[str, str]] = {
+        **Sampler.tensor_options,
+        "gradient_variance": "pass a number, or correct_heat=True, which measures it",
+    }
 
     @property
     def noise_clipped(self) -> Tensor:
         """Share of the trainable entries that get no noise: their heat cannot be removed; 0-d."""
-        return self._readings.total("noise_clipped")
+        return self._readouts.total("noise_clipped")
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
@@ -59,53 +66,39 @@ class HeatCorrected(Sampler):
 
     def _normalise(self, group: dict[str, Any]) -> None:
         super()._normalise(group)
-        variance = group["gradient_variance"]
-        if not isinstance(variance, float | int):
-            group["gradient_variance"] = checks.per_parameter(
-                variance, group["params"], "gradient_variance"
-            )
+        name = "gradient_variance"
+        if not isinstance(group[name], float | int):
+            group[name] = checks.per_parameter(group[name], group["params"], name)
 
-    def _forget(self) -> None:
-        super()._forget()
-        self._factors = {}
-
-    def _cool(
-        self,
-        group: dict[str, Any],
-        plan: Plan,
-        chunk: Chunk,
-        u: Potential,
-        root: list[Tensor] | None = None,
-    ) -> None:
-        """Buffer <- N sqrt(max(0, 1 - lr P nbeta^2 v / (4 m sigma^2))), ``root`` that of P.
-
-        The factors are kept until something they rest on changes; a sampler whose P changes
-        empties ``_factors``.
-        """
+    def _cool(self, at: Point, root: list[Tensor] | None = None) -> None:
+        """Step <- step sqrt(max(0, 1 - lr P nbeta^2 v / (4 m sigma^2))), ``root`` that of P."""
+        group, layout = at.layout.group, at.layout
         variance, sigma = group["gradient_variance"], group["noise_level"]
         if variance is None or not sigma:
             return
-        heat = group["lr"] * u.nbeta**2 / (4 * group["batch_size"] * sigma**2)
-        key = (plan.index, chunk.number)
-        factor = self._factors.get(key)
-        if factor is None or not factor.fits(chunk, variance, heat):
-            factor = _factor(variance, plan, chunk, heat, root)
-            self._factors[key] = factor
-        chunk.flat.mul_(factor.flat)
-        self._readings.add(plan, "noise_clipped", factor.clipped / self._dimension)
+        heat = group["lr"] * at.u.nbeta**2 / (4 * group["batch_size"] * sigma**2)
+        adapted = group.get("adapted")  # P changes with the number of its updates
+        factor: Factor | None = layout.derived.get(at.chunk.number)
+        if factor is None or not (factor[1:3] == (heat, adapted) and factor.variance is variance):
+            flat, clipped = _factor(at, variance, heat, root)
+            entries = sum(layout.dimension for layout in self._current_layouts())
+            factor = Factor(variance, heat, adapted, flat, clipped / entries)
+            layout.derived[at.chunk.number] = factor
+        at.flat.mul_(factor.flat)
+        self._readouts.add(layout, "noise_clipped", factor.clipped)
 
 
 def _factor(
-    variance: float | list[Tensor | None],
-    plan: Plan,
-    chunk: Chunk,
-    heat: float,
-    root: list[Tensor] | None,
-) -> Factor:
-    flat = torch.empty_like(chunk.flat)
-    pieces = chunk.view(flat)
+    at: Point, variance: float | list[Tensor | None], heat: float, root: list[Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """Return the factor of each entry, and the number of entries where it is clipped at zero."""
+    flat = torch.empty_like(at.flat)
+    sizes = [view.numel() for view in at.step]
+    pieces = [p.view(v.shape) for p, v in zip(torch.split(flat, sizes), at.step, strict=True)]
     if isinstance(variance, list):
-        chunk.gather([variance[i] for i in plan.positions], flat)
+        given = zip((variance[i] for i in at.layout.positions), at.layout.weights, strict=True)
+        columns = [torch.zeros_like(w) if v is None else v for v, w in given]
+        torch._foreach_copy_(pieces, at.chunk.part(columns))
     else:
         flat.fill_(variance)
     if root is not None:
@@ -113,6 +106,6 @@ def _factor(
         torch._foreach_mul_(pieces, root)
     flat.mul_(-heat).add_(1.0)
     below = flat <= 0
-    if chunk.frozen is not None:
-        below.logical_and_(~chunk.frozen)
-    return Factor(chunk, variance, heat, flat.clamp_(min=0.0).sqrt_(), below.sum())
+    if at.chunk.frozen is not None:
+        below.logical_and_(~at.chunk.frozen)
+    return flat.clamp_(min=0.0).sqrt_(), below.sum()

@@ -1,23 +1,24 @@
 """Langevin dynamics in the form of Leimkuhler and Matthews."""
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from distsampler.optim import checks, kernels
+from distsampler.optim import checks
 from distsampler.optim.heat_correction import HeatCorrected
-from distsampler.optim.kernels import Potential
-from distsampler.optim.layout import Chunk, Plan, Point
+from distsampler.optim.kernels import add_force, add_noise_pair, add_preconditioned_force, move
+from distsampler.optim.law import Bias, Quadratic, QuadraticLaw, inflation
+from distsampler.optim.layout import Layout
 
 
 class LMSGLD(HeatCorrected):
     """SGLD with the mean of two successive noises: second order at the same cost.
 
-    ``dw = -(lr/2) (nbeta g + gamma (w - w*) + lam w) + sqrt(lr) sigma (R_t + R_(t+1)) / 2``
+    ``dw = sqrt(lr) sigma (R_t + R_(t+1)) / 2 - (lr/2) (nbeta g + gamma (w - w*) + lam w)``
 
     Source: Leimkuhler & Matthews 2013, the large-friction limit of BAOAB. On a quadratic the
     stationary variance is exactly 1 / kappa at every stable step (lr kappa < 4); elsewhere the
@@ -27,13 +28,9 @@ class LMSGLD(HeatCorrected):
 
     Args:
         params: See :class:`Sampler`, as for every option not listed here.
-        noise_level: sigma; any value other than 1 warns.
         gradient_variance: As for :class:`SGLD`.
         batch_size: As for :class:`SGLD`.
         preconditioner: One tensor a parameter (its shape), multipliers of lr; None: all 1.
-
-    Raises:
-        ConfigError: See :class:`Sampler`.
 
     Example:
         >>> w = torch.nn.Parameter(torch.zeros(3))
@@ -42,6 +39,14 @@ class LMSGLD(HeatCorrected):
         >>> loss.backward()
         >>> sampler.step()
     """
+
+    hop_bias_known = True
+    tensor_options: ClassVar[Mapping[str, str]] = {
+        **HeatCorrected.tensor_options,
+        "preconditioner": (
+            "use the optimizer in a loop of your own, or rmsprop_sgld, which learns one"
+        ),
+    }
 
     def __init__(
         self,
@@ -65,57 +70,44 @@ class LMSGLD(HeatCorrected):
         preconditioner: list[Tensor | None] | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        defaults: dict[str, object] = {
-            "lr": lr,
-            "noise_level": noise_level,
-            "weight_decay": weight_decay,
-            "localization": localization,
-            "nbeta": nbeta,
-            "bounding_box_size": bounding_box_size,
-            "save_noise": save_noise,
-            "save_mala_vars": save_mala_vars,
-            "optimize_over": optimize_over,
-            "noise_norm": noise_norm,
-            "grad_norm": grad_norm,
-            "weight_norm": weight_norm,
-            "distance": distance,
-            "gradient_variance": gradient_variance,
-            "batch_size": batch_size,
-            "preconditioner": preconditioner,
-        }
-        super().__init__(params, defaults, generator)
-
-    def _check(self, group: dict[str, Any]) -> None:
-        super()._check(group)
-        checks.not_negative(group, "noise_level", "leave it at 1 to sample the posterior")
-
-    def _cautions(self, group: dict[str, Any]) -> list[str]:
-        return super()._cautions(group) + checks.noise_caution(group)
+        super().__init__(locals())
 
     def _normalise(self, group: dict[str, Any]) -> None:
         super()._normalise(group)
-        found = checks.per_parameter(group["preconditioner"], group["params"], "preconditioner")
-        if found and any(t is not None and not bool((t > 0).all()) for t in found):
+        tensors = checks.per_parameter(group["preconditioner"], group["params"], "preconditioner")
+        if not all(bool((t > 0).all()) for t in tensors or [] if t is not None):
             checks.refuse("a preconditioner must be positive", "an entry not above 0", "mend it")
-        group["preconditioner"] = found
+        group["preconditioner"] = tensors
 
-    def _begin(self, group: dict[str, Any], plan: Plan) -> None:
-        self._start(plan, "last_noise", 1.0)
-        if (given := group["preconditioner"]) is not None:
-            pairs = [(given[i], w) for i, w in zip(plan.positions, plan.weights, strict=True)]
-            plan.columns["root"] = [
+    def _begin(self, layout: Layout) -> None:
+        self._start(layout, "last_noise", 1.0)
+        if (multipliers := layout.group["preconditioner"]) is not None:
+            pairs = zip((multipliers[i] for i in layout.positions), layout.weights, strict=True)
+            layout.columns["root"] = [
                 torch.ones_like(w) if t is None else t.to(w).sqrt() for t, w in pairs
             ]
 
-    def _increment(
-        self, group: dict[str, Any], plan: Plan, chunk: Chunk, at: Point, u: Potential
-    ) -> None:
-        kernels.add_noise_pair(chunk.views, chunk.part(plan.column(self.state, "last_noise")))
-        chunk.flat.mul_(math.sqrt(group["lr"]) * group["noise_level"] / 2)
-        if "root" in plan.columns:
-            root = chunk.part(plan.columns["root"])
-            self._cool(group, plan, chunk, u, root)
-            kernels.preconditioned(chunk, at, u, group["lr"], root)
-        else:
-            self._cool(group, plan, chunk, u)
-            kernels.sgld(chunk, at, u, group["lr"])
+    def _step_group(self, layout: Layout) -> None:
+        lr, sigma = layout.group["lr"], layout.group["noise_level"]
+        for at in self._points(layout):
+            self._draw(at, 1.0)  # step = R_(t+1)
+            add_noise_pair(at, at.column("last_noise"))  # step += R_t
+            at.flat.mul_(math.sqrt(lr) * sigma / 2)  # step *= sqrt(lr) sigma / 2
+            if "root" not in layout.columns:
+                self._cool(at)
+                add_force(at, lr / 2)  # step -= (lr/2) (nbeta g + gamma (w - w*) + lam w)
+            else:
+                root = at.column("root")
+                self._cool(at, root)
+                add_preconditioned_force(at, lr / 2, root)  # and all of it with lr P for lr
+            move(at)  # w += step
+
+    @classmethod
+    def law(cls, options: Mapping[str, Any]) -> QuadraticLaw:
+        """Return the exact law: ``1 + u v / (1 - x) - u d`` times the LLC."""
+        return QuadraticLaw("lmsgld", limit=4.0, safe=0.7, bias=_bias)
+
+
+def _bias(q: Quadratic) -> Bias:
+    hot = q.share * inflation(q.lr * q.kappa / 4)
+    return Bias(0.0, float(q.heat * (q.noise @ hot - q.removed @ q.share)))

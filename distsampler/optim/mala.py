@@ -1,23 +1,24 @@
 """The Metropolis-adjusted Langevin algorithm, for small problems with full gradients."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from distsampler.optim import checks, kernels
-from distsampler.optim.kernels import Potential
-from distsampler.optim.layout import Chunk, Plan, Point, is_half
+from distsampler.optim import checks
+from distsampler.optim.kernels import add_force, move
+from distsampler.optim.law import Bias, QuadraticLaw
+from distsampler.optim.layout import Layout, is_half
 from distsampler.optim.metropolis import LangevinProposal, log_ratio
 
 
 class MALA(LangevinProposal):
     """SGLD's step as a proposal, accepted or refused: the law is exact at every step size.
 
-    ``w' = w - (lr/2) grad U(w) + sqrt(lr) N(0, I)``, accepted with probability
+    ``w' = w + sqrt(lr) N(0, I) - (lr/2) grad U(w)``, accepted with probability
     ``min(1, exp(U(w) - U(w') + log q(w|w') - log q(w'|w)))``
 
     Source: Roberts & Tweedie 1996. The closure must compute the loss of the full data and its
@@ -28,9 +29,6 @@ class MALA(LangevinProposal):
     Args:
         params: See :class:`Sampler`, as for every option not listed here. There is no box, and
             half precision is refused: rounded weights would be another proposal.
-
-    Raises:
-        ConfigError: See :class:`Sampler`.
 
     Example:
         >>> w = torch.nn.Parameter(torch.zeros(3))
@@ -62,26 +60,12 @@ class MALA(LangevinProposal):
         *,
         generator: torch.Generator | None = None,
     ) -> None:
-        defaults: dict[str, object] = {
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "localization": localization,
-            "nbeta": nbeta,
-            "bounding_box_size": None,
-            "save_noise": save_noise,
-            "save_mala_vars": save_mala_vars,
-            "optimize_over": optimize_over,
-            "noise_norm": noise_norm,
-            "grad_norm": grad_norm,
-            "weight_norm": weight_norm,
-            "distance": distance,
-        }
-        super().__init__(params, defaults, generator)
+        super().__init__(locals())
 
     @property
     def acceptance(self) -> Tensor:
-        """Probability with which the last proposal was to be accepted; 0-d, in :meth:`metrics`."""
-        return self._readings.total("acceptance")
+        """Probability of accepting the last proposal; 0-d, in :meth:`metrics`."""
+        return self._readouts.total("acceptance")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -114,11 +98,11 @@ class MALA(LangevinProposal):
 
     def _decide(self, log_chance: Tensor, before: Sequence[Tensor]) -> None:
         """Keep the proposal with its chance, else put the weights back; nan is refused."""
-        plans = self._current_plans()
-        self._readings.add(plans[0], "acceptance", log_chance.clamp(max=0.0).exp())
+        layouts = self._current_layouts()
+        self._readouts.add(layouts[0], "acceptance", log_chance.clamp(max=0.0).exp())
         coin = torch.empty_like(log_chance).uniform_(generator=self._generator)
         accept = coin.log() < log_chance
-        weights = [w for plan in plans for w in plan.weights]
+        weights = [w for layout in layouts for w in layout.weights]
         for w, old in zip(weights, before, strict=True):
             w.copy_(torch.where(accept, w, old))
 
@@ -131,10 +115,15 @@ class MALA(LangevinProposal):
                 "MALA needs single or double precision", "half precision", "call model.float()"
             )
 
-    def _std(self, group: dict[str, Any]) -> float:
-        return math.sqrt(group["lr"])
+    def _step_group(self, layout: Layout) -> None:
+        """Propose."""
+        lr = layout.group["lr"]
+        for at in self._points(layout):
+            self._draw(at, math.sqrt(lr))  # step = sqrt(lr) N(0, I)
+            add_force(at, lr / 2)  # step -= (lr/2) grad U(w)
+            move(at)  # w' = w + step
 
-    def _increment(
-        self, group: dict[str, Any], plan: Plan, chunk: Chunk, at: Point, u: Potential
-    ) -> None:
-        kernels.sgld(chunk, at, u, group["lr"])
+    @classmethod
+    def law(cls, options: Mapping[str, Any]) -> QuadraticLaw:
+        """Return the exact law, which is the posterior's at every step size."""
+        return QuadraticLaw("mala", limit=None, safe=None, bias=lambda _: Bias(0.0, 0.0))

@@ -26,7 +26,7 @@ class Side(NamedTuple):
 
 
 def mala_acceptance(before: Side, after: Side) -> Tensor:
-    """Chance that Metropolis and Hastings would accept an SGLD step.
+    """Return the chance that Metropolis and Hastings would accept an SGLD step.
 
     ``min(1, exp(U(w) - U(w') + log q(w|w') - log q(w'|w)))`` with
     ``log q(b|a) = -|b - a + (lr/2) grad U(a)|^2 / (2 lr)``
@@ -52,13 +52,13 @@ def mala_acceptance(before: Side, after: Side) -> Tensor:
 
 
 def log_ratio(before: Side, after: Side) -> Tensor:
-    """U(w) - U(w') + log q(w|w') - log q(w'|w), 0-d, float64."""
+    """Return U(w) - U(w') + log q(w|w') - log q(w'|w), 0-d, float64."""
     gain = before.potential.double() - after.potential.double()
     return gain + _log_q(before, after, before.lr) - _log_q(after, before, before.lr)
 
 
 def _log_q(to: Side, start: Side, step_sizes: Sequence[float]) -> Tensor:
-    """Log q(to | start), up to the constant that both directions share."""
+    """Return log q(to | start), up to the constant that both directions share."""
     terms = [
         -(b.double() - a.double() + (lr / 2) * g.double()).square().sum() / (2 * lr)
         for b, a, g, lr in zip(to.weights, start.weights, start.drift, step_sizes, strict=True)
@@ -67,10 +67,10 @@ def _log_q(to: Side, start: Side, step_sizes: Sequence[float]) -> Tensor:
 
 
 class LangevinProposal(Sampler):
-    """A sampler whose step is w' = w - (lr/2) grad U(w) + sqrt(lr) N, and can say where it is."""
+    """A sampler whose step is w' = w + sqrt(lr) N - (lr/2) grad U(w), and can say where it is."""
 
     def _side(self, loss: Tensor | float) -> Side:
-        """The present point for the Metropolis ratio: copies of w and grad U, and U."""
+        """Return the present point for the Metropolis ratio: copies of w and grad U, and U."""
         weights: list[Tensor] = []
         drift: list[Tensor] = []
         step_sizes: list[float] = []
@@ -78,15 +78,13 @@ class LangevinProposal(Sampler):
         nbetas = {self._potential(group).nbeta for group in self.param_groups}
         if len(nbetas) > 1:
             checks.refuse("all groups must have one nbeta", f"{nbetas}", "set it for all")
-        for group, plan in zip(self.param_groups, self._current_plans(), strict=True):
-            u, grads = self._potential(group), plan.grads()
-            slopes = [torch.empty_like(w, requires_grad=False) for w in plan.weights]
-            for chunk in plan.chunks:
-                at = plan.point(chunk, grads, plan.column(self.state, "anchor"))
-                energy += kernels.prior_energy(chunk, at, u)
-                kernels.put_drift(chunk, at, u)
-                torch._foreach_copy_(chunk.part(slopes), chunk.views)
-            weights += [w.detach().clone() for w in plan.weights]
-            drift += slopes
-            step_sizes += [group["lr"]] * len(slopes)
+        for layout in self._current_layouts():
+            gradients = [torch.empty_like(w, requires_grad=False) for w in layout.weights]
+            for at in layout.points(self._potential(layout.group)):
+                energy += kernels.prior_energy(at)
+                kernels.put_drift(at)
+                torch._foreach_copy_(at.chunk.part(gradients), at.step)
+            weights += [w.detach().clone() for w in layout.weights]
+            drift += gradients
+            step_sizes += [layout.group["lr"]] * len(gradients)
         return Side(weights, drift, nbetas.pop() * loss + energy, step_sizes)

@@ -1,46 +1,40 @@
-"""A sampler's own stream of random numbers: where it starts, how it continues, who shares it."""
+"""A sampler's own stream of random numbers: how it starts, continues, and is parted by chains."""
 
 import hashlib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from distsampler.optim.layout import Chunk, Plan
+from distsampler.optim.layout import Point
 
 
 @dataclass(frozen=True)
 class Owners:
-    """Whose each parameter of a group is, where the samplers of several chains step as one.
+    """Which chain each parameter belongs to, where the samplers of several step as one.
 
     Args:
-        generators: of the chains' noise.
-        owner: of each parameter of the group, the number of its chain.
+        generators: Source of each chain's noise.
+        owner: Number of the chain of each parameter of the group.
     """
 
     generators: tuple[torch.Generator, ...]
     owner: tuple[int, ...]
 
-    @classmethod
-    def of(cls, generators: Sequence[torch.Generator], each: int) -> "Owners":
-        """Of chains that have so many parameters each, one chain's after another's."""
-        owner = [chain for chain in range(len(generators)) for _ in range(each)]
-        return cls(tuple(generators), tuple(owner))
+    def pieces(self, at: Point) -> list[int]:
+        """Return the chain of each piece of a chunk."""
+        positions = at.layout.positions
+        return [self.owner[positions[piece.parameter]] for piece in at.chunk.pieces]
 
-    def pieces(self, plan: Plan, chunk: Chunk) -> list[int]:
-        """The chain of each piece of a chunk."""
-        return [self.owner[plan.positions[piece.parameter]] for piece in chunk.pieces]
-
-    def fill(self, plan: Plan, chunk: Chunk, std: float) -> None:
-        """Fills a chunk's buffer with noise, each chain's from its own generator."""
-        for chain, view in zip(self.pieces(plan, chunk), chunk.views, strict=True):
+    def fill(self, at: Point, std: float) -> None:
+        """Fill a chunk's buffer with noise, each chain's from its own generator."""
+        for chain, view in zip(self.pieces(at), at.step, strict=True):
             view.normal_(0.0, std, generator=self.generators[chain])
 
 
 def fresh_generator(device: torch.device) -> torch.Generator:
-    """A generator seeded from the system's entropy."""
+    """Return a generator seeded from the system's entropy."""
     return _seeded(torch.Generator(device), os.urandom(8))
 
 

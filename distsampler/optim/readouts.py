@@ -1,6 +1,6 @@
-"""What a step can be asked to tell: norms, energies, noise, drift.
+"""What a step can be asked to record: norms, energies, noise, drift.
 
-Readings are taken on the chunk's buffer before the noise is drawn into it, so they need no memory
+Readouts are taken in the chunk's buffer before the noise is drawn into it, so they need no memory
 of their own and change no bit of the trajectory. Nothing here waits for the device.
 """
 
@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from distsampler.optim import kernels
-from distsampler.optim.kernels import Potential
-from distsampler.optim.layout import Chunk, Plan, Point, working_dtype
+from distsampler.optim.layout import Layout, Point, working_dtype
 
 NORMS = ("noise_norm", "grad_norm", "weight_norm", "distance")
 KEPT = {"noise": "save_noise", "drift": "save_mala_vars"}
@@ -20,8 +19,8 @@ QUIET = dict.fromkeys((*NORMS, *KEPT.values()), False)
 """Options of a group that asks for nothing."""
 
 
-class Readings:
-    """The readings of the last step, by group."""
+class Readouts:
+    """The readouts of the last step, by group."""
 
     def __init__(self) -> None:
         self._scalars: list[dict[str, Tensor]] = []
@@ -34,46 +33,45 @@ class Readings:
             if any(group[option] for group in groups):
                 self._make_room(name, option, groups)
 
-    def add(self, plan: Plan, name: str, value: Tensor) -> None:
+    def add(self, layout: Layout, name: str, value: Tensor) -> None:
         """Add a chunk's share of a scalar; norms come as squares."""
-        found = self._scalars[plan.index]
-        found[name] = found[name] + value if name in found else value
+        scalars = self._scalars[layout.index]
+        scalars[name] = scalars[name] + value if name in scalars else value
 
-    def point(
-        self, group: dict[str, Any], plan: Plan, chunk: Chunk, at: Point, u: Potential
-    ) -> None:
-        """Norms, energy and drift at the present weights, where asked."""
+    def take(self, at: Point) -> None:
+        """Take norms, energy and drift at the present weights, where asked."""
+        group, layout = at.layout.group, at.layout
         if group["grad_norm"]:
-            kernels.put_gradient(chunk, at)
-            self.add(plan, "grad_norm", _sum_of_squares(chunk.flat))
+            kernels.put_gradient(at)
+            self.add(layout, "grad_norm", _sum_of_squares(at.flat))
         if group["weight_norm"]:
-            kernels.put_weights(chunk, at)
-            self.add(plan, "weight_norm", _sum_of_squares(chunk.flat))
+            kernels.put_weights(at)
+            self.add(layout, "weight_norm", _sum_of_squares(at.flat))
         if group["distance"] or group["save_mala_vars"]:
-            kernels.put_displacement(chunk, at)
-            squares = _sum_of_squares(chunk.flat)
+            kernels.put_displacement(at)
+            squares = _sum_of_squares(at.flat)
             if group["distance"]:
-                self.add(plan, "distance", squares)
+                self.add(layout, "distance", squares)
             if group["save_mala_vars"]:
-                self.add(plan, "localization_loss", squares * (u.gamma / 2))
+                self.add(layout, "localization_loss", squares * (at.u.localization / 2))
         if group["save_mala_vars"]:
-            kernels.put_drift(chunk, at, u)
-            self._keep("drift", plan, chunk)
+            kernels.put_drift(at)
+            self._keep("drift", at)
 
-    def noise(self, group: dict[str, Any], plan: Plan, chunk: Chunk, std: float) -> None:
-        """The noise in the buffer, in units of its standard deviation, where asked."""
+    def take_noise(self, at: Point, std: float) -> None:
+        """Take the noise in the buffer, in units of its standard deviation, where asked."""
+        group = at.layout.group
         if not (group["noise_norm"] or group["save_noise"]):
             return
-        chunk.freeze(0.0)
+        at.chunk.freeze(0.0)
         unscaled = 1.0 / std if std else 0.0
         if group["noise_norm"]:
-            self.add(plan, "noise_norm", _sum_of_squares(chunk.flat) * unscaled**2)
+            self.add(at.layout, "noise_norm", _sum_of_squares(at.flat) * unscaled**2)
         if group["save_noise"]:
-            kept = self._keep("noise", plan, chunk)
-            torch._foreach_mul_(kept, unscaled)
+            torch._foreach_mul_(self._keep("noise", at), unscaled)
 
     def total(self, name: str) -> Tensor:
-        """One number for all groups: norms by Pythagoras, others summed."""
+        """Return one number for all groups: norms by Pythagoras, others summed."""
         parts = [scalars[name] for scalars in self._scalars if name in scalars]
         if not parts:
             raise AttributeError(f"{name} is read where its option is set, from the first step on")
@@ -81,27 +79,27 @@ class Readings:
         return total.sqrt() if name in NORMS else total
 
     def totals(self) -> dict[str, Tensor]:
-        """All scalars there are."""
+        """Return all scalars there are."""
         names = dict.fromkeys(name for scalars in self._scalars for name in scalars)
         return {name: self.total(name) for name in names}
 
     def tensors(self, name: str, groups: Sequence[dict[str, Any]]) -> list[list[Tensor]]:
-        """What was kept, a list per group of a tensor per parameter; empty where not asked."""
+        """Return what was kept: one tensor a parameter, in a list for each group."""
         option = KEPT[name]
         kept = self._tensors.get(name, [])
         if not any(group[option] for group in groups[: len(kept)]):
             raise AttributeError(f"{name} is kept by {option}=True, from the first step on")
         return [k if g[option] else [] for k, g in zip(kept, groups, strict=False)]
 
-    def _keep(self, name: str, plan: Plan, chunk: Chunk) -> list[Tensor]:
+    def _keep(self, name: str, at: Point) -> list[Tensor]:
         """Copy the buffer into the tensors kept for it."""
-        kept = self._tensors[name][plan.index]
-        targets = chunk.part([kept[i] for i in plan.positions])
-        torch._foreach_copy_(targets, chunk.views)
+        kept = self._tensors[name][at.layout.index]
+        targets = at.chunk.part([kept[i] for i in at.layout.positions])
+        torch._foreach_copy_(targets, at.step)
         return targets
 
     def _make_room(self, name: str, option: str, groups: Sequence[dict[str, Any]]) -> None:
-        """One tensor a parameter of the groups that ask: made once, written over every step."""
+        """Make one tensor a parameter of the groups that ask, once; every step writes over it."""
         kept = self._tensors.setdefault(name, [])
         kept.extend([] for _ in range(len(kept), len(groups)))
         for i, group in enumerate(groups):

@@ -1,24 +1,26 @@
-"""What all samplers share: anchors, masks, masters, noise, readings, saved state."""
+"""What all samplers share: options, anchors, masks, masters, noise, readouts, saved state."""
+
+from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT, StateDict
+from torch.optim.optimizer import Optimizer, StateDict
 
-from distsampler.optim import anchors as landmarks
-from distsampler.optim import checks, kernels
-from distsampler.optim.kernels import Potential
-from distsampler.optim.layout import Chunk, Plan, Point, make_plans
+from distsampler.optim import anchors as anchoring
+from distsampler.optim import checks
+from distsampler.optim.law import QuadraticLaw
+from distsampler.optim.layout import Layout, Point, Potential, make_layouts
 from distsampler.optim.noise_streams import Owners, continue_stream, fresh_generator
-from distsampler.optim.readouts import Readings
+from distsampler.optim.readouts import Readouts
 
 
 def _uncompiled(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of torch without its guard against torch.compile, while nobody compiles.
+    """Return a method of torch without its guard against torch.compile, while nobody compiles.
 
     The guard's first call imports all of torch._dynamo: two seconds of every actor's start.
     """
@@ -33,22 +35,26 @@ class Sampler(Optimizer):
     ``weight_decay`` and w* the anchor: the weights at the moment their group was added, or those
     given under the group's key ``anchors`` (a list of tensors, shared, never written to).
 
-    Every sampler has these options; they may differ between parameter groups:
+    A subclass is a sampler: its constructor has the options as its signature, its ``_step_group``
+    is the equation, and its class attributes and ``law`` say what is known about it. Every sampler
+    has these options; they may differ between parameter groups:
 
     Args:
         params: Parameters, named parameters or parameter groups, as for any torch optimizer. A
-            parameter without gradient still feels localisation, decay and noise; one that does
+            parameter without gradient still feels localization, decay and noise; one that does
             not require a gradient is left alone.
         lr: Step size epsilon, per step.
         nbeta: Inverse temperature times the number of examples, or a callable of the number of
             steps that the group has made.
         localization: gamma, the strength of the pull to w*.
         weight_decay: lam, the precision of a Gaussian prior around 0.
+        noise_level: sigma, of samplers without momentum; at any value other than 1 the law is not
+            the posterior, and a warning says so.
         bounding_box_size: Half width of a box around w* that no coordinate leaves; None: no box.
         optimize_over: Boolean masks, one a parameter of the group (or None for "all of it"), in a
             list, or a single tensor for a single parameter. Entries outside stay bit-identical.
         save_noise: Keep the noise of the last step, unscaled, in :attr:`noise`.
-        save_mala_vars: Keep grad U and the localisation energy at the weights that the last step
+        save_mala_vars: Keep grad U and the localization energy at the weights that the last step
             left, in :attr:`drift` and :attr:`localization_loss`.
         noise_norm: L2 norm of the unscaled noise of the last step.
         grad_norm: L2 norm of the minibatch gradient, |g|.
@@ -70,20 +76,46 @@ class Sampler(Optimizer):
             another device than the generator. It is a ValueError.
     """
 
-    needs_closure = False
+    needs_closure: ClassVar[bool] = False
     """Whether a step evaluates loss and gradients itself, and is right with those of all data."""
+    has_side: ClassVar[bool] = False
+    """Whether ``side`` gives the two ends of a step for ``mala_acceptance``."""
+    hop_bias_known: ClassVar[bool] = False
+    """Whether the chain is a recursion of w alone, whose bias over shards can be predicted."""
+    friction_option: ClassVar[str | None] = None
+    """Name of the option that is the friction; None: there is no momentum."""
+    pilot_options: ClassVar[Mapping[str, object]] = {}
+    """Options with which calibration first tries the sampler."""
+    tensor_options: ClassVar[Mapping[str, str]] = {
+        "optimize_over": "give boolean masks by parameter name to restrict_to of the run"
+    }
+    """Options that hold a tensor a parameter, and what to do in a run, which has plain values."""
+    counters: ClassVar[tuple[str, ...]] = ("steps",)
+    """Entries of a group that count its steps."""
 
     _owners: Owners | None = None
 
-    def __init__(
-        self, params: ParamsT, defaults: dict[str, object], generator: torch.Generator | None
-    ) -> None:
-        self._generator = generator
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        """Make a sampler from what its constructor was called with.
+
+        Args:
+            arguments: ``locals()`` of the subclass's constructor: ``params``, ``generator`` and the
+                options, which become the defaults of the groups.
+        """
+        self._generator: torch.Generator | None = arguments["generator"]
         self._forget()
-        super().__init__(params, defaults)
+        given = ("self", "__class__", "params", "generator")
+        options = {name: value for name, value in arguments.items() if name not in given}
+        options.setdefault("bounding_box_size", None)
+        super().__init__(arguments["params"], options)
         cautions = [text for group in self.param_groups for text in self._cautions(group)]
         for text in dict.fromkeys(cautions):
             warnings.warn(text, UserWarning, stacklevel=3)
+
+    @classmethod
+    def law(cls, options: Mapping[str, Any]) -> QuadraticLaw | None:
+        """Return the law of the chain on a quadratic, with all options given; None: not known."""
+        return None
 
     # The contract of torch.optim.Optimizer
 
@@ -106,9 +138,20 @@ class Sampler(Optimizer):
 
     @torch.no_grad()
     def move(self) -> None:
-        """:meth:`step` alone: no closure, no hooks, no mark for the profiler."""
+        """Move every group once: :meth:`step` without closure, hooks and the profiler's mark."""
         self._move()
         self._count()
+
+    def _count(self) -> None:
+        for group in self.param_groups:
+            group["steps"] += 1
+
+    def _move(self) -> None:
+        layouts = self._current_layouts()
+        self._readouts.clear(self.param_groups)
+        for layout in layouts:
+            if layout.params:
+                self._step_group(layout)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its anchors are its present weights, or those under ``anchors``.
@@ -127,7 +170,7 @@ class Sampler(Optimizer):
             raise
 
     def state_dict(self) -> StateDict:
-        """The state as torch has it, and the generator's state under ``generator``."""
+        """Return the state as torch has it, and the generator's state under ``generator``."""
         return {**_uncompiled(Optimizer.state_dict)(self), "generator": self.generator.get_state()}
 
     def load_state_dict(self, state_dict: StateDict) -> None:
@@ -167,16 +210,12 @@ class Sampler(Optimizer):
             for p, entry in saved["state"].items()
         }
         for group in saved["param_groups"]:
-            group.update(dict.fromkeys(self._tensor_options(group)))
+            group.update(dict.fromkeys(self.tensor_options))
         return saved
 
     def restore_chain_state(self, state: StateDict) -> None:
-        """Continue from a chain's state; what it leaves out stays as it is.
-
-        Args:
-            state: What :meth:`chain_state` returned.
-        """
-        kept = [{key: g[key] for key in self._tensor_options(g)} for g in self.param_groups]
+        """Continue from what :meth:`chain_state` returned; what it leaves out stays as it is."""
+        kept = [{key: g[key] for key in self.tensor_options} for g in self.param_groups]
         self.load_state_dict(state)
         for group, options in zip(self.param_groups, kept, strict=True):
             group.update(options)
@@ -195,154 +234,121 @@ class Sampler(Optimizer):
                 self.state[p]["master"].copy_(w)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but hooks and buffers."""
+        """Return everything but hooks and buffers."""
         return {**super().__getstate__(), "_generator": self._generator}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._forget()
 
-    def join(self, owners: Owners) -> None:
-        """Parts the parameters of the only group among several chains; see ``joint``."""
-        self._owners = owners
-
-    # Readings
+    # Readouts
 
     @property
     def generator(self) -> torch.Generator:
-        """The source of all randomness of this sampler."""
+        """The source of all randomness."""
         if self._generator is None:
             params = [p for group in self.param_groups for p in group["params"]]
             self._generator = fresh_generator(params[0].device if params else torch.device("cpu"))
         return self._generator
 
     def metrics(self) -> dict[str, Tensor]:
-        """All scalars that were asked for, of the last step.
+        """Return all scalars of the last step that were asked for.
 
         Returns:
             0-d tensors by name: the norms, ``localization_loss`` with ``save_mala_vars``, and what
             the sampler adds. Reading one waits for the device; this call does not.
         """
-        return self._readings.totals()
+        return self._readouts.totals()
 
     @property
     def noise(self) -> list[list[Tensor]]:
         """Unscaled noise of the last step, a list per group of a tensor per parameter."""
-        return self._readings.tensors("noise", self.param_groups)
+        return self._readouts.tensors("noise", self.param_groups)
 
     @property
     def drift(self) -> list[list[Tensor]]:
         """Grad U at the weights that the last step left, as :attr:`noise` is laid out."""
-        return self._readings.tensors("drift", self.param_groups)
+        return self._readouts.tensors("drift", self.param_groups)
 
     @property
     def localization_loss(self) -> Tensor:
         """gamma/2 |w - w*|^2 at the weights that the last step left; 0-d."""
-        return self._readings.total("localization_loss")
+        return self._readouts.total("localization_loss")
 
     @property
     def noise_norm(self) -> Tensor:
         """|N|, 0-d."""
-        return self._readings.total("noise_norm")
+        return self._readouts.total("noise_norm")
 
     @property
     def grad_norm(self) -> Tensor:
         """|g|, 0-d."""
-        return self._readings.total("grad_norm")
+        return self._readouts.total("grad_norm")
 
     @property
     def weight_norm(self) -> Tensor:
         """|w|, 0-d."""
-        return self._readings.total("weight_norm")
+        return self._readouts.total("weight_norm")
 
     @property
     def distance(self) -> Tensor:
         """|w - w*|, 0-d."""
-        return self._readings.total("distance")
+        return self._readouts.total("distance")
 
     # For subclasses
-
-    def _move(self) -> None:
-        """Move every group once, from the gradients that are there."""
-        plans = self._current_plans()
-        self._readings.clear(self.param_groups)
-        for group, plan in zip(self.param_groups, plans, strict=True):
-            if plan.params:
-                self._step_group(group, plan)
-
-    def _count(self) -> None:
-        """One step more."""
-        for group in self.param_groups:
-            group["steps"] += 1
 
     def _check(self, group: dict[str, Any]) -> None:
         """Raise ConfigError if an option of the group is wrong; subclasses add their own."""
         checks.check_common(group)
 
     def _cautions(self, group: dict[str, Any]) -> list[str]:
-        """Sentences to warn with at construction: what is legal but probably not meant."""
+        """Return sentences to warn with at construction: what is legal but probably not meant."""
+        cautions = []
         if group["nbeta"] == 1.0:
-            return [
+            cautions.append(
                 "nbeta is 1: the posterior is that of a single example, and learning coefficients "
                 "read from it are not those of the data set; pass nbeta=n / log(n)"
-            ]
-        return []
+            )
+        if (level := group.get("noise_level", 1.0)) != 1.0:
+            cautions.append(
+                f"noise_level is {level}: only at 1 does the chain sample the posterior"
+            )
+        return cautions
 
-    def _begin(self, group: dict[str, Any], plan: Plan) -> None:
+    def _begin(self, layout: Layout) -> None:
         """Make the state that is still missing, before a group's first step."""
 
-    def _std(self, group: dict[str, Any]) -> float:
-        """Standard deviation of the noise that the chunks' buffers are filled with."""
-        return 1.0
-
-    def _increment(
-        self, group: dict[str, Any], plan: Plan, chunk: Chunk, at: Point, u: Potential
-    ) -> None:
-        """Leave in the chunk's buffer, which holds the noise, what w moves by."""
+    def _step_group(self, layout: Layout) -> None:
+        """Move one group once."""
         raise NotImplementedError
 
-    def _step_group(self, group: dict[str, Any], plan: Plan) -> None:
-        """Move one group: chunk by chunk read, draw noise, sum the increment, add it to w."""
-        grads, u = plan.grads(), self._potential(group)
-        anchors = plan.column(self.state, "anchor")
-        for chunk in plan.chunks:
-            at = plan.point(chunk, grads, anchors)
-            self._readings.point(group, plan, chunk, at, u)
-            self._draw(group, plan, chunk)
-            self._increment(group, plan, chunk, at, u)
-            chunk.freeze()
-            kernels.move(at.weights, chunk.views)
-            self._settle(group, plan, chunk, at)
+    def _points(self, layout: Layout) -> Iterator[Point]:
+        """Yield the chunks of a group at the present weights, where what was asked for is read."""
+        for at in layout.points(self._potential(layout.group)):
+            self._readouts.take(at)
+            yield at
+
+    def _draw(self, at: Point, std: float) -> None:
+        """Step <- std N(0, I)."""
+        if self._owners is None:
+            at.flat.normal_(0.0, std, generator=self._generator)
+        else:
+            self._owners.fill(at, std)
+        self._readouts.take_noise(at, std)
 
     def _potential(self, group: dict[str, Any]) -> Potential:
-        """The coefficients of U at this step."""
+        """Return the coefficients of U at this step."""
         nbeta = checks.nbeta_at(group["nbeta"], group["steps"])
         return Potential(nbeta, group["localization"], group["weight_decay"])
 
-    def _draw(self, group: dict[str, Any], plan: Plan, chunk: Chunk) -> None:
-        """Fill the chunk's buffer with noise."""
-        std = self._std(group)
-        if self._owners is None:
-            chunk.flat.normal_(0.0, std, generator=self._generator)
-        else:
-            self._owners.fill(plan, chunk, std)
-        self._readings.noise(group, plan, chunk, std)
-
-    def _settle(self, group: dict[str, Any], plan: Plan, chunk: Chunk, at: Point) -> None:
-        """After the move: keep the weights in the box, write masters back rounded."""
-        if group["bounding_box_size"] is not None:
-            kernels.confine(chunk, at, group["bounding_box_size"])
-        if plan.rounded:
-            torch._foreach_copy_(chunk.part(plan.params), at.weights)
-
-    def _start(self, plan: Plan, name: str, std: float) -> None:
+    def _start(self, layout: Layout, name: str, std: float) -> None:
         """Give ``std N`` to the state tensors of this name that are missing; zero where frozen."""
-        for i, p, w in zip(plan.positions, plan.params, plan.weights, strict=True):
+        for i, p, w in zip(layout.positions, layout.params, layout.weights, strict=True):
             if name not in self.state[p]:
                 start = torch.zeros_like(w, requires_grad=False)
                 if std:
                     start.normal_(0.0, std, generator=self._generator)
-                if plan.masks is not None and (mask := plan.masks[i]) is not None:
+                if layout.masks is not None and (mask := layout.masks[i]) is not None:
                     start.masked_fill_(~mask, 0.0)
                 self.state[p][name] = start
 
@@ -350,8 +356,8 @@ class Sampler(Optimizer):
 
     def _forget(self) -> None:
         """Drop everything that is derived from the state."""
-        self._plans: list[Plan] | None = None
-        self._readings = Readings()
+        self._layouts: list[Layout] | None = None
+        self._readouts = Readouts()
 
     def _admit(self, group: dict[str, Any]) -> None:
         """Check a new group and take its anchors."""
@@ -363,9 +369,10 @@ class Sampler(Optimizer):
             checks.check_parameter(p)
             checks.check_device(p, self.generator)
         for p, anchor in zip(params, anchors or [None] * len(params), strict=True):
-            self.state[p].update(landmarks.of(p, anchor))
-        group.setdefault("steps", 0)
-        self._plans = None
+            self.state[p].update(anchoring.of(p, anchor))
+        for counter in self.counters:
+            group.setdefault(counter, 0)
+        self._layouts = None
 
     def _normalise(self, group: dict[str, Any]) -> None:
         """Bring options that hold tensors into one form, on the parameters' device."""
@@ -373,28 +380,20 @@ class Sampler(Optimizer):
 
     def _restore(self, saved: StateDict, anchors: dict[Tensor, Tensor]) -> None:
         """After torch's own loading: precision, shared anchors, masks, the random stream."""
-        landmarks.restore(self, saved, anchors)
+        anchoring.restore(self, saved, anchors)
         for group in self.param_groups:
             self._normalise(group)
         if "generator" in saved:
             continue_stream(self.generator, saved["generator"])
 
-    def _tensor_options(self, group: dict[str, Any]) -> set[str]:
-        """Options of the group that may hold one tensor a parameter."""
-        return {"gradient_variance", "optimize_over"} & group.keys()
-
-    def _current_plans(self) -> list[Plan]:
-        """The plans of all groups, made anew when something they rest on has changed."""
-        plans = self._plans
-        if plans is None or not all(
-            plan.fits(group) for plan, group in zip(plans, self.param_groups, strict=True)
+    def _current_layouts(self) -> list[Layout]:
+        """Return the layouts of all groups, made again when something they rest on has changed."""
+        layouts = self._layouts
+        if layouts is None or not all(
+            layout.fits(group) for layout, group in zip(layouts, self.param_groups, strict=True)
         ):
-            self._plans = plans = self._make_plans()
-        return plans
-
-    def _make_plans(self) -> list[Plan]:
-        plans = make_plans(self.param_groups, self.state)
-        for group, plan in zip(self.param_groups, plans, strict=True):
-            self._begin(group, plan)
-        self._dimension = sum(plan.dimension for plan in plans)
-        return plans
+            layouts = make_layouts(self.param_groups, self.state)
+            for layout in layouts:
+                self._begin(layout)
+            self._layouts = layouts
+        return layouts

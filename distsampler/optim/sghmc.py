@@ -1,15 +1,18 @@
 """Stochastic gradient Hamiltonian Monte Carlo."""
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from distsampler.optim import checks, kernels
-from distsampler.optim.layout import Plan
+from distsampler.optim import checks
+from distsampler.optim.kernels import add_force, drift, kick, settle_and_reflect
+from distsampler.optim.law import Bias, Quadratic, QuadraticLaw, inflation
+from distsampler.optim.layout import Layout
 from distsampler.optim.sampler import Sampler
 
 
@@ -28,9 +31,6 @@ class SGHMC(Sampler):
         params: See :class:`Sampler`, as for every option not listed here. A box reflects.
         friction: alpha, in (0, 1).
 
-    Raises:
-        ConfigError: See :class:`Sampler`.
-
     Example:
         >>> w = torch.nn.Parameter(torch.zeros(3))
         >>> sampler = SGHMC([w], lr=1e-4, nbeta=100.0)
@@ -38,6 +38,9 @@ class SGHMC(Sampler):
         >>> loss.backward()
         >>> sampler.step()
     """
+
+    friction_option = "friction"
+    pilot_options: ClassVar[Mapping[str, object]] = {"friction": 0.1}
 
     def __init__(
         self,
@@ -58,44 +61,36 @@ class SGHMC(Sampler):
         *,
         generator: torch.Generator | None = None,
     ) -> None:
-        defaults: dict[str, object] = {
-            "lr": lr,
-            "friction": friction,
-            "weight_decay": weight_decay,
-            "localization": localization,
-            "nbeta": nbeta,
-            "bounding_box_size": bounding_box_size,
-            "save_noise": save_noise,
-            "save_mala_vars": save_mala_vars,
-            "optimize_over": optimize_over,
-            "noise_norm": noise_norm,
-            "grad_norm": grad_norm,
-            "weight_norm": weight_norm,
-            "distance": distance,
-        }
-        super().__init__(params, defaults, generator)
+        super().__init__(locals())
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
         checks.fraction(group, "friction", "pass alpha, for example 0.1")
         checks.positive(group, "friction", "pass alpha, for example 0.1")
 
-    def _begin(self, group: dict[str, Any], plan: Plan) -> None:
-        self._start(plan, "momentum", math.sqrt(group["lr"]))
+    def _begin(self, layout: Layout) -> None:
+        self._start(layout, "momentum", math.sqrt(layout.group["lr"]))
 
-    def _std(self, group: dict[str, Any]) -> float:
-        return math.sqrt(2 * group["lr"] * group["friction"])
+    def _step_group(self, layout: Layout) -> None:
+        lr, alpha = layout.group["lr"], layout.group["friction"]
+        for at in self._points(layout):
+            v = at.column("momentum")
+            self._draw(at, math.sqrt(2 * lr * alpha))  # step = N(0, 2 lr alpha)
+            add_force(at, lr)  # step -= lr (nbeta g + gamma (w - w*) + lam w)
+            kick(at, v, 1 - alpha)  # v = (1 - alpha) v + step
+            drift(at, v)  # w += v
+            settle_and_reflect(at, v)
 
-    def _step_group(self, group: dict[str, Any], plan: Plan) -> None:
-        grads, u = plan.grads(), self._potential(group)
-        anchors, momenta = plan.column(self.state, "anchor"), plan.column(self.state, "momentum")
-        for chunk in plan.chunks:
-            at, momentum = plan.point(chunk, grads, anchors), chunk.part(momenta)
-            self._readings.point(group, plan, chunk, at, u)
-            self._draw(group, plan, chunk)
-            kernels.add_force(chunk.views, at, u, group["lr"])
-            kernels.kick(chunk, momentum, 1 - group["friction"])
-            kernels.carry(chunk, at.weights, momentum)
-            if group["bounding_box_size"] is not None:
-                kernels.turn_at_wall(chunk, at, momentum, group["bounding_box_size"])
-            self._settle(group, plan, chunk, at)
+    @classmethod
+    def law(cls, options: Mapping[str, Any]) -> QuadraticLaw:
+        """Return the exact law: ``(1 + (2/alpha) u v) / (1 - 2 x / (2 - alpha))`` times the LLC."""
+        alpha = float(options["friction"])
+        return QuadraticLaw("sghmc", 4 * (1 - alpha / 2), safe=0.2, bias=partial(_bias, alpha))
+
+
+def _bias(alpha: float, q: Quadratic) -> Bias:
+    over = inflation(q.lr * q.kappa / 2 / (2 - alpha))
+    return Bias(
+        discretisation=float(q.weights @ (q.share * (over - 1))),
+        heat=float(2 / alpha * q.heat * q.noise @ (q.share * over)),
+    )

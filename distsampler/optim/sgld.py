@@ -1,42 +1,36 @@
 """Stochastic gradient Langevin dynamics."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from distsampler.optim import checks, kernels
+from distsampler.optim import checks
 from distsampler.optim.heat_correction import HeatCorrected
-from distsampler.optim.kernels import Potential
-from distsampler.optim.layout import Chunk, Plan, Point
+from distsampler.optim.kernels import add_force, move
+from distsampler.optim.law import Bias, Quadratic, QuadraticLaw, inflation
+from distsampler.optim.layout import Layout
 from distsampler.optim.metropolis import LangevinProposal, Side
-
-_NOT_LANGEVIN = ("bounding_box_size", "gradient_variance")
 
 
 class SGLD(HeatCorrected, LangevinProposal):
     """Langevin dynamics on minibatch gradients, localised at w*.
 
-    ``dw = -(lr/2) (nbeta g + gamma (w - w*) + lam w) + sqrt(lr) sigma N(0, I)``
+    ``dw = sqrt(lr) sigma N(0, I) - (lr/2) (nbeta g + gamma (w - w*) + lam w)``
 
-    Source: Welling & Teh 2011, eq. 4; localisation: Lau et al. 2308.12108. On a quadratic with
+    Source: Welling & Teh 2011, eq. 4; localization: Lau et al. 2308.12108. On a quadratic with
     curvature kappa the stationary variance is 1 / (kappa (1 - lr kappa / 4)): the error is first
     order in lr, and the chain is stable for lr kappa < 4.
 
     Args:
         params: See :class:`Sampler`, as for every option not listed here.
-        noise_level: sigma; at any value other than 1 the law is not the posterior, and a warning
-            says so.
         gradient_variance: Variance v of the gradient between single examples, a number or one
             tensor a parameter (its shape); the noise is reduced by the heat of the minibatch,
             see :mod:`distsampler.optim.heat_correction`. None: no correction.
         batch_size: Examples a minibatch, m; needed with ``gradient_variance``.
-
-    Raises:
-        ConfigError: See :class:`Sampler`.
 
     Example:
         >>> w = torch.nn.Parameter(torch.zeros(3))
@@ -45,6 +39,9 @@ class SGLD(HeatCorrected, LangevinProposal):
         >>> loss.backward()
         >>> sampler.step()
     """
+
+    has_side = True
+    hop_bias_known = True
 
     def __init__(
         self,
@@ -67,28 +64,24 @@ class SGLD(HeatCorrected, LangevinProposal):
         batch_size: int | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        defaults: dict[str, object] = {
-            "lr": lr,
-            "noise_level": noise_level,
-            "weight_decay": weight_decay,
-            "localization": localization,
-            "nbeta": nbeta,
-            "bounding_box_size": bounding_box_size,
-            "save_noise": save_noise,
-            "save_mala_vars": save_mala_vars,
-            "optimize_over": optimize_over,
-            "noise_norm": noise_norm,
-            "grad_norm": grad_norm,
-            "weight_norm": weight_norm,
-            "distance": distance,
-            "gradient_variance": gradient_variance,
-            "batch_size": batch_size,
-        }
-        super().__init__(params, defaults, generator)
+        super().__init__(locals())
+
+    def _step_group(self, layout: Layout) -> None:
+        lr, sigma = layout.group["lr"], float(layout.group["noise_level"])
+        for at in self._points(layout):
+            self._draw(at, math.sqrt(lr) * sigma)  # step = sqrt(lr) sigma N(0, I),
+            self._cool(at)  # less the heat that the minibatch brings, where it is corrected
+            add_force(at, lr / 2)  # step -= (lr/2) (nbeta g + gamma (w - w*) + lam w)
+            move(at)  # w += step
+
+    @classmethod
+    def law(cls, options: Mapping[str, Any]) -> QuadraticLaw:
+        """Return the exact law: ``(1 + u (v - d)) / (1 - x)`` times the LLC."""
+        return QuadraticLaw("sgld", limit=4.0, safe=0.2, bias=_bias)
 
     @torch.no_grad()
     def side(self, loss: Tensor | float) -> Side:
-        """The present point, as :func:`mala_acceptance` wants it.
+        """Return the present point, as :func:`mala_acceptance` wants it.
 
         Args:
             loss: The minibatch loss at the present weights, 0-d, whose gradient lies in ``p.grad``.
@@ -101,7 +94,7 @@ class SGLD(HeatCorrected, LangevinProposal):
                 Langevin proposal; with a callable nbeta the two sides would have different targets.
         """
         for group in self.param_groups:
-            bent = [name for name in _NOT_LANGEVIN if group[name] is not None]
+            bent = [n for n in ("bounding_box_size", "gradient_variance") if group[n] is not None]
             if bent or group["noise_level"] != 1.0 or callable(group["nbeta"]):
                 checks.refuse(
                     "a MALA acceptance needs plain Langevin steps with one fixed nbeta",
@@ -110,18 +103,11 @@ class SGLD(HeatCorrected, LangevinProposal):
                 )
         return self._side(loss)
 
-    def _check(self, group: dict[str, Any]) -> None:
-        super()._check(group)
-        checks.not_negative(group, "noise_level", "leave it at 1 to sample the posterior")
 
-    def _cautions(self, group: dict[str, Any]) -> list[str]:
-        return super()._cautions(group) + checks.noise_caution(group)
-
-    def _std(self, group: dict[str, Any]) -> float:
-        return math.sqrt(group["lr"]) * float(group["noise_level"])
-
-    def _increment(
-        self, group: dict[str, Any], plan: Plan, chunk: Chunk, at: Point, u: Potential
-    ) -> None:
-        self._cool(group, plan, chunk, u)
-        kernels.sgld(chunk, at, u, group["lr"])
+def _bias(q: Quadratic) -> Bias:
+    over = inflation(q.lr * q.kappa / 4)
+    hot = q.share * over
+    return Bias(
+        discretisation=float(q.weights @ (q.share * (over - 1))),
+        heat=float(q.heat * (q.noise @ hot - q.removed @ hot)),
+    )

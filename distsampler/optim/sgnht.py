@@ -1,15 +1,18 @@
 """Stochastic gradient Nose-Hoover thermostat."""
 
 import math
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from distsampler.optim import checks, kernels
-from distsampler.optim.layout import Chunk, Plan, Point
+from distsampler.optim import checks
+from distsampler.optim.kernels import add_force, drift, kick, settle_and_reflect
+from distsampler.optim.law import STEEPEST, Bias, Quadratic, QuadraticLaw
+from distsampler.optim.layout import Layout, Point
 from distsampler.optim.sampler import Sampler
 
 
@@ -41,9 +44,6 @@ class SGNHT(Sampler):
         diffusion_factor: A, the strength of the injected noise.
         scheme: "ding" or "badodab".
 
-    Raises:
-        ConfigError: See :class:`Sampler`.
-
     Example:
         >>> w = torch.nn.Parameter(torch.zeros(3))
         >>> sampler = SGNHT([w], lr=1e-4, nbeta=100.0)
@@ -51,6 +51,12 @@ class SGNHT(Sampler):
         >>> loss.backward()
         >>> sampler.step()
     """
+
+    friction_option = "diffusion_factor"
+    pilot_options: ClassVar[Mapping[str, object]] = {
+        "diffusion_factor": 0.1,
+        "scheme": "badodab",
+    }
 
     def __init__(
         self,
@@ -72,23 +78,7 @@ class SGNHT(Sampler):
         scheme: Literal["ding", "badodab"] = "ding",
         generator: torch.Generator | None = None,
     ) -> None:
-        defaults: dict[str, object] = {
-            "lr": lr,
-            "diffusion_factor": diffusion_factor,
-            "bounding_box_size": bounding_box_size,
-            "save_noise": save_noise,
-            "save_mala_vars": save_mala_vars,
-            "nbeta": nbeta,
-            "localization": localization,
-            "weight_decay": weight_decay,
-            "optimize_over": optimize_over,
-            "noise_norm": noise_norm,
-            "grad_norm": grad_norm,
-            "weight_norm": weight_norm,
-            "distance": distance,
-            "scheme": scheme,
-        }
-        super().__init__(params, defaults, generator)
+        super().__init__(locals())
 
     @property
     def thermostat(self) -> list[Tensor]:
@@ -97,15 +87,15 @@ class SGNHT(Sampler):
         return [self.state[p]["thermostat"] for p in heads if "thermostat" in self.state[p]]
 
     def metrics(self) -> dict[str, Tensor]:
-        """As :meth:`Sampler.metrics`, and ``thermostat``: xi, averaged over the groups.
+        """Return what :meth:`Sampler.metrics` does, and xi, averaged over groups: ``thermostat``.
 
         Returns:
             0-d tensors by name.
         """
-        found = super().metrics()
+        scalars = super().metrics()
         if xi := self.thermostat:
-            found["thermostat"] = torch.stack(xi).mean()
-        return found
+            scalars["thermostat"] = torch.stack(xi).mean()
+        return scalars
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
@@ -113,119 +103,139 @@ class SGNHT(Sampler):
         checks.one_of(group, "scheme", ("ding", "badodab"))
 
     def _cautions(self, group: dict[str, Any]) -> list[str]:
-        found = super()._cautions(group)
+        cautions = super()._cautions(group)
         if group["save_noise"] or group["noise_norm"]:
-            found.append(
+            cautions.append(
                 "the noise of SGNHT enters the momentum, not the weights: its norm says nothing "
                 "about the step; use SGLD to look at noise norms"
             )
         if group["save_mala_vars"]:
-            found.append(
+            cautions.append(
                 "SGNHT is no Langevin proposal: a MALA acceptance computed from its drift has no "
                 "meaning; use SGLD for that diagnostic"
             )
-        return found
+        return cautions
 
-    def _begin(self, group: dict[str, Any], plan: Plan) -> None:
+    def _begin(self, layout: Layout) -> None:
+        group = layout.group
         head = self.state[group["params"][0]]
         if "thermostat" not in head:
-            w = plan.weights[0] if plan.weights else group["params"][0]
+            w = layout.weights[0] if layout.weights else group["params"][0]
             head["thermostat"] = torch.full(
                 (), group["diffusion_factor"], dtype=torch.float64, device=w.device
             )
-        self._start(plan, "momentum", math.sqrt(group["lr"]))
+        self._start(layout, "momentum", math.sqrt(group["lr"]))
         if self._owners is not None:  # one vector, of which each chain's state has its own entry
-            heads = [self.state[p] for p in group["params"][:: self._each(group)]]
+            each = len(group["params"]) // len(self._owners.generators)
+            heads = [self.state[p] for p in group["params"][::each]]
             self._xi = torch.stack([state["thermostat"] for state in heads])
             for state, entry in zip(heads, self._xi, strict=True):
                 state["thermostat"] = entry
 
-    def _std(self, group: dict[str, Any]) -> float:
-        if group["scheme"] == "badodab":
-            return 1.0
-        return math.sqrt(2 * group["lr"] * group["diffusion_factor"])
-
-    def _step_group(self, group: dict[str, Any], plan: Plan) -> None:
-        if group["scheme"] == "badodab":
-            self._step_badodab(group, plan)
+    def _step_group(self, layout: Layout) -> None:
+        if layout.group["scheme"] == "badodab":
+            self._step_badodab(layout)
         else:
-            self._step_ding(group, plan)
+            self._step_ding(layout)
 
-    def _step_ding(self, group: dict[str, Any], plan: Plan) -> None:
-        lr, u = group["lr"], self._potential(group)
-        xi, dimension = self._friction(group, plan)
+    def _step_ding(self, layout: Layout) -> None:
+        lr, a = layout.group["lr"], layout.group["diffusion_factor"]
+        xi, dimension = self._thermostat(layout)
         keep = 1 - xi
-        grads, anchors = plan.grads(), plan.column(self.state, "anchor")
         energy = torch.zeros_like(xi)
-        for chunk in plan.chunks:
-            at = plan.point(chunk, grads, anchors)
-            momentum = chunk.part(plan.column(self.state, "momentum"))
-            self._readings.point(group, plan, chunk, at, u)
-            self._draw(group, plan, chunk)
-            kernels.add_force(chunk.views, at, u, lr)
-            kernels.kick(chunk, momentum, self._spread(keep, plan, chunk))
-            kernels.carry(chunk, at.weights, momentum)
-            energy += self._energy(plan, chunk, momentum)
-            self._settle_momentum(group, plan, chunk, at, momentum)
+        for at in self._points(layout):
+            u = at.column("momentum")
+            self._draw(at, math.sqrt(2 * lr * a))  # step = sqrt(2 lr A) N(0, I)
+            add_force(at, lr)  # step -= lr grad U(w)
+            kick(at, u, self._spread(keep, at))  # u = (1 - xi) u + step
+            drift(at, u)  # w += u
+            energy += self._energy(at, u)
+            settle_and_reflect(at, u)
         xi += energy / dimension - lr
 
-    def _step_badodab(self, group: dict[str, Any], plan: Plan) -> None:
-        lr, u, a = group["lr"], self._potential(group), group["diffusion_factor"]
-        xi, dimension = self._friction(group, plan)
-        grads, anchors = plan.grads(), plan.column(self.state, "anchor")
-        momenta = plan.column(self.state, "momentum")
+    def _step_badodab(self, layout: Layout) -> None:
+        lr, a = layout.group["lr"], layout.group["diffusion_factor"]
+        xi, dimension = self._thermostat(layout)
         energy = torch.zeros_like(xi)
-        for chunk in plan.chunks:  # B, A
-            at, momentum = plan.point(chunk, grads, anchors), chunk.part(momenta)
-            self._readings.point(group, plan, chunk, at, u)
-            chunk.flat.zero_()
-            kernels.add_force(chunk.views, at, u, lr)
-            kernels.kick(chunk, momentum, 1.0)
-            kernels.carry(chunk, at.weights, momentum, 0.5)
-            energy += self._energy(plan, chunk, momentum)
+        for at in self._points(layout):
+            u = at.column("momentum")
+            at.flat.zero_()
+            add_force(at, lr)
+            kick(at, u, 1.0)  # B: u -= lr grad U(w)
+            drift(at, u, 0.5)  # A: w += u / 2
+            energy += self._energy(at, u)
         xi += (energy / dimension - lr) / 2  # D
-        keep, std = torch.exp(-xi), kernels.friction_noise(xi, lr, a)
+        keep, std = torch.exp(-xi), _friction_noise(xi, lr, a)
         energy.zero_()
-        for chunk in plan.chunks:  # O, A
-            at, momentum = plan.point(chunk, grads, anchors), chunk.part(momenta)
-            self._draw(group, plan, chunk)
-            torch._foreach_mul_(chunk.views, self._spread(std, plan, chunk))
-            kernels.kick(chunk, momentum, self._spread(keep, plan, chunk))
-            kernels.carry(chunk, at.weights, momentum, 0.5)
-            energy += self._energy(plan, chunk, momentum)
-            self._settle_momentum(group, plan, chunk, at, momentum)
+        for at in layout.points(self._potential(layout.group)):
+            u = at.column("momentum")
+            self._draw(at, 1.0)
+            torch._foreach_mul_(at.step, self._spread(std, at))
+            kick(at, u, self._spread(keep, at))  # O: u = exp(-xi) u + std N(0, I)
+            drift(at, u, 0.5)  # A: w += u / 2
+            energy += self._energy(at, u)
+            settle_and_reflect(at, u)
         xi += (energy / dimension - lr) / 2  # D
 
-    def _friction(self, group: dict[str, Any], plan: Plan) -> tuple[Tensor, float]:
-        """xi, 0-d, or one for each of several chains; and the entries that each has."""
-        if self._owners is None:
-            return self.state[group["params"][0]]["thermostat"], plan.dimension
-        return self._xi, plan.dimension / len(self._xi)
+    # One thermostat, 0-d; or one for each of several chains that step as one.
 
-    def _energy(self, plan: Plan, chunk: Chunk, momentum: list[Tensor]) -> Tensor:
-        """|u|^2 of a chunk, shaped as xi."""
-        squares = kernels.kinetic(momentum)
+    def _thermostat(self, layout: Layout) -> tuple[Tensor, float]:
+        """Return xi, and the number of entries that each has."""
+        if self._owners is None:
+            return self.state[layout.group["params"][0]]["thermostat"], layout.dimension
+        return self._xi, layout.dimension / len(self._xi)
+
+    def _energy(self, at: Point, u: list[Tensor]) -> Tensor:
+        """Return |u|^2 of a chunk, shaped as xi."""
+        squares = torch.stack(torch._foreach_norm(u)).square()
         if self._owners is None:
             return squares.sum()
-        owner = torch.tensor(self._owners.pieces(plan, chunk), device=squares.device)
+        owner = torch.tensor(self._owners.pieces(at), device=squares.device)
         return torch.zeros_like(self._xi).index_add_(0, owner, squares.double())
 
-    def _spread(self, values: Tensor, plan: Plan, chunk: Chunk) -> Tensor | list[Tensor]:
-        """A number for a chunk, or, of several chains, for each of its pieces."""
-        values = values.to(chunk.flat.dtype)
+    def _spread(self, values: Tensor, at: Point) -> Tensor | list[Tensor]:
+        """Return a number for a chunk, or, of several chains, one for each of its pieces."""
+        values = values.to(at.flat.dtype)
         if self._owners is None:
             return values
         each = values.unbind()
-        return [each[chain] for chain in self._owners.pieces(plan, chunk)]
+        return [each[chain] for chain in self._owners.pieces(at)]
 
-    def _each(self, group: dict[str, Any]) -> int:
-        """Parameters of each of several chains."""
-        assert self._owners is not None
-        return len(group["params"]) // len(self._owners.generators)
+    @classmethod
+    def law(cls, options: Mapping[str, Any]) -> QuadraticLaw:
+        """Return the law for small lr kappa: ``(A + 2 u v) / xi`` times the LLC.
 
-    def _settle_momentum(
-        self, group: dict[str, Any], plan: Plan, chunk: Chunk, at: Point, momentum: list[Tensor]
-    ) -> None:
-        if group["bounding_box_size"] is not None:
-            kernels.turn_at_wall(chunk, at, momentum, group["bounding_box_size"])
-        self._settle(group, plan, chunk, at)
+        xi comes to ``1 - sqrt(1 - 2 (A + 2 u mean v))`` (badodab: to ``A + 2 u mean v``, where xi
+        is small), from the same at v = 0, in about A / lr steps: at the steps of large problems
+        that is never.
+        """
+        a, badodab = float(options["diffusion_factor"]), options["scheme"] == "badodab"
+        bias = partial(_bias, a, _warmth if badodab else _ding_friction)
+        return QuadraticLaw(
+            "badodab" if badodab else "sgnht", limit=4.0, safe=0.25 if badodab else 0.2, bias=bias
+        )
+
+
+def _friction_noise(xi: Tensor, lr: float, a: float) -> Tensor:
+    """sqrt(2 lr A (1 - exp(-2 xi)) / (2 xi)): the noise of friction xi over a step."""
+    ratio = torch.where(xi.abs() < 1e-6, 2 - 2 * xi, -torch.expm1(-2 * xi) / xi)
+    return (lr * a * ratio).sqrt()
+
+
+def _warmth(warmth: float) -> float:
+    return warmth
+
+
+def _ding_friction(warmth: float) -> float:
+    return 1 - math.sqrt(1 - 2 * min(warmth, STEEPEST / 2))
+
+
+def _bias(a: float, friction: Callable[[float], float], q: Quadratic) -> Bias:
+    """A thermostat comes to keep the mean temperature: then heat only changes direction."""
+    llc, noisy = float(q.weights @ q.share), float(q.noise @ q.share)
+    start = friction(a)
+    alone = a / start * llc
+    settled = friction(a + 2 * q.heat * max(q.mean_noise, 0.0))
+    xi = start - math.expm1(-q.lr * q.steps / a) * (settled - start)
+    whole = (a * llc + 2 * q.heat * noisy) / xi
+    return Bias(alone - llc, whole - alone)

@@ -90,8 +90,9 @@ def _z(w: Tensor, sampler: Sampler, variances: Callable[[Sampler], Tensor]) -> f
 
 @contextmanager
 def _louder(name: str, factor: float) -> Iterator[None]:
-    std = SAMPLERS[name]._std
-    with mock.patch.object(SAMPLERS[name], "_std", lambda self, group: factor * std(self, group)):
+    draw = SAMPLERS[name]._draw
+    louder = lambda self, at, std: draw(self, at, factor * std)  # noqa: E731 (patched in)
+    with mock.patch.object(SAMPLERS[name], "_draw", louder):
         yield
 
 
@@ -223,13 +224,10 @@ def steps(rounds: int) -> dict[str, tuple[float, float]]:
 def memory(sampler: Sampler) -> float:
     """What a sampler keeps between steps, in units of the parameters."""
     params = [p for group in sampler.param_groups for p in group["params"]]
-    kept = {
-        t.data_ptr(): t.numel() * t.element_size()
-        for t in (
-            *(t for state in sampler.state.values() for t in state.values()),
-            *(t for plan in sampler._current_plans() for c in plan.columns.values() for t in c),
-        )
-    }
+    columns = [c for layout in sampler._current_layouts() for c in layout.columns.values()]
+    columns += [list(state.values()) for state in sampler.state.values()]
+    tensors = [t for column in columns for t in column]
+    kept = {t.data_ptr(): t.numel() * t.element_size() for t in tensors}
     return sum(kept.values()) / sum(p.numel() * p.element_size() for p in params)
 
 
@@ -249,7 +247,7 @@ class StepAlone:
 
 def silent_step(sampler: Sampler) -> Callable[[], object]:
     """step() that leaves its buffer as it is instead of filling it with noise."""
-    sampler._draw = lambda group, plan, chunk: None  # type: ignore[method-assign]
+    sampler._draw = lambda at, std: None  # type: ignore[method-assign]
     return sampler.step
 
 

@@ -39,7 +39,7 @@ def test_a_silent_step_moves_and_draws_nothing() -> None:
     w = torch.nn.Parameter(torch.zeros(5))
     w.grad = torch.ones(5)
     sampler = samplers.SGLD([w], lr=0.1, nbeta=10.0)
-    sampler._current_plans()[0].chunks[0].flat.zero_()
+    sampler._current_layouts()[0].chunks[0].flat.zero_()
     before = sampler.generator.get_state()
     samplers.silent_step(sampler)()
     assert torch.equal(sampler.generator.get_state(), before)

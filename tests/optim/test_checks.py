@@ -187,7 +187,7 @@ def sgnht_lr() -> None:
 
 def sgnht_diffusion_factor() -> None:
     sampler, p = fresh(SGNHT, diffusion_factor=0.5)
-    sampler._current_plans()
+    sampler._current_layouts()
     sampler.state[p]["momentum"].zero_()
     spread(step(sampler, p, None), 0.1)
     assert float(fresh_thermostat(0.5)) == 0.5
@@ -195,13 +195,13 @@ def sgnht_diffusion_factor() -> None:
 
 def fresh_thermostat(diffusion: float) -> Tensor:
     sampler, _ = fresh(SGNHT, diffusion_factor=diffusion)
-    sampler._current_plans()
+    sampler._current_layouts()
     return sampler.thermostat[0]
 
 
 def sgnht_bounding_box_size() -> None:
     sampler, p = fresh(SGNHT, bounding_box_size=1e-3)
-    before = sampler._current_plans()[0].column(sampler.state, "momentum")[0].clone()
+    before = sampler._current_layouts()[0].column("momentum")[0].clone()
     step(sampler, p, 0.0)
     after = sampler.state[p]["momentum"]
     walled = p.detach().abs() == p.detach().abs().max()
@@ -274,7 +274,7 @@ def sgnht_norms() -> None:
 def sghmc_friction() -> None:
     for friction in (0.1, 0.4):
         sampler, p = fresh(SGHMC, friction=friction)
-        sampler._current_plans()
+        sampler._current_layouts()
         sampler.state[p]["momentum"].fill_(1.0)
         move = step(sampler, p, None)
         spread(move - (1 - friction), math.sqrt(2 * 1e-2 * friction))

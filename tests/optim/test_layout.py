@@ -6,7 +6,7 @@ from torch import Tensor
 
 from distsampler.errors import ConfigError
 from distsampler.optim import SAMPLERS, SGLD
-from distsampler.optim import layout as planning
+from distsampler.optim import layout as layouts
 
 
 def parameters(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -17,15 +17,15 @@ def test_every_chunk_of_every_group_shares_one_buffer_below_the_limit() -> None:
     groups = [{"params": parameters((3_000_000,), (5,), (7, 11))}, {"params": parameters((900, 3))}]
     sampler = SGLD(groups, nbeta=2.0)
     sampler.step()
-    chunks = [chunk for plan in sampler._current_plans() for chunk in plan.chunks]
+    chunks = [chunk for layout in sampler._current_layouts() for chunk in layout.chunks]
     assert len(chunks) == 4
     assert len({chunk.flat.data_ptr() for chunk in chunks}) == 1
-    assert max(c.flat.untyped_storage().nbytes() for c in chunks) <= planning.CHUNK_BYTES["cpu"]
-    assert planning.CHUNK_BYTES_ELSEWHERE < 64_000_000
+    assert max(c.flat.untyped_storage().nbytes() for c in chunks) <= layouts.CHUNK_BYTES["cpu"]
+    assert layouts.CHUNK_BYTES_ELSEWHERE < 64_000_000
 
 
 def test_a_cut_parameter_moves_in_every_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(planning.CHUNK_BYTES, "cpu", 4 * 10)
+    monkeypatch.setitem(layouts.CHUNK_BYTES, "cpu", 4 * 10)
     (p,) = parameters((7, 9))
     sampler = SGLD([p], nbeta=2.0, save_noise=True)
     sampler.step()
@@ -100,8 +100,8 @@ def test_a_parameter_masked_out_whole_costs_no_noise() -> None:
     left, right = parameters((4,), (5,))
     sampler = SGLD([left, right], nbeta=2.0, optimize_over=[None, torch.zeros(5).bool()])
     sampler.step()
-    (plan,) = sampler._current_plans()
-    assert plan.dimension == plan.chunks[0].flat.numel() == 4
+    (layout,) = sampler._current_layouts()
+    assert layout.dimension == layout.chunks[0].flat.numel() == 4
     assert not right.any()
 
 

@@ -71,7 +71,7 @@ def weight(sampler: Sampler, p: Tensor) -> Tensor:
 
 
 def references(sampler: Sampler) -> list[list[Reference]]:
-    sampler._current_plans()  # draws what is drawn before the first step
+    sampler._current_layouts()  # draws what is drawn before the first step
     found = []
     for group in sampler.param_groups:
         masks = group["optimize_over"] or [None] * len(group["params"])
@@ -193,7 +193,7 @@ def test_badodab_is_the_splitting_written_out() -> None:
     lr, a, nbeta, h = 0.02, 0.2, 5.0, torch.linspace(0.5, 2.0, 7, dtype=torch.float64)
     p = torch.nn.Parameter(torch.ones(7, dtype=torch.float64))
     sampler = SGNHT([p], lr, a, nbeta=nbeta, localization=1.0, scheme="badodab", save_noise=True)
-    sampler._current_plans()
+    sampler._current_layouts()
     w, u, xi = p.detach().clone(), sampler.state[p]["momentum"].clone(), a
     for _ in range(5):
         p.grad = h * p.detach()

@@ -117,8 +117,8 @@ def test_a_slightly_wrong_sampler_is_refused(case: Case, wrong: dict[str, object
 
 
 def test_sghmc_with_three_per_cent_more_noise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    std = SGHMC._std
-    monkeypatch.setattr(SGHMC, "_std", lambda self, group: 1.03 * std(self, group))
+    draw = SGHMC._draw
+    monkeypatch.setattr(SGHMC, "_draw", lambda self, at, std: draw(self, at, 1.03 * std))
     w, sampler = sample(CASES[2])
     with pytest.raises(AssertionError, match="standard errors off"):
         assert_variance(w, spread(CASES[2].law(sampler)))
@@ -141,7 +141,7 @@ def test_the_same_sampler_without_its_friction_is_refused(
 
 def frozen_preconditioner(sampler: Sampler) -> Tensor:
     """P of each coordinate."""
-    return sampler._current_plans()[0].columns["root"][0].double().square()
+    return sampler._current_layouts()[0].columns["root"][0].double().square()
 
 
 @pytest.mark.parametrize("change", [{}, *NOISE, *HOT])
