@@ -233,12 +233,12 @@ def watch(
     from distsampler.report.watch import follow
 
     try:
-        view = follow(store, once)
+        snapshot = follow(store, once)
     except KeyboardInterrupt:
         raise typer.Exit(0) from None  # the run goes on
     if not once:
         codes = {"failed": FAILED, "interrupted": INTERRUPTED}
-        raise typer.Exit(codes.get(view.status) or _code(_open(store)))
+        raise typer.Exit(codes.get(snapshot.phase) or _code(_open(store)))
 
 
 @app.command("ls")

@@ -1,11 +1,11 @@
-"""Progress for people: a live table on a terminal, a plain line every 30 s elsewhere."""
+"""Progress for people, of a run here or one that is followed: a table on a terminal, else lines."""
 
 from __future__ import annotations
 
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self, TextIO
 
@@ -14,9 +14,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from distsampler.execution.progress import ChainProgress, Snapshot
+from distsampler.execution.progress import ChainProgress, Snapshot, StoreStatus
+from distsampler.store.lease import ago
 
-PLAIN_SECONDS = 30.0
+PLAIN_SECONDS = 30.0  # between two lines where there is no terminal
 ROWS = 20  # chains with a row of their own, at most
 
 
@@ -29,7 +30,7 @@ class Reporter:
     """
 
     def __init__(self, quiet: bool = False, stream: TextIO | None = None) -> None:
-        self._console = Console(file=stream or sys.stderr)
+        self._console = Console(file=stream or sys.stderr, highlight=False)
         self._quiet = quiet
         self._live: Live | None = None
         self._said = -math.inf
@@ -49,68 +50,82 @@ class Reporter:
         if self._live is not None:
             self._live.stop()
 
-    def show(self, snapshot: Snapshot) -> None:
-        """Shows one snapshot, if it is time to."""
+    def show(self, snapshot: Snapshot, last: bool = False) -> None:
+        """Show one snapshot; where lines are printed, if it is time to or it is the last."""
         if self._quiet:
             return
         if self._live is not None:
             self._live.update(table(snapshot))
-        elif time.monotonic() - self._said >= PLAIN_SECONDS:
+        elif last or time.monotonic() - self._said >= PLAIN_SECONDS:
             self._said = time.monotonic()
-            self._console.print(line(snapshot), soft_wrap=True, highlight=False)
+            self._console.print(line(snapshot), soft_wrap=True)
+
+    def print(self, snapshot: Snapshot) -> None:
+        """Print one snapshot as a table."""
+        self._console.print(table(snapshot), soft_wrap=True)
+
+
+def table(snapshot: Snapshot) -> Group:
+    """Return the run as a table: a row a chain for the first ones, and the line."""
+    grid = Table(box=None, pad_edge=False)
+    for heading in ("chain", "draws", "draws/s", "loss", "running LLC", ""):
+        grid.add_column(heading, justify="right")
+    for chain in snapshot.chains[:ROWS]:
+        grid.add_row(*_row(chain))
+    if len(snapshot.chains) > ROWS:
+        grid.add_row("...", f"{len(snapshot.chains) - ROWS} more")
+    return Group(grid, Text(line(snapshot)))
 
 
 def line(snapshot: Snapshot) -> str:
-    """The run in one line."""
+    """Return the run in one line."""
+    if snapshot.stored is not None:
+        return ", ".join(_followed(snapshot, snapshot.stored))
     if snapshot.anchor:
         made = [f"{done:,} of {of:,} {name}" for name, (done, of) in snapshot.anchor.items()]
-        return f"{snapshot.seconds:.0f} s {snapshot.phase}: the loss at w*, {', '.join(made)}"
-    return (
-        f"{snapshot.seconds:.0f} s {snapshot.phase}: {pace(snapshot.chains)}, "
-        f"running LLC {number(snapshot.llc)}, online split R-hat {number(snapshot.r_hat)}"
-    )
+        parts = ["the loss at w*", *made]
+    else:
+        numbers = _number(snapshot.llc), _number(snapshot.r_hat)
+        parts = [_pace(snapshot), "running LLC {}, online split R-hat {}".format(*numbers)]
+    return f"{snapshot.seconds:.0f} s {snapshot.phase}: {', '.join(parts)}"
 
 
-def pace(chains: Sequence[ChainProgress]) -> str:
-    """How many chains there are, how far the slowest one is, and how fast all are together."""
+def _followed(snapshot: Snapshot, stored: StoreStatus) -> Iterator[str]:
+    """What the line of a followed run says."""
+    yield f"{stored.name} {snapshot.phase}{f' ({stored.reason})' if stored.reason else ''}"
+    yield f"{snapshot.seconds:.0f} s"
+    yield _pace(snapshot)
+    yield f"{'' if snapshot.over else 'provisional '}LLC {_number(snapshot.llc)}"
+    yield f"worst R-hat {_number(stored.r_hat)}, smallest ESS {_number(stored.ess)}"
+    yield f"{stored.lost} actors lost"
+    yield f"verdict: {stored.verdict or 'none yet'}"
+    if not snapshot.over:
+        alive = stored.heartbeat is not None
+        yield f"last heartbeat {ago(stored.heartbeat)} ago" if alive else "no driver"
+
+
+def _pace(snapshot: Snapshot) -> str:
+    """How many chains there are, how far the slowest is, and how fast all are together."""
+    chains = snapshot.chains
     alive = [chain for chain in chains if not chain.retired]
     done = min((chain.draws for chain in alive), default=0)
     total = chains[0].total if chains else 0
     rate = sum(chain.rate for chain in alive if not math.isnan(chain.rate))
-    return (
-        f"{len(chains)} chains ({len(chains) - len(alive)} lost), draw {done} of {total}, "
-        f"{rate:.0f} draws/s"
-    )
-
-
-def table(snapshot: Snapshot) -> Group:
-    """The run as a table: a row a chain, a single row for many."""
-    return Group(grid(snapshot.chains), Text(line(snapshot)))
-
-
-def grid(chains: tuple[ChainProgress, ...]) -> Table:
-    """A row a chain; for many, the first ones."""
-    grid = Table(box=None, pad_edge=False)
-    for heading in ("chain", "draws", "draws/s", "loss", "running LLC", ""):
-        grid.add_column(heading, justify="right")
-    for chain in chains[:ROWS]:
-        grid.add_row(*_row(chain))
-    if len(chains) > ROWS:
-        grid.add_row("...", f"{len(chains) - ROWS} more")
-    return grid
+    lost = len(chains) - len(alive)
+    return f"{len(chains)} chains ({lost} lost), draw {done} of {total}, {rate:.0f} draws/s"
 
 
 def _row(chain: ChainProgress) -> tuple[str, ...]:
     return (
         str(chain.chain),
         f"{chain.draws}/{chain.total}",
-        number(chain.rate),
-        number(chain.loss),
-        number(chain.llc),
+        _number(chain.rate),
+        _number(chain.loss),
+        _number(chain.llc),
         chain.state if chain.state in ("lost", "restarting") else "",
     )
 
 
-def number(value: float) -> str:
+def _number(value: float) -> str:
     """Five digits; a dash for NaN."""
     return "-" if math.isnan(value) else f"{value:.5g}"

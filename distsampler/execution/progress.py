@@ -1,11 +1,15 @@
-"""How a run goes, from running sums: never from the trace, which the driver does not hold."""
+"""The progress of a run: what a snapshot holds, and the running sums that it is made of.
+
+The driver does not hold the trace, so it adds up blocks as they come. A run that is followed from
+its store (``report.watch``) gives snapshots of the same type.
+"""
 
 from __future__ import annotations
 
 import math
 import time
 from array import array
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -18,21 +22,23 @@ from distsampler.analysis import arviz_bridge
 from distsampler.analysis.verdict import Verdict
 from distsampler.draws import DrawBlock
 
-SERIES = 1024  # values of a chain kept for the online R-hat, thinned ever more
+SERIES = 1024  # values of a chain kept for R-hat and ESS; thinned by two whenever they are so many
+SHORTEST = 8  # values of each chain without which they are not computed
+ENDED = ("finished", "interrupted", "failed", "damaged")
 
 
 @dataclass(frozen=True)
 class ChainProgress:
-    """One chain.
+    """One chain at one moment.
 
     Args:
-        chain: index.
-        draws: made so far, burn-in included.
-        total: to be made.
-        rate: draws a second, over its recent blocks.
-        loss: minibatch loss, mean of its last block.
+        chain: index of the chain.
+        draws: draws made so far, burn-in included.
+        total: draws to be made.
+        rate: draws per second, over the chain's recent blocks.
+        loss: mean minibatch loss of the last block.
         llc: running mean after burn-in; NaN before.
-        retired: whether it was taken out.
+        retired: whether the chain was taken out.
         restarting: whether its place was lost, and it has not made a draw since.
         restarts: how often its place was lost.
     """
@@ -58,41 +64,82 @@ class ChainProgress:
 
 
 @dataclass(frozen=True)
+class StoreStatus:
+    """What only those see who follow a run from its store.
+
+    Args:
+        name: name of the run.
+        reason: why the run ended; empty: it has not.
+        heartbeat: age of the driver's last sign of life in seconds; None: nobody drives the run.
+        lost: number of places that were lost, each of which was started again or given up.
+        verdict: of the last gate round; empty: there was none.
+        r_hat: worst R-hat of what the gate reads, over the draws so far.
+        ess: smallest ESS, likewise.
+    """
+
+    name: str
+    reason: str
+    heartbeat: float | None
+    lost: int
+    verdict: str
+    r_hat: float
+    ess: float
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """A run at one moment.
 
     Args:
-        phase: of the driver.
-        seconds: since the start.
+        phase: phase of the driver; of a run that is followed, the status in its store.
+        seconds: time since the start.
         chains: each chain.
-        llc: running mean over chains.
-        r_hat: split R-hat of the probe's loss from a thinned series; a first look, no verdict.
-        committed: durable draws of each chain.
-        series: that thinned series, of each chain that is not lost.
-        verdict: of the gate's last look; None: it has not looked.
-        anchor: while the anchor pass is made: what of it -> (done, of so many).
+        llc: mean over chains of the draws so far; provisional until there is a verdict.
+        committed: number of durable draws of each chain.
+        series: thinned probe loss of each chain that is not retired; empty if followed.
+        verdict: of the last gate round; None: there was none.
+        anchor: parts of the anchor pass -> (number done, number of all), while it is made.
+        stored: what only those see who follow the run; None for its driver.
     """
 
     phase: str
     seconds: float
     chains: tuple[ChainProgress, ...]
     llc: float
-    r_hat: float
     committed: tuple[int, ...] = ()
     series: Sequence[Sequence[float]] = field(default=(), repr=False, compare=False)
     verdict: Verdict | None = None
     anchor: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    stored: StoreStatus | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether the run has ended."""
+        return self.phase in ENDED
+
+    @cached_property
+    def r_hat(self) -> float:
+        """Split R-hat of the thinned series, NaN for a single chain; or ``StoreStatus.r_hat``."""
+        if self.stored is not None:
+            return self.stored.r_hat
+        return self._of_series(arviz_bridge.split_r_hat) if len(self.series) > 1 else math.nan
 
     @cached_property
     def ess(self) -> float:
-        """Bulk ESS of the thinned series, through ArviZ; NaN for fewer than eight values."""
+        """Bulk ESS of the thinned series; or ``StoreStatus.ess``."""
+        if self.stored is not None:
+            return self.stored.ess
+        return self._of_series(lambda data: arviz_bridge.ess(data, "bulk"))
+
+    def _of_series(self, statistic: Callable[[xr.Dataset], xr.Dataset]) -> float:
+        """A statistic of the series, all cut to the shortest; NaN if it is too short."""
         shortest = min((len(values) for values in self.series), default=0)
-        if shortest < 8:
+        if shortest < SHORTEST:
             return math.nan
         values = np.array([each[:shortest] for each in self.series])
         data = xr.Dataset({"probe_loss": (("chain", "draw"), values)})
         with np.errstate(invalid="ignore", divide="ignore"):  # a constant series: NaN
-            return float(arviz_bridge.ess(data, "bulk")["probe_loss"])
+            return float(statistic(data)["probe_loss"])
 
 
 class Observer(Protocol):
@@ -123,11 +170,16 @@ class _Running:
     """Running sums of one chain."""
 
     def __init__(self, draws: int) -> None:
-        self.draws, self.count, self.excess = draws, 0, 0.0
+        self.draws, self.count, self._excess = draws, 0, 0.0
         self.restarting, self.restarts = False, 0
         self.loss = self.rate = math.nan
         self.series = array("d")  # a quarter of the memory of a list
         self.stride, self._seen, self._since = 1, 0, time.monotonic()
+
+    @property
+    def excess(self) -> float:
+        """Mean excess loss after burn-in; NaN before."""
+        return self._excess / self.count if self.count else math.nan
 
     def add(self, block: DrawBlock, burn_in: int) -> None:
         now, self.restarting = time.monotonic(), False
@@ -137,7 +189,7 @@ class _Running:
         self.loss = float(np.mean(_floats(block, "loss")))
         kept = slice(max(0, burn_in - block.first_draw), None)
         excess = _floats(block, "excess_loss")[kept]
-        self.count, self.excess = self.count + len(excess), self.excess + float(np.sum(excess))
+        self.count, self._excess = self.count + len(excess), self._excess + float(np.sum(excess))
         for value in _floats(block, "probe_loss")[kept].tolist():
             self._append(value)
 
@@ -157,9 +209,9 @@ class Progress:
     """Adds up the blocks of a run.
 
     Args:
-        made: draws that each chain begins with.
-        burn_in: draws before the posterior.
-        draws: after it.
+        made: number of draws that each chain begins with.
+        burn_in: number of draws before the posterior.
+        draws: number of draws after burn-in.
         nbeta: inverse temperature times n.
     """
 
@@ -170,17 +222,17 @@ class Progress:
         self._verdict: Verdict | None = None
 
     def add(self, block: DrawBlock) -> None:
-        """Counts a block."""
+        """Count a block."""
         if block.draws:
             self._chains[block.chain].add(block, self._burn_in)
 
     def lost(self, chain: int) -> None:
-        """Its place is gone; it goes on elsewhere."""
+        """Count that the place of a chain is lost, which continues elsewhere."""
         self._chains[chain].restarting = True
         self._chains[chain].restarts += 1
 
     def judged(self, verdict: Verdict) -> None:
-        """The gate has looked."""
+        """Keep the verdict of a gate round."""
         self._verdict = verdict
 
     def snapshot(
@@ -190,53 +242,24 @@ class Progress:
         committed: tuple[int, ...] = (),
         anchor: Mapping[str, tuple[int, int]] | None = None,
     ) -> Snapshot:
-        """The run now."""
-        alive = [c for i, c in enumerate(self._chains) if i not in retired]
-        llcs = [self._llc(chain) for chain in alive if chain.count]
+        """Return the run as it is now; see ``Snapshot``."""
+        chains = tuple(
+            self._of_chain(chain, chain in retired) for chain in range(len(self._chains))
+        )
+        llcs = [c.llc for c in chains if not c.retired and self._chains[c.chain].count]
         return Snapshot(
             phase,
             time.monotonic() - self._began,
-            tuple(
-                ChainProgress(
-                    i,
-                    c.draws,
-                    self._total,
-                    c.rate,
-                    c.loss,
-                    self._llc(c),
-                    i in retired,
-                    c.restarting,
-                    c.restarts,
-                )
-                for i, c in enumerate(self._chains)
-            ),
+            chains,
             float(np.mean(llcs)) if llcs else math.nan,
-            split_r_hat([chain.series for chain in alive]),
             committed,
-            [chain.series for chain in alive],
+            [self._chains[c.chain].series for c in chains if not c.retired],
             self._verdict,
             anchor or {},
         )
 
-    def _llc(self, chain: _Running) -> float:
-        return self._nbeta * chain.excess / chain.count if chain.count else math.nan
-
-
-def split_r_hat(series: Sequence[Sequence[float]]) -> float:
-    """Split R-hat (Gelman et al., BDA3, eq. 11.4) of chains of unequal length, cut to the shortest.
-
-    Args:
-        series: one a chain.
-
-    Returns:
-        NaN for fewer than two chains or eight values.
-    """
-    half = min((len(values) for values in series), default=0) // 2
-    if len(series) < 2 or half < 4:
-        return math.nan
-    halves: NDArray[np.float64] = np.array(
-        [part for values in series for part in (values[:half], values[half : 2 * half])]
-    )
-    within = float(halves.var(axis=1, ddof=1).mean())
-    between = half * float(halves.mean(axis=1).var(ddof=1))
-    return math.sqrt((half - 1) / half + between / (half * within)) if within > 0 else math.nan
+    def _of_chain(self, chain: int, retired: bool) -> ChainProgress:
+        c = self._chains[chain]
+        llc = self._nbeta * c.excess
+        numbers = (c.draws, self._total, c.rate, c.loss, llc)
+        return ChainProgress(chain, *numbers, retired, c.restarting, c.restarts)

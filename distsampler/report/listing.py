@@ -18,7 +18,7 @@ import numpy as np
 from distsampler.errors import StoreError
 from distsampler.schedule import Schedule
 from distsampler.store.files import Files, is_url
-from distsampler.store.lease import EXPIRY_SECONDS, heartbeat
+from distsampler.store.lease import EXPIRY_SECONDS, ago, heartbeat
 from distsampler.store.trace import AGAIN, MANIFEST, Trace
 
 HEADINGS = ("run", "status", "draws", "chains", "LLC", "verdict", "age")
@@ -117,16 +117,6 @@ def table(found: Sequence[Entry]) -> str:
         "  ".join(f"{cell:{width}}" for cell, width in zip(row, wide, strict=True)).rstrip()
         for row in rows
     )
-
-
-def ago(seconds: float | None) -> str:
-    """An age in the largest unit that fits."""
-    if seconds is None:
-        return "-"
-    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def _cells(entry: Entry) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Watching a run that another process writes, from its store alone; nothing is ever written.
+"""Following a run that another process writes, from its store alone; nothing is ever written.
 
 What is read between two writes of the run can be torn: it is read again.
 """
@@ -9,73 +9,41 @@ import math
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console, Group
-from rich.live import Live
-from rich.text import Text
 
 from distsampler.analysis import diagnosis, inference_data
 from distsampler.analysis.convergence import GATED, MIN_FOR_R_HAT
 from distsampler.errors import StoreError
-from distsampler.execution.display import PLAIN_SECONDS, grid, number, pace
-from distsampler.execution.progress import ChainProgress
+from distsampler.execution.display import Reporter
+from distsampler.execution.progress import ChainProgress, Snapshot, StoreStatus
 from distsampler.report import listing
 from distsampler.schedule import Schedule
+from distsampler.store.events import GateRound, Lost, Started, of_kind
 from distsampler.store.files import Files
 from distsampler.store.lease import heartbeat
 from distsampler.store.trace import MANIFEST, Trace
 
-EVERY = 2.0  # seconds between two looks
+EVERY = 2.0  # seconds between two readings
 TRIES, PAUSE = 5, 0.3  # at a store that another process is writing
 LAST = 20  # draws of a chain that its loss is the mean of
 WINDOW = 120.0  # seconds that a rate is taken over
 
 
-@dataclass(frozen=True)
-class View:
-    """A run at one moment, as its store has it.
+class _Numbers(NamedTuple):
+    """What is read from the draws."""
 
-    Args:
-        name: of the run.
-        status: as ``listing.status`` gives it.
-        reason: why it ended.
-        seconds: since its first start, or that it took.
-        heartbeat: age of the driver's last sign of life in seconds; None: nobody drives it.
-        chains: each.
-        llc: mean over chains, of the draws so far; provisional until there is a verdict.
-        r_hat: the worst of what the gate reads, over the draws so far.
-        ess: the smallest, likewise.
-        verdict: of the gate's last look; empty: it has not looked.
-        lost: places lost, of which each was started again or given up.
-        committed: draws of each chain.
-    """
-
-    name: str
-    status: str
-    reason: str
-    seconds: float
-    heartbeat: float | None
     chains: tuple[ChainProgress, ...]
     llc: float
     r_hat: float
     ess: float
-    verdict: str
-    lost: int
-    committed: tuple[int, ...]
-
-    @property
-    def over(self) -> bool:
-        """Whether the run has ended."""
-        return self.status not in ("running", "silent")
 
 
 class Follower:
-    """Looks at a run again and again; what takes time is read only when there are new draws.
+    """Reads a run again and again; what takes time is read only when there are new draws.
 
     Args:
         store: the run directory.
@@ -88,125 +56,82 @@ class Follower:
         self._files = Files(store)
         self._files.guard = _never
         self._seen: deque[tuple[float, tuple[int, ...]]] = deque()
-        self._view = self._patiently()
+        self._numbers: tuple[tuple[int, ...], _Numbers] | None = None  # of these draws
+        self.read()
 
-    def look(self) -> View:
-        """The run now."""
-        self._view = self._patiently(self._view)
-        return self._view
-
-    def _patiently(self, before: View | None = None) -> View:
-        for attempt in range(TRIES):
+    def read(self) -> Snapshot:
+        """Return the run as it is now."""
+        for _ in range(TRIES - 1):
             try:
-                return self._read(Trace(self._files), before)
+                return self._read(Trace(self._files))
             except StoreError:
-                if attempt == TRIES - 1 or not self._files.exists(MANIFEST):
+                if not self._files.exists(MANIFEST):
                     raise
                 time.sleep(PAUSE)
-        raise AssertionError("unreachable")
+        return self._read(Trace(self._files))
 
-    def _read(self, trace: Trace, before: View | None) -> View:
-        manifest, events = trace.manifest, trace.events()
+    def _read(self, trace: Trace) -> Snapshot:
+        manifest, events, status = trace.manifest, trace.events(), listing.status(trace)
+        starts = [float(event["time"]) for event in of_kind(events, Started)]
+        seconds = manifest.seconds or (time.time() - starts[0] if starts else 0.0)
+        rates = self._rates(trace.committed, seconds)
+        known, numbers = self._numbers or (None, None)
+        if numbers is None or known != trace.committed or status not in ("running", "silent"):
+            numbers = _numbers(trace, rates)
+            self._numbers = trace.committed, numbers
+        rounds = [f"{e['status']} at {e['draws']} draws" for e in of_kind(events, GateRound)]
+        stored = StoreStatus(
+            self._files.name,
+            manifest.reason,
+            heartbeat(self._files),
+            len(of_kind(events, Lost)),
+            rounds[-1] if rounds else "",
+            numbers.r_hat,
+            numbers.ess,
+        )
+        chains, llc = numbers.chains, numbers.llc
+        return Snapshot(status, seconds, chains, llc, trace.committed, stored=stored)
+
+    def _rates(self, committed: tuple[int, ...], seconds: float) -> NDArray[np.float64]:
+        """Draws per second of each chain: while it was followed, else since the run's start."""
         now = time.monotonic()
-        self._seen.append((now, trace.committed))
+        self._seen.append((now, committed))
         while now - self._seen[0][0] > WINDOW:
             self._seen.popleft()
-        starts = [float(e["time"]) for e in events if e["event"] == "started"]
-        seconds = manifest.seconds or (time.time() - starts[0] if starts else 0.0)
-        looks = [f"{e['status']} at {e['draws']} draws" for e in events if e["event"] == "verdict"]
-        view = View(
-            self._files.name,
-            listing.status(trace),
-            manifest.reason,
-            seconds,
-            heartbeat(self._files),
-            (),
-            *(math.nan,) * 3,
-            looks[-1] if looks else "",
-            sum(e["event"] == "lost" for e in events),
-            trace.committed,
-        )
-        if before is not None and before.committed == view.committed and not view.over:
-            return replace(
-                view, chains=before.chains, llc=before.llc, r_hat=before.r_hat, ess=before.ess
-            )
-        return _with_draws(view, trace, self._rates(view))
-
-    def _rates(self, view: View) -> NDArray[np.float64]:
-        """Draws a second of each chain: while it was watched, else since the run's start."""
-        (began, first), (now, last) = self._seen[0], self._seen[-1]
-        if now > began and first != last:
-            return np.asarray((np.array(last) - np.array(first)) / (now - began))
-        return np.array(last) / view.seconds if view.seconds > 0 else np.full(len(last), np.nan)
+        began, first = self._seen[0]
+        if now > began and first != committed:
+            return np.asarray((np.array(committed) - np.array(first)) / (now - began))
+        return np.array(committed) / (seconds if seconds > 0 else math.nan)
 
 
-def follow(store: str | Path, once: bool = False, stream: TextIO | None = None) -> View:
-    """Shows a run until it ends: a live table on a terminal, elsewhere a line every 30 s.
+def follow(store: str | Path, once: bool = False, stream: TextIO | None = None) -> Snapshot:
+    """Show a run until it ends: a live table on a terminal, elsewhere a line every 30 s.
 
     Args:
         store: the run directory.
-        once: only as it is now.
+        once: show the run only as it is now.
         stream: where to; None: standard output.
 
     Returns:
-        The last look.
+        The last snapshot.
     """
-    follower, console = Follower(store), Console(file=stream or sys.stdout, highlight=False)
-    view = follower.look()
-    if once or view.over:
-        console.print(table(view), soft_wrap=True)
-    elif console.is_terminal:
-        with Live(table(view), console=console, refresh_per_second=4) as live:
-            while not view.over:
-                time.sleep(EVERY)
-                view = follower.look()
-                live.update(table(view))
-    else:
-        view = _plainly(follower, view, console)
-    return view
+    follower, reporter = Follower(store), Reporter(stream=stream or sys.stdout)
+    snapshot = follower.read()
+    if once or snapshot.over:
+        reporter.print(snapshot)
+        return snapshot
+    with reporter:
+        while not snapshot.over:
+            reporter.show(snapshot)
+            time.sleep(EVERY)
+            snapshot = follower.read()
+        reporter.show(snapshot, last=True)
+    return snapshot
 
 
-def _plainly(follower: Follower, view: View, console: Console) -> View:
-    said = -math.inf
-    while not view.over:
-        if time.monotonic() - said >= PLAIN_SECONDS:
-            said = time.monotonic()
-            console.print(line(view), soft_wrap=True)
-        time.sleep(EVERY)
-        view = follower.look()
-    console.print(line(view), soft_wrap=True)
-    return view
-
-
-def line(view: View) -> str:
-    """The run in one line."""
-    parts = [
-        f"{view.name} {view.status}{f' ({view.reason})' if view.reason else ''}",
-        f"{view.seconds:.0f} s",
-        pace(view.chains),
-        f"{'' if view.over else 'provisional '}LLC {number(view.llc)}",
-        f"worst R-hat {number(view.r_hat)}, smallest ESS {number(view.ess)}",
-        f"{view.lost} actors lost",
-        f"verdict: {view.verdict or 'none yet'}",
-    ]
-    if not view.over:
-        parts.append(
-            f"last heartbeat {listing.ago(view.heartbeat)} ago"
-            if view.heartbeat is not None
-            else "no driver"
-        )
-    return ", ".join(parts)
-
-
-def table(view: View) -> Group:
-    """The run as a table."""
-    return Group(grid(view.chains), Text(line(view)))
-
-
-def _with_draws(view: View, trace: Trace, rates: NDArray[np.float64]) -> View:
-    """The view, with all that is read from the draws."""
-    config, found, losses = trace.manifest.config, listing.llcs(trace), _losses(trace)
-    total = Schedule.of(config).total
+def _numbers(trace: Trace, rates: NDArray[np.float64]) -> _Numbers:
+    llcs, losses, retired = listing.llcs(trace), _losses(trace), trace.manifest.retired
+    total = Schedule.of(trace.manifest.config).total
     if trace.manifest.kept is not None:
         total = trace.burn_in + trace.manifest.kept
     chains = tuple(
@@ -216,14 +141,13 @@ def _with_draws(view: View, trace: Trace, rates: NDArray[np.float64]) -> View:
             total,
             float(rates[chain]),
             losses.get(chain, math.nan),
-            found.get(chain, math.nan),
-            chain in trace.manifest.retired,
+            llcs.get(chain, math.nan),
+            chain in retired,
         )
         for chain, draws in enumerate(trace.committed)
     )
-    llc = float(np.mean(list(found.values()))) if found else math.nan
-    r_hat, ess = _convergence(trace)
-    return replace(view, chains=chains, llc=llc, r_hat=r_hat, ess=ess)
+    llc = float(np.mean(list(llcs.values()))) if llcs else math.nan
+    return _Numbers(chains, llc, *_convergence(trace))
 
 
 def _convergence(trace: Trace) -> tuple[float, float]:
@@ -232,9 +156,8 @@ def _convergence(trace: Trace) -> tuple[float, float]:
     if trace.kept < MIN_FOR_R_HAT or not trace.chains:
         return math.nan, math.nan
     posterior = inference_data.between(trace, "posterior", start, start + trace.kept)
-    gated = [name for name in GATED if name in posterior]
-    found = diagnosis.diagnose(posterior[gated])
-    return found.r_hat, found.ess
+    diagnosed = diagnosis.diagnose(posterior[[name for name in GATED if name in posterior]])
+    return diagnosed.r_hat, diagnosed.ess
 
 
 def _losses(trace: Trace) -> dict[int, float]:
@@ -251,4 +174,4 @@ def _losses(trace: Trace) -> dict[int, float]:
 
 
 def _never() -> None:
-    raise AssertionError("watching a run writes nothing")
+    raise AssertionError("following a run writes nothing")

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from distsampler.analysis import arviz_bridge
 from distsampler.analysis.run import Run
 from distsampler.chains.observables import variables, wide_variables
 from distsampler.chains.worker import ALONE
@@ -148,6 +149,7 @@ class Job:
             trace.log(Packed(self._asked, **asdict(self._packing)))
         if isinstance(pool, ExportsMetrics):
             observer = Observers(observer, pool.metrics(self._spec.run))
+        arviz_bridge.load()  # takes a second or more: now, while places start, and not later
         began = time.monotonic() - trace.manifest.seconds
         stopped = stop_after(self._spec.config.max_seconds, stopped)
         state = Driver(self._spec, pool, trace, Gate(trace).judge, observer, stopped).run(places)

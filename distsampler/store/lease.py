@@ -142,6 +142,16 @@ def heartbeat(files: Files) -> float | None:
     return max(0.0, time.time() - float(found.get("time", 0.0)))
 
 
+def ago(seconds: float | None) -> str:
+    """Return an age in the largest unit that fits."""
+    if seconds is None:
+        return "-"
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def _wait_for_the_end(files: Files, first: dict[str, Any]) -> None:
     """Returns when the holder is known to be gone.
 

@@ -2,12 +2,13 @@
 
 import io
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from distsampler.execution.display import Reporter, line, table
-from distsampler.execution.progress import Progress, Snapshot, split_r_hat
+from distsampler.execution.progress import Progress, Snapshot
 from tests.stores import rising
 
 
@@ -33,8 +34,11 @@ def test_the_online_r_hat_is_that_of_the_split_formula() -> None:
 
     rng = np.random.default_rng(0)
     values = rng.standard_normal((4, 500)) + np.array([[0], [0], [0], [0.5]])
-    assert split_r_hat(values.tolist()) == pytest.approx(float(arviz.rhat(values, method="split")))
-    assert math.isnan(split_r_hat(values[:1].tolist()))
+    shown = Snapshot("sampling", 1.0, (), 0.0, series=values.tolist())
+    assert shown.r_hat == pytest.approx(float(arviz.rhat(values, method="split")))
+    assert shown.r_hat > 1.01
+    for too_few in (values[:1], values[:, :7]):
+        assert math.isnan(replace(shown, series=too_few.tolist()).r_hat)
 
 
 def test_a_long_series_is_thinned_not_kept() -> None:

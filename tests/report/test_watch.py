@@ -18,6 +18,7 @@ import pytest
 import distsampler as ds
 from distsampler.draws import DrawBlock
 from distsampler.errors import StoreError
+from distsampler.execution import display
 from distsampler.report import listing, watch
 from distsampler.store import lease
 from distsampler.store.events import GateRound
@@ -102,7 +103,7 @@ def test_ls_finds_runs_in_folders_named_like_a_runs_own(folder: Path) -> None:
 
 def test_the_loss_of_a_run_that_ended_early_is_that_of_its_last_draws(folder: Path) -> None:
     change(folder / "good", kept=100)
-    chain = watch.Follower(folder / "good").look().chains[0]
+    chain = watch.Follower(folder / "good").read().chains[0]
     loss = ds.open(folder / "good").posterior["loss"].values
     assert chain.draws == 120
     assert chain.loss == pytest.approx(loss[0, -20:].mean())
@@ -119,14 +120,14 @@ def test_a_run_that_is_driven_is_running(folder: Path) -> None:
     with lease.Lease(Files(home)):
         (entry,) = listing.entries(home)
         assert entry.status == "running"
-        assert watch.Follower(home).look().heartbeat == pytest.approx(0, abs=5)
+        assert watch.Follower(home).read().stored.heartbeat == pytest.approx(0, abs=5)
     (entry,) = listing.entries(home)
     assert entry.status == "silent"
     old = json.loads((home / "lease.json").read_text()) | {"released": False}
     (home / "lease.json").write_text(json.dumps(old | {"time": time.time() - 100}))
     assert listing.entries(home)[0].status == "silent"
-    assert "silent" in watch.line(watch.Follower(home).look())
-    assert "last heartbeat 100 s ago" in watch.line(watch.Follower(home).look())
+    assert "silent" in display.line(watch.Follower(home).read())
+    assert "last heartbeat 100 s ago" in display.line(watch.Follower(home).read())
 
 
 def test_draws_that_are_missing_give_no_number(folder: Path) -> None:
@@ -182,13 +183,13 @@ def test_watching_writes_nothing(folder: Path) -> None:
 
 
 def test_a_look_says_what_the_run_itself_would(folder: Path) -> None:
-    run, view = ds.open(folder / "good"), watch.Follower(folder / "good").look()
+    run, view = ds.open(folder / "good"), watch.Follower(folder / "good").read()
     assert view.over
     assert view.llc == pytest.approx(run.llc("ignore").mean, rel=1e-12)
     assert (view.r_hat, view.ess) == (run.diagnosis.r_hat, run.diagnosis.ess)
     assert [c.llc for c in view.chains] == pytest.approx(run.llc("ignore").per_chain)
     assert view.chains[2].loss == pytest.approx(run.posterior["loss"].values[2, -20:].mean())
-    text = watch.line(view)
+    text = display.line(view)
     assert "provisional" not in text
     assert "verdict: CONVERGED at 200 draws" in text
 
@@ -203,11 +204,11 @@ def test_what_is_torn_between_two_writes_is_read_again(
     manifest.write_bytes(whole[:100])
     mended = threading.Timer(0.3, lambda: manifest.write_bytes(whole))
     mended.start()
-    assert follower.look().status == "finished"
+    assert follower.read().phase == "finished"
     mended.join()
     manifest.write_bytes(whole[:100])
     with pytest.raises(StoreError, match="cannot be read"):
-        follower.look()
+        follower.read()
 
 
 @pytest.fixture
@@ -241,10 +242,10 @@ def test_a_run_is_watched_to_its_end_while_another_process_writes_it(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "EVERY", 0.05)
-    monkeypatch.setattr(watch, "PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr(display, "PLAIN_SECONDS", 0.0)
     out = io.StringIO()
     view = watch.follow(elsewhere, stream=out)
-    assert view.status == "finished"
+    assert view.phase == "finished"
     assert view.committed == (210, 210)
     lines = out.getvalue().splitlines()
     assert len(lines) > 5
@@ -277,7 +278,7 @@ def test_the_rate_is_that_of_the_time_watched(
     }
     trace.commit([DrawBlock(c, 60, values, b"state") for c in (0, 1)])
     now[0] += 4
-    assert [chain.rate for chain in follower.look().chains] == [2.5, 2.5]
+    assert [chain.rate for chain in follower.read().chains] == [2.5, 2.5]
 
 
 def test_on_a_terminal_the_table_is_live(folder: Path) -> None:
@@ -300,7 +301,7 @@ def test_a_run_that_has_not_begun_is_shown_without_numbers(tmp_path: Path) -> No
         quiet=True,
     )
     assert run.manifest.status == "interrupted"
-    text = watch.line(watch.Follower(tmp_path / "run").look())
+    text = display.line(watch.Follower(tmp_path / "run").read())
     assert "nan" not in text
     assert "LLC -" in text
     (entry,) = listing.entries(tmp_path / "run")
