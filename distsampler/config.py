@@ -1,7 +1,8 @@
-"""What a run is: four frozen models. Unknown keys are refused, with the nearest known one named."""
+"""What a run is: four frozen configs. A mistake in one is a sentence that says what to do."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -21,13 +22,16 @@ from pydantic_core import ErrorDetails
 from distsampler.errors import ConfigError, unknown_name
 from distsampler.references import Mask, Named, patterns_or_masks
 
-NUMBER = "number"  # of what may be a number or "auto"
 HOP_EVERY = 100  # steps, where not given
 AUTO_GATE = {"every": 400, "relative_error": 0.05}  # with draws="auto", where not given
-_AUTO = Discriminator(lambda value: "auto" if value == "auto" else NUMBER)
-_Auto = Annotated[Literal["auto"], Tag("auto")]
-_MaskField = Annotated[Mask, PlainValidator(Mask.of), PlainSerializer(str)]
+NUMBER = "number"  # tags what is not "auto"; errors leave it out
 
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+_Auto = Annotated[Literal["auto"], Tag("auto")]
+_AUTO = Discriminator(lambda value: "auto" if value == "auto" else NUMBER)
+CountOrAuto = Annotated[Annotated[int, Field(ge=1), Tag(NUMBER)] | _Auto, _AUTO]
+_MaskField = Annotated[Mask, PlainValidator(Mask.of), PlainSerializer(str)]
 _NamedField = Annotated[Named, PlainValidator(Named.of), PlainSerializer(str)]
 
 
@@ -60,16 +64,16 @@ class Config(Frozen):
 class SamplerConfig(Config):
     """A sampler by name, and its options.
 
-    Options are declared once, in the signature of the sampler's class; they are checked against it
+    Options are declared once, in the signature of the sampler's class, and checked against it
     before anything starts.
 
     Args:
-        name: a name of ``distsampler.optim.SAMPLERS``, or ``"package.module:Class"``.
-        correct_heat: inject less noise where minibatches bring some (SGLD, LMSGLD, RMSPropSGLD):
-            the run measures the gradients' variance at w* and hands it to the sampler.
-        **options: any option of that class, for example ``lr``, ``localization``, ``nbeta``.
-            Left out, ``nbeta`` means n / log n, ``freeze_after`` the end of burn-in, ``batch_size``
-            that of the run.
+        name: a name in ``distsampler.optim.SAMPLERS``, or ``"package.module:Class"``.
+        correct_heat: inject less noise to make up for the noise of minibatches (SGLD, LMSGLD,
+            RMSPropSGLD): the run measures the gradients' variance at w* for it.
+        **options: any option of that class, for example ``lr``, ``localization``, ``nbeta``. By
+            default ``nbeta`` is n / log n, ``freeze_after`` the end of burn-in, ``batch_size`` the
+            run's.
 
     Example:
         >>> SamplerConfig(name="sgld", lr=1e-4, localization=100.0).options
@@ -91,56 +95,56 @@ class GateConfig(Config):
     """When a run counts as converged.
 
     Args:
-        rhat: upper bound of the rank-normalised split R-hat of every gated variable, and of the
+        rhat: upper bound for the rank-normalised split R-hat of every gated variable, and for the
             nested R-hat where starts are dispersed.
-        ess: lower bound of their bulk and tail effective sample size.
-        every: draws after burn-in until the gate first looks; the following looks are spaced
-            geometrically (a factor 1.5), and the run stops at the first that says converged.
-            None: all draws are made, and the verdict is given at the end; with draws="auto": 400.
-        relative_error: standard error of the LLC over its value that is wanted; None: any; with
+        ess: lower bound for their bulk and tail effective sample size.
+        every: draws until the first gate round; each further one comes 1.5 times as late, and the
+            run stops at the first that finds it converged. None: all draws are made, and the
+            verdict is given at the end; with draws="auto": 400.
+        relative_error: largest standard error of the LLC, relative to it; None: any; with
             draws="auto": 0.05.
     """
 
     rhat: Annotated[float, Field(gt=1.0)] = 1.01
-    ess: Annotated[float, Field(gt=0)] = 400.0
-    every: Annotated[int, Field(ge=1)] | None = None
-    relative_error: Annotated[float, Field(gt=0)] | None = None
+    ess: Positive = 400.0
+    every: Count | None = None
+    relative_error: Positive | None = None
 
 
 class PlacementConfig(Config):
     """Where chains run. Nothing here changes a bit of the trace.
 
     Args:
-        gpus_per_chain: GPUs of each chain, fractions allowed; None: 1 where the cluster has GPUs,
-            else 0.
-        cpus_per_chain: CPUs of each chain.
-        chains_per_actor: chains that share one process, one after another; a pack is never parted.
+        gpus_per_chain: GPUs per chain, fractions allowed; None: 1 where the cluster has GPUs, else
+            0.
+        cpus_per_chain: CPUs per chain.
+        chains_per_actor: chains that take turns in one process; a pack is never parted.
         address: the Ray cluster to join; None: RAY_ADDRESS, or a running local Ray, or a new one.
-        label_selector: Ray node labels an actor needs.
-        runtime_env: Ray runtime environment of the actors; local folders of ``working_dir`` and
+        label_selector: Ray node labels that actors need.
+        runtime_env: Ray runtime environment of the actors; local folders in ``working_dir`` and
             ``py_modules`` are sent to the cluster when it is joined.
-        autoscale: the cluster starts nodes for what actors ask: an actor that no node can hold now
-            is waited for up to ``start_timeout``, not refused. Needs ``gpus_per_chain``.
-        start_timeout: seconds an actor may take to come up.
-        answer_timeout: seconds an actor may take to say that it lives, once it has long reported
-            nothing; then it is taken for lost.
-        block: draws a chain makes between two reports; None: sized to take about two seconds, more
-            where over 200 places report.
+        autoscale: wait up to ``start_timeout`` for the cluster to start nodes for actors that no
+            node can hold now, where otherwise that is an error. Needs ``gpus_per_chain``.
+        start_timeout: seconds in which an actor must start.
+        answer_timeout: seconds in which an actor that has long reported nothing must say that it
+            lives, or it counts as lost.
+        block: draws that a chain makes between two reports; None: as many as take about two
+            seconds, more where over 200 places report.
     """
 
     gpus_per_chain: Annotated[float, Field(ge=0)] | None = None
     cpus_per_chain: Annotated[float, Field(ge=0)] = 1.0
-    chains_per_actor: Annotated[int, Field(ge=1)] = 1
+    chains_per_actor: Count = 1
     address: str | None = None
     label_selector: dict[str, str] | None = None
     runtime_env: dict[str, Any] | None = None
     autoscale: bool = False
-    start_timeout: Annotated[float, Field(gt=0)] = 300.0
-    answer_timeout: Annotated[float, Field(gt=0)] = 60.0
-    block: Annotated[int, Field(ge=1)] | None = None
+    start_timeout: Positive = 300.0
+    answer_timeout: Positive = 60.0
+    block: Count | None = None
 
     @model_validator(mode="after")
-    def _asks_for_what_is_not_there(self) -> PlacementConfig:
+    def _can_be_asked_for(self) -> Self:
         if self.autoscale and self.gpus_per_chain is None:
             raise ValueError(
                 "autoscale needs gpus_per_chain, for example 1, or 0 for CPUs only: what nodes "
@@ -150,61 +154,62 @@ class PlacementConfig(Config):
 
 
 class RunConfig(Config):
-    """Everything a run depends on but model, data and loss.
+    """All that a run depends on, except model, data and loss.
+
+    What "auto" means for draws and burn-in, in numbers, is worked out by ``schedule.Schedule``.
 
     Args:
         sampler: the sampler and its options.
-        chains: how many.
-        draws: kept draws of a chain after burn-in: the budget, if the gate stops early. "auto":
-            until the gate says converged and the wanted error is reached, at most ``max_draws``.
-        max_draws: the budget of draws="auto".
-        burn_in: draws before those; stored in the warm-up groups, never in the posterior. "auto":
-            as many as the trace drifts, at most half (``drift.settled``), chosen anew at each look
-            of the gate; ``draws`` then counts them too. The default with draws="auto".
-        thin: steps a draw.
-        batch_size: examples a step.
-        batches: minibatches drawn with replacement, or as one permutation an epoch.
+        chains: number of chains.
+        draws: draws per chain after burn-in; fewer, if the gate stops the run. "auto": until a
+            gate round finds the run converged and its error small enough.
+        max_draws: most draws per chain, for draws="auto".
+        burn_in: draws per chain before those; they go to the warm-up groups, never to the
+            posterior. "auto": as long as the trace drifts, at most half, chosen again at each gate
+            round; ``draws`` then counts them too. The default with draws="auto".
+        thin: steps per draw.
+        batch_size: examples per step.
+        batches: minibatches drawn with "replacement", or by one permutation per "epoch".
         data_mode: "replicate": every chain draws its batches from all data. "hop": the data are cut
             into shards, and a chain draws from one for ``hop_every`` steps, then from another.
-            "pinned", each chain on its shard for ever, is refused with the bias it would bring.
-        shards: how many, of data_mode="hop"; not needed where the data are given as a list of them.
-        hop_every: steps of a chain on a shard; 100 with data_mode="hop".
-        seed: chain c is a function of (seed, c).
+            "pinned", where chains never change their shard, is an error that gives its bias.
+        shards: number of shards, for data_mode="hop"; not needed where data is a list of shards.
+        hop_every: steps that a chain spends on a shard; 100 with data_mode="hop".
+        seed: seed of all that is random: chain c is a function of (seed, c).
         restrict_to: names or regular expressions of the parameters that move, or boolean masks by
             name (tensors, arrays or nested lists; True moves, a parameter not named does not);
             None: all that require a gradient.
-        init: where chains start: all at w* ("anchor"), or the odd ones away from it ("dispersed"),
-            so that the two kinds come to the LLC from both sides; see ``dispersion``.
-        init_radius: |w - w*| of the odd chains' start, in weight units; None: found by the loss.
+        init: "anchor": all chains start at w*. "dispersed": the odd ones start away from it, so
+            that the two kinds approach the LLC from both sides; see ``chains.dispersed_start``.
+        init_radius: |w - w*| where odd chains start, in weight units; None: found by the loss.
         mode: the model's mode while sampling. Where an example's loss depends on chance or on its
-            batch (dropout, batch norm in mode "train"), each draw costs a pass over its batch more,
-            at w*.
-        probe: examples of the fixed evaluation subset that the gate reads.
-        observables: your own, by name: ``fn(model, batch)`` on the probe at every draw, a tensor of
-            one shape; in YAML "module:callable" or "path/to/file.py:callable". Those of up to 64
-            numbers go to the posterior, larger ones to ``Run.wide``.
-        save_losses: keep the probe's per-example losses at every draw: ``Run.losses``.
-        save_weights_every: keep the parameters that move at every so-manieth draw, counted from the
-            chain's start: ``Run.weights``.
-        device: where a chain runs; "auto": the GPU it was given, else the CPU.
-        threads: CPU threads of a chain.
+            batch (dropout, batch norm in mode "train"), each draw costs a second pass, at w*.
+        probe: number of fixed examples whose losses the gate reads.
+        observables: your own measurements, by name: ``fn(model, batch)`` on the probe at every
+            draw, a tensor of one shape; in YAML "module:callable" or "path/to/file.py:callable".
+            Up to 64 numbers go to the posterior, larger tensors to ``Run.wide``.
+        save_losses: keep the probe's per-example losses at every draw, for ``Run.losses``.
+        save_weights_every: keep the parameters that move at every k-th draw, counted from the
+            chain's start, for ``Run.weights``.
+        device: where chains run; "auto": on the GPU they were given, else on the CPU.
+        threads: CPU threads per chain.
         deterministic: ask torch for deterministic algorithms.
-        precision: "bf16": the model's forward and backward pass under autocast, at w* too. Weights,
-            noise and curvature stay as they are.
+        precision: "bf16": the model's forward and backward pass run under autocast, at w* too.
+            Weights, noise and curvature stay in their own precision.
         compile: ``torch.compile`` the loss, or the recorded gradients of a pack.
         microbatch: examples that go through the model at once, where a batch takes too much memory;
-            its gradient is the sum of theirs. In mode "train" batch norm sees one of them.
-        watch: measure the curvature along each chain, at a start and then ever more rarely, and
+            gradients are summed. In mode "train" batch norm sees one microbatch.
+        watch: measure the curvature along each chain, often at first, then less and less, and
             predict the bias of its steps from it.
-        min_chains: with fewer left, the run fails.
-        max_seconds: stop cleanly after so much wall-clock time.
+        min_chains: the run fails when fewer chains are left.
+        max_seconds: wall-clock seconds after which the run stops cleanly.
         gate: when the run counts as converged.
         placement: where the chains run.
         commit_seconds: seconds between two commits; more where a commit takes over half a second.
         fsync: make each commit survive a power loss, not only the death of any process.
-        max_state_mb: larger states of chains (in MB) go from the actor to the store directly.
+        max_state_mb: size in MB from which a chain's state goes from the actor to the store.
         divergence_factor: a chain is retired when nbeta times the excess loss on the probe exceeds
-            so many times d/2, what a regular model of d parameters has; None: never for that.
+            d/2, the value of a regular model with d parameters, by this factor; None: never.
         pack: chains that advance together, their gradients in one call: for models so small that a
             step is mostly overhead. Another number gives the same law, and other last bits. "auto":
             the fastest, measured when the run starts.
@@ -215,41 +220,41 @@ class RunConfig(Config):
     """
 
     sampler: SamplerConfig = SamplerConfig()
-    chains: Annotated[int, Field(ge=1)] = 4
-    draws: Annotated[Annotated[int, Field(ge=1), Tag(NUMBER)] | _Auto, _AUTO] = 1000
-    max_draws: Annotated[int, Field(ge=1)] | None = None
+    chains: Count = 4
+    draws: CountOrAuto = 1000
+    max_draws: Count | None = None
     burn_in: Annotated[Annotated[int, Field(ge=0), Tag(NUMBER)] | _Auto, _AUTO] = 200
-    thin: Annotated[int, Field(ge=1)] = 10
-    batch_size: Annotated[int, Field(ge=1)] = 64
+    thin: Count = 10
+    batch_size: Count = 64
     batches: Literal["replacement", "epoch"] = "replacement"
     data_mode: Literal["replicate", "hop", "pinned"] = "replicate"
-    shards: Annotated[int, Field(ge=1)] | None = None
-    hop_every: Annotated[int, Field(ge=1)] | None = None
+    shards: Count | None = None
+    hop_every: Count | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     restrict_to: tuple[str, ...] | dict[str, _MaskField] | None = None
     init: Literal["anchor", "dispersed"] = "anchor"
-    init_radius: Annotated[float, Field(gt=0)] | None = None
+    init_radius: Positive | None = None
     mode: Literal["eval", "train"] = "eval"
     probe: Annotated[int, Field(ge=8)] = 256
     observables: dict[str, _NamedField] = {}
     save_losses: bool = False
-    save_weights_every: Annotated[int, Field(ge=1)] | None = None
+    save_weights_every: Count | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Annotated[int, Field(ge=1)] = 1
+    threads: Count = 1
     deterministic: bool = True
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
-    microbatch: Annotated[int, Field(ge=1)] | None = None
+    microbatch: Count | None = None
     watch: bool = True
-    min_chains: Annotated[int, Field(ge=1)] = 2
-    max_seconds: Annotated[float, Field(gt=0)] | None = None
+    min_chains: Count = 2
+    max_seconds: Positive | None = None
     gate: GateConfig = GateConfig()
     placement: PlacementConfig = PlacementConfig()
-    commit_seconds: Annotated[float, Field(gt=0)] = 5.0
+    commit_seconds: Positive = 5.0
     fsync: bool = False
     max_state_mb: Annotated[float, Field(ge=0)] = 64.0
     divergence_factor: Annotated[float, Field(gt=1)] | None = 100.0
-    pack: Annotated[Annotated[int, Field(ge=1), Tag(NUMBER)] | _Auto, _AUTO] = 1
+    pack: CountOrAuto = 1
 
     @field_validator("restrict_to", mode="before")
     @classmethod
@@ -258,104 +263,87 @@ class RunConfig(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _few_chains(cls, data: object) -> object:
-        """One chain is allowed (its verdict will be UNDETERMINED): min_chains follows it down."""
-        if isinstance(data, dict) and data.get("chains") == 1:
-            return {"min_chains": 1, **data}
-        return data
-
-    @model_validator(mode="before")
-    @classmethod
-    def _until_converged(cls, data: object) -> object:
-        """What draws="auto" needs and was not given, written down: a run does what it says."""
-        if not (isinstance(data, dict) and data.get("draws") == "auto"):
+    def _written_out(cls, data: object) -> object:
+        """Add what follows from other fields and was not given: a run does what its config says."""
+        if not isinstance(data, dict):
+            return data
+        if data.get("chains") == 1:  # allowed; its verdict will be UNDETERMINED
+            data = {"min_chains": 1, **data}
+        if data.get("data_mode") == "hop" and not data.get("hop_every"):
+            data = {**data, "hop_every": HOP_EVERY}
+        if data.get("draws") != "auto":
             return data
         gate = data.get("gate", {})
-        given = gate.model_dump() if isinstance(gate, GateConfig) else gate
-        if isinstance(given, dict):
-            given = {**AUTO_GATE, **{k: v for k, v in given.items() if v is not None}}
-        return {"burn_in": "auto", **data, "gate": given}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _hops(cls, data: object) -> object:
-        """How long a visit lasts, written down."""
-        if isinstance(data, dict) and data.get("data_mode") == "hop" and not data.get("hop_every"):
-            return {**data, "hop_every": HOP_EVERY}
-        return data
+        gate = gate.model_dump() if isinstance(gate, GateConfig) else gate
+        if isinstance(gate, dict):
+            gate = AUTO_GATE | {k: v for k, v in gate.items() if v is not None}
+        return {"burn_in": "auto", **data, "gate": gate}
 
     @model_validator(mode="after")
-    def _hops_or_not(self) -> RunConfig:
+    def _agree(self) -> Self:
+        for contradiction in self._contradictions():
+            raise ValueError(contradiction)
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        """Say of fields that cannot stand together why, and what to do."""
+        hop, auto = self.data_mode == "hop", self.draws == "auto"
+        dispersed = self.init == "dispersed"
         given = [name for name in ("shards", "hop_every") if getattr(self, name) is not None]
         if self.data_mode == "replicate" and given:
-            raise ValueError(f"{given[0]} belongs to data_mode='hop', and it is 'replicate'")
-        if self.data_mode == "hop" and self.batches == "epoch":
-            raise ValueError(
+            yield f"{given[0]} belongs to data_mode='hop', and it is 'replicate'"
+        if hop and self.batches == "epoch":
+            yield (
                 "batches='epoch' walks through all data, and data_mode='hop' sits on one shard: "
                 "use batches='replacement'"
             )
-        if self.data_mode == "hop" and self.sampler.correct_heat:
-            raise ValueError(
+        if hop and self.sampler.correct_heat:
+            yield (
                 "sampler.correct_heat needs batches from all data at w*, and data_mode='hop' holds "
                 "one shard at a time: leave it out"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _chains_cover_minimum(self) -> RunConfig:
         if self.min_chains > self.chains:
-            raise ValueError(f"min_chains must be at most chains={self.chains}: {self.min_chains}")
-        return self
-
-    @model_validator(mode="after")
-    def _budget_is_known(self) -> RunConfig:
-        if self.draws == "auto" and self.max_draws is None:
-            raise ValueError(
+            yield f"min_chains must be at most chains={self.chains}: {self.min_chains}"
+        if auto and self.max_draws is None:
+            yield (
                 "draws='auto' needs max_draws, the most draws that a chain may make: for example "
                 "max_draws=20000"
             )
-        if self.draws != "auto" and self.max_draws is not None:
-            raise ValueError(
+        if not auto and self.max_draws is not None:
+            yield (
                 f"max_draws is the budget of draws='auto', and draws is {self.draws}: leave out "
                 "one of them"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _odd_chains_start_somewhere(self) -> RunConfig:
-        if self.init == "dispersed" and self.chains < 2:
-            raise ValueError(
+        if dispersed and self.chains < 2:
+            yield (
                 f"init='dispersed' needs at least 2 chains, got {self.chains}: the odd ones start "
                 "away from w*"
             )
-        if self.init != "dispersed" and self.init_radius is not None:
-            raise ValueError(
+        if not dispersed and self.init_radius is not None:
+            yield (
                 f"init_radius={self.init_radius:g} belongs to init='dispersed', and init is "
                 f"{self.init!r}: set that, or leave it out"
             )
-        return self
 
     @property
     def together(self) -> int:
-        """Chains of a pack; 1 while "auto" has not been settled."""
+        """Chains per pack; 1 while "auto" has not been settled."""
         return 1 if self.pack == "auto" else min(self.pack, self.chains)
 
     @property
     def packs(self) -> tuple[range, ...]:
         """The chains of each pack; the last may have fewer."""
-        size = self.together
-        return tuple(
-            range(first, min(first + size, self.chains)) for first in range(0, self.chains, size)
-        )
+        size, chains = self.together, self.chains
+        return tuple(range(first, min(first + size, chains)) for first in range(0, chains, size))
 
 
 def _sentence(model: type[BaseModel], detail: ErrorDetails) -> str:
-    """A pydantic error as: where, what must hold, what was got."""
+    """Return a pydantic error as a sentence: where, what must hold, what was got."""
     where = ".".join(str(part) for part in detail["loc"] if part != NUMBER)
     if detail["type"] == "extra_forbidden":
         return unknown_name("option", where, model.model_fields)
     cause = detail.get("ctx", {}).get("error")
-    if isinstance(cause, ConfigError):  # of a model inside this one
+    if isinstance(cause, ConfigError):  # of a config inside this one
         return f"{where}: {cause}"
     message = detail["msg"].removeprefix("Value error, ")
     if not where:
