@@ -181,7 +181,7 @@ class RunConfig(Config):
             None: all that require a gradient.
         init: "anchor": all chains start at w*. "dispersed": the odd ones start away from it, so
             that the two kinds approach the LLC from both sides; see ``chains.dispersed_start``.
-        init_radius: |w - w*| where odd chains start, in weight units; None: found by the loss.
+        init_radius: |w - w*| where odd chains start, in weight units; None: chosen by the loss.
         mode: the model's mode while sampling. Where an example's loss depends on chance or on its
             batch (dropout, batch norm in mode "train"), each draw costs a second pass, at w*.
         probe: number of fixed examples whose losses the gate reads.

@@ -1,11 +1,11 @@
-"""What can go wrong, as types: each says what must hold, what was got, what to do. All pickle."""
+"""What can go wrong, as types: each says what must hold, what was got and what to do."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class DistsamplerError(Exception):
-    """Base of every error raised on purpose."""
+    """Base of every error raised on purpose; all can be pickled."""
 
 
 class ConfigError(DistsamplerError, ValueError):
@@ -37,7 +37,7 @@ class NotConvergedWarning(UserWarning):
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
-    """One sentence for a name that does not exist: the nearest known one, then all of them."""
+    """Return a sentence for a name that does not exist: the nearest known one, then all of them."""
     names = sorted(known)
     near = get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""

@@ -84,21 +84,21 @@ class Facts:
 
 
 class HasBatchSize(Protocol):
-    """A DataLoader, as far as ``optimal_nbeta`` cares."""
+    """What ``optimal_nbeta`` needs of a DataLoader."""
 
     batch_size: int | None
 
     def __len__(self) -> int:
-        """How many batches."""
+        """Return the number of batches."""
         ...
 
 
 def optimal_nbeta(n: int | HasBatchSize) -> float:
-    """The inverse temperature times n at which the WBIC holds: n / log n (Watanabe 2013).
+    """Return the inverse temperature times n at which the WBIC holds: n / log n (Watanabe 2013).
 
     Args:
-        n: how many examples; or a DataLoader, of which the batch size is taken, as devinterp's
-            documentation does, with a warning. ``sample()`` always uses the number of examples.
+        n: number of examples; or a DataLoader, whose batch size is taken, with a warning, as in
+            devinterp's documentation. ``sample()`` always uses the number of examples.
 
     Raises:
         ConfigError: if n < 2, where the logarithm is not positive, or n is neither of the two.
@@ -113,13 +113,13 @@ def optimal_nbeta(n: int | HasBatchSize) -> float:
             "optimal_nbeta needs the number of examples, an integer, or a DataLoader over so many: "
             f"got {n!r}; give len(dataset)"
         ) from None
-    found = _n_over_log_n(size)
+    nbeta = _n_over_log_n(size)
     warnings.warn(
-        f"nbeta of a DataLoader is that of its batch size {size}: {found:.6g}; of its {examples} "
+        f"nbeta of a DataLoader is that of its batch size {size}: {nbeta:.6g}; of its {examples} "
         f"examples it would be {_n_over_log_n(examples):.6g}: give len(dataset) to get that",
         stacklevel=2,
     )
-    return found
+    return nbeta
 
 
 def _n_over_log_n(n: int) -> float:

@@ -1,11 +1,8 @@
-"""From a YAML file to a run: RunConfig field for field, and model, data, loss by name."""
+"""A recipe: model, data, loss and config; from a YAML file that names them, and back to one."""
 
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.util
-import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +14,10 @@ import yaml
 
 from distsampler.config import RunConfig
 from distsampler.errors import ConfigError, unknown_name
-from distsampler.references import Named
+from distsampler.references import Named, find_callable
 
 PARTS = ("model", "data", "loss")
-CALIBRATION = "calibration"  # in a run's record: what pilots chose, beside the parts
+CALIBRATION = "calibration"  # key of a record: what pilots chose, beside the parts
 
 
 @dataclass(frozen=True)
@@ -32,8 +29,8 @@ class Recipe:
         data: the data set; see ``sample``.
         loss: ``loss(model, batch)``.
         config: what to sample, and for how long.
-        record: the names of model, data and loss in a YAML file, which a run remembers; empty if
-            they come from Python.
+        record: the names of model, data and loss in a YAML file, and its folder, which a run
+            remembers; empty if they come from Python.
     """
 
     model: Any
@@ -44,15 +41,15 @@ class Recipe:
 
 
 def load(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
-    """Reads a YAML file and calls what it names.
+    """Read a YAML file and call what it names.
 
-    ``model`` and ``data`` are called with ``model_kwargs`` and ``data_kwargs`` and give the module
-    and the data; ``loss`` is the function itself, with ``loss_kwargs`` bound to it. A
+    ``model`` and ``data`` are called with ``model_kwargs`` and ``data_kwargs`` and return the
+    module and the data; ``loss`` is the function itself, with ``loss_kwargs`` bound to it. A
     ``restrict_to`` that ends in ".npz" is a file of boolean masks by parameter name.
 
     Args:
-        path: of the YAML file.
-        changes: ``"sampler.lr=1e-5"``: fields to set, values in YAML.
+        path: the YAML file.
+        changes: fields to set, values in YAML: ``"sampler.lr=1e-5"``.
 
     Raises:
         ConfigError: says where the file is wrong.
@@ -61,94 +58,53 @@ def load(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
 
 
 def read(path: str | Path, changes: Sequence[str] = ()) -> dict[str, Any]:
-    """The fields of a YAML file, with changes; see ``load``.
+    """Return the fields of a YAML file, with changes; see ``load``.
 
     Raises:
         ConfigError: if it cannot be read, or a field cannot be set.
     """
-    fields = _read(Path(path))
+    fields = _parse(Path(path))
     for change in changes:
-        _set(fields, change)
+        set_field(fields, change)
     return fields
 
 
 def of_fields(fields: dict[str, Any], path: str | Path) -> Recipe:
-    """The recipe that the fields of a YAML file make; see ``load``.
+    """Return the recipe that the fields of a YAML file make; see ``load``.
 
     Raises:
         ConfigError: says where they are wrong.
     """
-    fields = dict(fields)
-    record: dict[str, Any] = {"folder": str(Path(path).parent.absolute())}
+    fields, folder = dict(fields), Path(path).parent.absolute()
+    record: dict[str, Any] = {"folder": str(folder)}
     for part in PARTS:
         record[part] = fields.pop(part, None)
-        record[f"{part}_kwargs"] = _options(f"{part}_kwargs", fields, path)
+        record[f"{part}_kwargs"] = fields.pop(f"{part}_kwargs", None) or {}
+        _check_options(path, f"{part}_kwargs", record[f"{part}_kwargs"])
     known = (*RunConfig.model_fields, *PARTS, *(f"{part}_kwargs" for part in PARTS))
     for key, value in fields.items():
         if key not in RunConfig.model_fields:
             raise ConfigError(f"{path}: {unknown_name('option', str(key), known)}")
         if isinstance(value, dict):
-            _see_names(path, key, value)
-    record["restrict_to"] = fields.get("restrict_to")  # a file of masks, of which runs hold digests
-    return resolve(record, RunConfig(**with_masks(fields, Path(record["folder"]))))
+            _check_options(path, key, value)
+    record["restrict_to"] = fields.get("restrict_to")  # a file of masks: configs hold digests
+    return _resolve(record, fields)
 
 
 def reload(record: dict[str, Any], config: RunConfig, changes: Sequence[str] = ()) -> Recipe:
-    """The recipe of a run that was started from a YAML file, with fields changed.
+    """Return the recipe of a run that was started from a YAML file, with fields changed.
 
     Raises:
         ConfigError: if a field cannot be set, or what the file named is gone.
     """
     fields = {**config.model_dump(mode="json"), "restrict_to": record["restrict_to"]}
     for change in changes:
-        _set(fields, change)
-    return resolve(record, RunConfig(**with_masks(fields, Path(record["folder"]))))
-
-
-def resolve(record: dict[str, Any], config: RunConfig) -> Recipe:
-    """Imports and calls what a record names.
-
-    Raises:
-        ConfigError: if something cannot be imported or called.
-    """
-    folder = Path(record["folder"])
-    found = {part: find_callable(part, record[part], folder) for part in PARTS}
-    loss, bound = found["loss"], record["loss_kwargs"]
-    config = with_functions(config, folder)
-    return Recipe(
-        call("model", found["model"], record["model_kwargs"]),
-        call("data", found["data"], record["data_kwargs"]),
-        functools.partial(loss, **bound) if bound else loss,
-        config,
-        record,
-    )
-
-
-def with_functions(config: RunConfig, folder: Path) -> RunConfig:
-    """The config, with the observables that it only names imported.
-
-    Args:
-        config: of a run.
-        folder: that files are named from.
-
-    Raises:
-        ConfigError: if one cannot be imported.
-    """
-    found = {}
-    for name, each in config.observables.items():
-        try:
-            function = each.function or find_callable(f"observables.{name}", each.name, folder)
-        except ConfigError as error:
-            raise ConfigError(
-                f"{error}; or give the function itself, from Python, in the config of "
-                "sample(model, data, loss, config, store=..., resume='must') where a run goes on"
-            ) from error
-        found[name] = Named(each.name, function)
-    return config.replaced(observables=found) if found else config
+        set_field(fields, change)
+    return _resolve(record, fields)
 
 
 def write(recipe: Recipe, path: str | Path) -> None:
-    """Writes a recipe as a YAML file that ``load`` reads; files are named as seen from there."""
+    """Write a recipe as a YAML file that ``load`` reads; files are named as seen from there."""
     record, out = recipe.record, Path(path)
     folder = Path(record["folder"])
     fields: dict[str, Any] = {}
@@ -157,69 +113,58 @@ def write(recipe: Recipe, path: str | Path) -> None:
         if record[f"{part}_kwargs"]:
             fields[f"{part}_kwargs"] = record[f"{part}_kwargs"]
     fields |= recipe.config.model_dump(mode="json", exclude_unset=True)
-    for name, each in fields.get("observables", {}).items():
-        fields["observables"][name] = _seen_from(out, each, folder)
+    for name, function in fields.get("observables", {}).items():
+        fields["observables"][name] = _seen_from(out, function, folder)
     if record["restrict_to"] is not None:
-        masked = isinstance(record["restrict_to"], str)
-        fields["restrict_to"] = (
-            str((folder / record["restrict_to"]).resolve()) if masked else record["restrict_to"]
-        )
+        given = record["restrict_to"]
+        fields["restrict_to"] = str((folder / given).resolve()) if isinstance(given, str) else given
     out.write_text(yaml.safe_dump(fields, sort_keys=False))
 
 
-def _options(name: str, fields: dict[str, Any], path: str | Path) -> dict[str, Any]:
-    """Takes keyword arguments out of a file's fields."""
-    found = fields.pop(name, None) or {}
-    _see_names(path, name, found)
-    return found
+def with_functions(config: RunConfig, folder: Path) -> RunConfig:
+    """Return the config with the observables imported that it only names.
+
+    Args:
+        config: what to sample, and for how long.
+        folder: where paths of files start.
+
+    Raises:
+        ConfigError: if one cannot be imported.
+    """
+    functions = {}
+    for name, named in config.observables.items():
+        try:
+            function = named.function or find_callable(f"observables.{name}", named.name, folder)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error}; or give the function itself, from Python, in the config of "
+                "sample(model, data, loss, config, store=..., resume='must') where a run goes on"
+            ) from error
+        functions[name] = Named(named.name, function)
+    return config.replaced(observables=functions) if functions else config
 
 
-def _see_names(path: str | Path, name: str, options: object) -> None:
-    """Sees that a field holds options by name."""
-    if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
-        raise ConfigError(f"{path}: {name} must hold options as 'name: value', got {options!r}")
-
-
-def _seen_from(out: Path, name: str, folder: Path) -> str:
-    """The name of a callable; one in a file, for a YAML file that may lie in another folder."""
-    home, _, attribute = name.rpartition(":")
-    if not home.endswith(".py") or folder == out.parent.absolute():
-        return name
-    return f"{(folder / home).resolve()}:{attribute}"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        fields = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the config file {path} must be readable text: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or error
-        raise ConfigError(f"{path}{where}: must be YAML: {problem}") from None
-    if not isinstance(fields, dict):
-        raise ConfigError(f"{path} must hold options as 'key: value', got {type(fields).__name__}")
-    return fields
-
-
-def with_masks(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The fields, with the masks of a file in place of its name.
+def restriction(given: object, folder: Path) -> object:
+    """Return ``restrict_to``; the masks themselves where it names a file of them.
 
     Raises:
         ConfigError: if the file holds none.
     """
-    name = fields.get("restrict_to")
-    if not (isinstance(name, str) and name.endswith(".npz")):
-        return fields
+    if not (isinstance(given, str) and given.endswith(".npz")):
+        return given
     try:
-        with np.load(folder / name) as file:
-            return {**fields, "restrict_to": dict(file)}
+        with np.load(folder / given) as file:
+            return dict(file)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"restrict_to: {name} must be a file of numpy.savez: {error}") from None
+        raise ConfigError(f"restrict_to: {given} must be a file of numpy.savez: {error}") from None
 
 
-def _set(fields: dict[str, Any], change: str) -> None:
+def set_field(fields: dict[str, Any], change: str) -> None:
+    """Set a field of a YAML file, as in ``"sampler.lr=1e-5"``.
+
+    Raises:
+        ConfigError: if it cannot be set.
+    """
     key, equals, text = change.partition("=")
     if not equals:
         raise ConfigError(f"--set needs key=value, as in sampler.lr=1e-5, got {change!r}")
@@ -235,62 +180,8 @@ def _set(fields: dict[str, Any], change: str) -> None:
         raise ConfigError(f"--set {key}: the value must be YAML, got {text!r}: {problem}") from None
 
 
-def _number(value: object) -> object:
-    """YAML 1.1 reads 1e-5 as text: it is meant as a number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def find_callable(part: str, name: object, folder: Path) -> Callable[..., Any]:
-    """The callable that ``module:callable`` or ``path/to/file.py:callable`` names.
-
-    Raises:
-        ConfigError: if there is none.
-    """
-    how = f"{part}: must be 'module:callable' or 'path/to/file.py:callable'"
-    if not isinstance(name, str) or ":" not in name:
-        raise ConfigError(f"{how}, got {name!r}")
-    home, _, attribute = name.rpartition(":")
-    try:
-        module = _import_file(folder / home) if home.endswith(".py") else _import(home)
-        found = getattr(module, attribute)
-    except Exception as error:  # importing runs the user's code: anything can come
-        raise ConfigError(
-            f"{part}: {name!r} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
-    if not callable(found):
-        raise ConfigError(f"{how}, but {name!r} is not callable: {type(found).__name__}")
-    return found  # type: ignore[no-any-return]  # callable() does not narrow Any
-
-
-def _import(name: str) -> object:
-    """A module by name; the working directory comes first, as for a script."""
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    return importlib.import_module(name)
-
-
-def _import_file(path: Path) -> object:
-    """A module from a file, beside which it finds its neighbours, as a script does.
-
-    Its name is one that no import finds: what it defines is sent to the actors by value.
-    """
-    spec = importlib.util.spec_from_file_location(f"distsampler_file_{path.stem}", path)
-    if spec is None or spec.loader is None or not path.exists():
-        raise FileNotFoundError(f"no file {path}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    sys.path.insert(0, str(path.parent.absolute()))
-    spec.loader.exec_module(module)
-    return module
-
-
 def call(part: str, function: Callable[..., Any], options: dict[str, Any]) -> object:
-    """What a callable of the user gives.
+    """Call a function that makes a part of a recipe.
 
     Raises:
         ConfigError: if it raises.
@@ -304,3 +195,60 @@ def call(part: str, function: Callable[..., Any], options: dict[str, Any]) -> ob
             f"{part}: {getattr(function, '__name__', function)}({options or ''}) raised "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+def _resolve(record: dict[str, Any], fields: dict[str, Any]) -> Recipe:
+    """Make the config, and import and call what a record names."""
+    folder = Path(record["folder"])
+    if "restrict_to" in fields:
+        fields = {**fields, "restrict_to": restriction(fields["restrict_to"], folder)}
+    config = RunConfig(**fields)
+    model, data, loss = (find_callable(part, record[part], folder) for part in PARTS)
+    bound = record["loss_kwargs"]
+    config = with_functions(config, folder)
+    return Recipe(
+        call("model", model, record["model_kwargs"]),
+        call("data", data, record["data_kwargs"]),
+        functools.partial(loss, **bound) if bound else loss,
+        config,
+        record,
+    )
+
+
+def _check_options(path: str | Path, name: str, options: object) -> None:
+    """Check that a field holds options by name."""
+    if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
+        raise ConfigError(f"{path}: {name} must hold options as 'name: value', got {options!r}")
+
+
+def _seen_from(out: Path, name: str, folder: Path) -> str:
+    """Return the name of a callable for a YAML file that may lie in another folder."""
+    home, _, attribute = name.rpartition(":")
+    if not home.endswith(".py") or folder == out.parent.absolute():
+        return name
+    return f"{(folder / home).resolve()}:{attribute}"
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        fields = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the config file {path} must be readable text: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or error
+        raise ConfigError(f"{path}{where}: must be YAML: {problem}") from None
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{path} must hold options as 'key: value', got {type(fields).__name__}")
+    return fields
+
+
+def _number(value: object) -> object:
+    """Return the number that a text was meant as: YAML 1.1 reads 1e-5 as text."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

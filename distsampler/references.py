@@ -1,6 +1,6 @@
 """What a config refers to and a run directory cannot hold: functions by name, masks by digest.
 
-A config that was read from a run directory says what was asked for. A function is imported by its
+A config that was read from a run directory says what was asked for: a function is imported by its
 name, or given again; a mask must be given again.
 """
 
@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
+import importlib.util
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +24,11 @@ from distsampler.errors import ConfigError
 
 @dataclass(frozen=True)
 class Named:
-    """A function by its name.
+    """A function by its name; two are equal if their names are.
 
     Args:
-        name: ``module:callable`` or ``path/to/file.py:callable``; two are equal if it is.
-        function: itself; None if it has not been imported.
+        name: ``module:callable`` or ``path/to/file.py:callable``.
+        function: the function; None if it has not been imported.
     """
 
     name: str
@@ -32,7 +36,7 @@ class Named:
 
     @classmethod
     def of(cls, given: object) -> Named:
-        """A function, or the name of one.
+        """Return a function, or what has the name of one, by its name.
 
         Raises:
             ConfigError: if it is neither.
@@ -52,19 +56,68 @@ class Named:
 
 
 def _bound(given: object) -> str:
-    """What a partial function has bound: another one is another function."""
+    """Return what a partial function has bound: with other values it is another function."""
     if not isinstance(given, functools.partial):
         return ""
     pairs = (f"{key}={value!r}" for key, value in given.keywords.items())
     return f"({', '.join([*map(repr, given.args), *pairs])})"
 
 
-@dataclass(frozen=True)
-class Mask:
-    """The entries of one parameter that move.
+def find_callable(part: str, name: object, folder: Path) -> Callable[..., Any]:
+    """Return the callable of the name ``module:callable`` or ``path/to/file.py:callable``.
 
     Args:
-        text: how many of which shape, and their digest; two masks are equal if it is.
+        part: what needs it, for the error.
+        name: its name.
+        folder: where paths of files start.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    how = f"{part}: must be 'module:callable' or 'path/to/file.py:callable'"
+    if not isinstance(name, str) or ":" not in name:
+        raise ConfigError(f"{how}, got {name!r}")
+    home, _, attribute = name.rpartition(":")
+    try:
+        module = _import_file(folder / home) if home.endswith(".py") else _import(home)
+        value = getattr(module, attribute)
+    except Exception as error:  # importing runs the user's code: anything can come
+        raise ConfigError(
+            f"{part}: {name!r} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    if not callable(value):
+        raise ConfigError(f"{how}, but {name!r} is not callable: {type(value).__name__}")
+    return value  # type: ignore[no-any-return]  # callable() does not narrow Any
+
+
+def _import(name: str) -> object:
+    """Import a module; the working directory comes first, as for a script."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    return importlib.import_module(name)
+
+
+def _import_file(path: Path) -> object:
+    """Import a file, beside which it finds its neighbours, as a script does.
+
+    Its name is one that no import finds: what it defines is sent to the actors by value.
+    """
+    spec = importlib.util.spec_from_file_location(f"distsampler_file_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.exists():
+        raise FileNotFoundError(f"no file {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    sys.path.insert(0, str(path.parent.absolute()))
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclass(frozen=True)
+class Mask:
+    """The entries of one parameter that move; two masks are equal if their texts are.
+
+    Args:
+        text: number of entries that move, shape, and digest of the entries.
         entries: True where an entry moves, in the parameter's shape; None if read from a run
             directory.
     """
@@ -74,7 +127,7 @@ class Mask:
 
     @classmethod
     def of(cls, given: object) -> Mask:
-        """A mask from a boolean tensor, array or nested list; from a text, its digest alone.
+        """Return the mask of a boolean tensor, array or nested list, or, by a text, its digest.
 
         Raises:
             ConfigError: if the entries are no booleans.
@@ -104,10 +157,10 @@ class Mask:
 
 
 def patterns_or_masks(given: object) -> object:
-    """``restrict_to`` as patterns or masks by name; what is neither is left to be refused.
+    """Return ``restrict_to`` as patterns, or as masks by name.
 
     Raises:
-        ConfigError: if it is nothing of the kind, or a mask is wrong.
+        ConfigError: if it is neither, or a mask is wrong.
     """
     match given:
         case None:
@@ -115,7 +168,7 @@ def patterns_or_masks(given: object) -> object:
         case str():
             return (given,)
         case Mapping():
-            return {str(name): _named(str(name), mask) for name, mask in given.items()}
+            return {str(name): _mask(str(name), mask) for name, mask in given.items()}
         case list() | tuple() if all(isinstance(pattern, str) for pattern in given):
             return tuple(given)
         case _:
@@ -125,7 +178,7 @@ def patterns_or_masks(given: object) -> object:
             )
 
 
-def _named(name: str, given: object) -> Mask:
+def _mask(name: str, given: object) -> Mask:
     try:
         return Mask.of(given)
     except ConfigError as error:

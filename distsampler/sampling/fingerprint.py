@@ -1,4 +1,4 @@
-"""What the bits of a trace depend on, and whether a run may be continued with what is given now."""
+"""Fingerprint: what the bits of a trace depend on, so that a run is continued only as it began."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ FREE = ("placement", "commit_seconds", "max_seconds", "min_chains", "gate", "fsy
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Package -> version, of what the numbers rest on."""
+    """Return the versions of the packages that the numbers rest on."""
     names = ("distsampler", "torch", "numpy", "zarr", "xarray", "arviz", "ray")
     return {name: version(name) for name in names}
 
 
 def fingerprint(spec: ChainSpec) -> dict[str, str]:
-    """What the draws depend on beside the config; the device is added when a place is up."""
+    """Return what the draws depend on beside the config; a place that is up adds its device."""
     return {
         "distsampler": versions()["distsampler"],
         "torch": torch.__version__,
@@ -48,23 +48,24 @@ def fingerprint(spec: ChainSpec) -> dict[str, str]:
 
 
 def check_same(files: Files, manifest: Manifest) -> Trace:
-    """Sees that the run in the store is the one that is asked for.
+    """Check that the run in a store is the one that is asked for, and return it.
 
-    Returns:
-        The run as it stands.
+    Args:
+        files: of the run directory.
+        manifest: what is asked for.
 
     Raises:
         StoreError: lists every key that differs, with the stored and the present value.
     """
-    found = Trace(files)
-    stored = found.manifest
+    trace = Trace(files)
+    stored = trace.manifest
     pairs = {key: (stored.fingerprint.get(key), now) for key, now in manifest.fingerprint.items()}
     old, new = stored.config.model_dump(), manifest.config.model_dump()
     if _long_enough(manifest.config, stored):
         old |= {name: new[name] for name in ("draws", "max_draws")}
-    if manifest.config.burn_in == stored.config.burn_in == "auto":
-        frozen = (freeze_after(config) for config in (stored.config, manifest.config))
-        pairs["sampler.freeze_after"] = (str(next(frozen)), str(next(frozen)))
+    if manifest.config.burn_in == stored.config.burn_in == "auto":  # it follows the gate rounds
+        steps = [str(freeze_after(config)) for config in (stored.config, manifest.config)]
+        pairs["sampler.freeze_after"] = (steps[0], steps[1])
     pairs |= {f"config.{key}": (old[key], new[key]) for key in new if key not in FREE}
     lines = [f"  {key}: stored {a!r}, now {b!r}" for key, (a, b) in pairs.items() if a != b]
     if lines:
@@ -72,19 +73,19 @@ def check_same(files: Files, manifest: Manifest) -> Trace:
             f"the run in {files} can only be continued as it was started; different are\n"
             + "\n".join(lines)
         )
-    return found
+    return trace
 
 
 def _long_enough(config: RunConfig, stored: Manifest) -> bool:
-    """Whether no draw that a run has, or was to have, is left out by a config's budget."""
+    """Return whether a config's budget holds every draw that a run has, or was to have."""
     made = Schedule.of(stored.config).budget
     if stored.config.draws == "auto" and stored.kept is not None:
-        made = (stored.burn_in or 0) + stored.kept  # the budget of one that has ended is its end
+        made = (stored.burn_in or 0) + stored.kept  # it has ended before its budget
     return Schedule.of(config).budget >= made
 
 
 def _model_digest(model: nn.Module) -> str:
-    """Structure, names, shapes and bits of all parameters and buffers."""
+    """Return a digest of the structure, and of names, shapes and bits of parameters and buffers."""
     state = hashlib.blake2b(repr(model).encode(), digest_size=16)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -94,7 +95,7 @@ def _model_digest(model: nn.Module) -> str:
 
 
 def _function_digest(given: object) -> str:
-    """Name and source of a loss or observable, where it has one; what it calls is not seen."""
+    """Return the name of a loss or observable and a digest of its source, not of what it calls."""
     function = given.func if isinstance(given, functools.partial) else given
     if not inspect.isfunction(function):
         function = type(function)

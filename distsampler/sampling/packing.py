@@ -1,4 +1,4 @@
-"""How many chains a run advances together, and why: settled once, before anything starts."""
+"""Packing: how many chains advance together, settled once, before anything starts."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ from distsampler.models.replica import ChainSpec, Replica
 from distsampler.models.stack import Lanes
 from distsampler.optim import SAMPLERS
 
-WARM_UP, SECONDS = 2, 0.2  # draws, and of each number of chains that is timed
+WARM_UP = 2  # draws before a number of chains is timed
+SECONDS = 0.2  # for which each number of chains is timed
 AWAY = 0.02  # from w*, in weight units and in their size: where gradients are compared
-AGREEMENT = {torch.float64: 1e-6, torch.float32: 1e-3}  # relative, of gradients; else:
-ROUGH = 0.1
+AGREEMENT = {torch.float64: 1e-6, torch.float32: 1e-3}  # relative, of gradients
+ROUGH = 0.1  # likewise, of other dtypes
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,10 @@ class Packing:
     """What was settled.
 
     Args:
-        pack: chains that advance together.
+        pack: number of chains that advance together.
         refused: why it is not as asked; empty if it is.
-        speeds: chains -> steps a second of all of them in one process, where it was measured.
+        speeds: number of chains -> steps per second of them together in one process; empty where
+            nothing was measured.
     """
 
     pack: int
@@ -46,13 +48,13 @@ class Packing:
 
 
 def settle(spec: ChainSpec, places: int | None, stored: int | None) -> Packing:
-    """How many chains advance together.
+    """Settle how many chains advance together.
 
     "auto" is measured in this process, and counts as many places as this machine has cores, unless
     the pool knows its places: on a cluster a number is better.
 
     Args:
-        spec: the recipe.
+        spec: what chains are made of.
         places: number of places; None: not known yet.
         stored: what was settled when the run began; None for a new run.
     """
@@ -72,7 +74,7 @@ def settle(spec: ChainSpec, places: int | None, stored: int | None) -> Packing:
 
 
 def refusal(spec: ChainSpec) -> str | None:
-    """Why the chains of a run cannot advance together; None if they can."""
+    """Return why the chains of a run cannot advance together; None if they can."""
     known = next((reason for holds, reason in _obstacles(spec) if holds), None)
     if known is not None:
         return known
@@ -80,12 +82,12 @@ def refusal(spec: ChainSpec) -> str | None:
         with numerics(spec.config):
             return _disagreement(spec)
     except Exception as error:  # the user's code under torch.func: anything can come
-        told = shorten(f"{type(error).__name__}: {error}", 240)
-        return f"torch.func refuses the model: {told}"
+        reason = shorten(f"{type(error).__name__}: {error}", 240)
+        return f"torch.func refuses the model: {reason}"
 
 
 def _obstacles(spec: ChainSpec) -> Iterator[tuple[bool, str]]:
-    """What is known to stand in the way, and whether it does."""
+    """Return known obstacles: whether each is there, and what it is."""
     config = spec.config
     name = config.sampler.name
     yield name not in SAMPLERS, f"{name!r} is a sampler of your own, which may keep hold of memory"
@@ -104,7 +106,7 @@ def _obstacles(spec: ChainSpec) -> Iterator[tuple[bool, str]]:
 
 
 def _disagreement(spec: ChainSpec) -> str | None:
-    """Whether the recorded gradients are those of the loss, on a batch that was not recorded."""
+    """Compare recorded gradients with the loss's own, on a batch that was not recorded."""
     device = next(spec.model.parameters()).device
     base, other = Replica(spec, device), Replica(spec, device)
     lanes, random = Lanes(base, spec, 2), np.random.default_rng(0)
@@ -121,10 +123,10 @@ def _disagreement(spec: ChainSpec) -> str | None:
                 flat.copy_(stack[lane])
         expected = other.losses(other.batch(rows[lane]))
         other.backward(expected)
-        slopes = [
-            (g[lane], flat.grad) for g, flat in zip(lanes.gradients, other.flats, strict=True)
-        ]
-        if not all(_close(a, b) for a, b in [(losses[lane], expected.detach()), *slopes]):
+        gradients = zip(lanes.gradients, other.flats, strict=True)
+        pairs = [(losses[lane], expected.detach())]
+        pairs += [(stack[lane], flat.grad) for stack, flat in gradients if flat.grad is not None]
+        if not all(_close(recorded, direct) for recorded, direct in pairs):
             return (
                 "its loss or gradient, recorded on one batch, is another on the next: the loss "
                 "must do the same operations at every call"
@@ -132,15 +134,14 @@ def _disagreement(spec: ChainSpec) -> str | None:
     return None
 
 
-def _close(found: Tensor, expected: Tensor | None) -> bool:
-    assert expected is not None
-    tolerance = AGREEMENT.get(expected.dtype, ROUGH)
-    away = torch.linalg.vector_norm((found - expected).double())
-    return bool(away <= tolerance * torch.linalg.vector_norm(expected.double()))
+def _close(recorded: Tensor, direct: Tensor) -> bool:
+    away = torch.linalg.vector_norm((recorded - direct).double())
+    size = torch.linalg.vector_norm(direct.double())
+    return bool(away <= AGREEMENT.get(direct.dtype, ROUGH) * size)
 
 
 def _measured(spec: ChainSpec, places: int | None) -> Packing:
-    """The number with which the chains of the run come furthest, on so many places."""
+    """Measure with which number the chains of the run are done first, on these places."""
     config, speeds = spec.config, dict[int, float]()
     counts = [2**k for k in range(config.chains.bit_length()) if 2**k < config.chains]
     places = places or _places(config)
@@ -152,7 +153,7 @@ def _measured(spec: ChainSpec, places: int | None) -> Packing:
 
 
 def _speed(spec: ChainSpec, count: int) -> float:
-    """Chain-steps a second of so many chains together, in this process."""
+    """Return the steps per second of all chains of a pack, in this process."""
     plain = spec.config.replaced(
         pack=count, watch=False, init="anchor", init_radius=None, divergence_factor=None
     )
@@ -171,6 +172,6 @@ def _speed(spec: ChainSpec, count: int) -> float:
 
 
 def _places(config: RunConfig) -> int:
-    """Places that this machine would give; a cluster is not known yet."""
+    """Return the places that this machine would give; a cluster is not known yet."""
     cores = (os.cpu_count() or 1) / max(config.placement.cpus_per_chain, 1e-9)
     return max(1, int(cores))

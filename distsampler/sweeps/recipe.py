@@ -27,6 +27,7 @@ from distsampler import recipe
 from distsampler.config import Config
 from distsampler.errors import ConfigError
 from distsampler.recipe import Recipe
+from distsampler.references import find_callable
 from distsampler.sampling.calibration import BIAS
 from distsampler.sweeps import checkpoints
 from distsampler.sweeps.plan import MAX_CELLS, SweepRequest
@@ -85,7 +86,7 @@ def _request(
     parts: Recipe, config: SweepConfig, folder: Path, max_cells: int | None
 ) -> SweepRequest:
     load = config.load
-    reader = None if load is None else recipe.find_callable("sweep.load", load, folder)
+    reader = None if load is None else find_callable("sweep.load", load, folder)
     return SweepRequest(
         parts.model,
         _data(parts, config, folder),
@@ -105,7 +106,7 @@ def _data(parts: Recipe, config: SweepConfig, folder: Path) -> dict[str, object]
     """The data sets; the first has been made with the recipe."""
     if config.datasets is None:
         return {"data": parts.data}
-    function = recipe.find_callable("data", parts.record["data"], folder)
+    function = find_callable("data", parts.record["data"], folder)
     common, (first, *others) = parts.record["data_kwargs"], config.datasets
     made = {name: recipe.call("data", function, common | config.datasets[name]) for name in others}
     return {first: parts.data, **made}
@@ -114,7 +115,4 @@ def _data(parts: Recipe, config: SweepConfig, folder: Path) -> dict[str, object]
 def _restrictions(config: SweepConfig, folder: Path) -> dict[str, Any] | None:
     if config.restrictions is None:
         return None
-    return {
-        name: recipe.with_masks({"restrict_to": value}, folder)["restrict_to"]
-        for name, value in config.restrictions.items()
-    }
+    return {name: recipe.restriction(v, folder) for name, v in config.restrictions.items()}

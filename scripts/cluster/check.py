@@ -177,7 +177,7 @@ def runs_resume(folder: Path) -> Mistakes:
             try:
                 for option, change in pairwise(run):
                     if option == "--set":
-                        recipe._set(fields, change)
+                        recipe.set_field(fields, change)
                 RunConfig(**fields)
             except ConfigError as error:
                 yield f"{name}: {line}: {error}"

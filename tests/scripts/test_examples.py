@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 
 import distsampler as ds
-from distsampler.recipe import find_callable
+from distsampler.references import find_callable
 from tests.processes import RAY_ENVIRONMENT
 
 ROOT = Path(__file__).parents[2]

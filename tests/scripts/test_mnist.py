@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from distsampler.recipe import find_callable
+from distsampler.references import find_callable
 
 
 @pytest.fixture(scope="module")
