@@ -304,7 +304,7 @@ def _calibrated(recipe: Recipe, store: str | None, resume: str, bias: float) -> 
     """Return the recipe with what pilots choose; of a run that exists, with what they chose."""
     from distsampler.sampling.calibration import calibrate_recipe, continued
     from distsampler.sampling.job import continues
-    from distsampler.store.trace import as_files
+    from distsampler.store.files import as_files
 
     if store is not None:
         continues(as_files(store), resume)  # type: ignore[arg-type]  # checked there

@@ -21,7 +21,7 @@ from distsampler.errors import NotConverged, NotConvergedWarning, StoreError
 from distsampler.store.files import Files
 from distsampler.store.large_arrays import LOSSES
 from distsampler.store.manifest import Manifest
-from distsampler.store.trace import Trace
+from distsampler.store.reader import TraceReader
 
 BIASED = 0.1  # of the LLC: more predicted bias is worth a note
 
@@ -41,7 +41,7 @@ class Run:
     """
 
     def __init__(self, store: str | Path | Files) -> None:
-        self._trace = Trace(store)
+        self._trace = TraceReader(store)
 
     @property
     def store(self) -> str:
@@ -141,7 +141,7 @@ class Run:
     @cached_property
     def _unread(self) -> dict[str, xr.Dataset]:
         """The groups, of which only what an estimate needs is read: a trace may be large."""
-        return inference_data.unread(self._trace)
+        return inference_data.lazy_groups(self._trace)
 
     @property
     def facts(self) -> dict[str, float]:
@@ -150,7 +150,7 @@ class Run:
         Raises:
             StoreError: if the run ended before the anchor pass.
         """
-        numbers = self._trace.numbers()
+        numbers = self._trace.constants.numbers()
         if "init_loss" not in numbers:
             raise StoreError(f"{self.store} holds no loss at w*: it ended before any draw was made")
         return numbers

@@ -21,7 +21,7 @@ from distsampler.draws import AtAnchor, DrawBlock, StateFile
 from distsampler.errors import StoreError, WorkFailedError
 from distsampler.models.replica import ChainSpec, Replica
 from distsampler.store import chain_states
-from distsampler.store.files import Files, refused
+from distsampler.store.files import Files, writing
 from distsampler.store.large_arrays import WideArrays, WideWriter
 
 ALONE = threading.RLock()
@@ -117,10 +117,8 @@ class Worker:
         if files is None or isinstance(block.state, StateFile) or len(block.state) <= limit:
             return block
         began = time.perf_counter()
-        try:
+        with writing(files):
             file = chain_states.write(files, block.chain, block.end, block.state)
-        except OSError as error:
-            raise refused(files, error) from error
         seconds = block.state_seconds + time.perf_counter() - began
         return replace(block, state=file, state_seconds=seconds)
 

@@ -76,7 +76,7 @@ class Driver:
     ) -> None:
         self._spec, self._pool, self._trace = spec, pool, trace
         self._judge, self._observer, self._stopped = judge, observer, stopped
-        self._at_anchor = trace.at_anchor()
+        self._at_anchor = trace.constants.at_anchor()
         self._pending: list[DrawBlock] = []
         self._states: dict[int, bytes | StateFile] = {}
         self._events: deque[Event] = deque()

@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from distsampler.draws import EXCESS_LOSS
 from distsampler.errors import StoreError
 from distsampler.schedule import Schedule
 from distsampler.store.files import Files, is_url
 from distsampler.store.lease import EXPIRY_SECONDS, ago, heartbeat
-from distsampler.store.trace import AGAIN, MANIFEST, Trace
+from distsampler.store.manifest import MANIFEST
+from distsampler.store.reader import TraceReader
 
 HEADINGS = ("run", "status", "draws", "chains", "LLC", "verdict", "age")
 
@@ -78,7 +80,7 @@ def entries(folder: str | Path) -> list[Entry]:
     return found
 
 
-def status(trace: Trace) -> str:
+def status(trace: TraceReader) -> str:
     """The status of a run; silent, if it says that it runs and nobody drives it."""
     found = trace.manifest.status
     if found != "running":
@@ -87,26 +89,17 @@ def status(trace: Trace) -> str:
     return "silent" if age is None or age > EXPIRY_SECONDS else found
 
 
-def llcs(trace: Trace, stop: int | None = None) -> dict[int, float]:
-    """The LLC of each chain from its own draws after burn-in; chains without any are left out.
-
-    Args:
-        trace: of the run.
-        stop: draws to read up to, burn-in included; None: all that are committed.
+def llcs(trace: TraceReader) -> dict[int, float]:
+    """Return the LLC of each chain that has draws after burn-in, from all of them.
 
     Raises:
-        StoreError: if one of them is missing.
+        StoreError: if a draw is missing or damaged.
     """
-    facts, burn_in = trace.facts(), trace.burn_in
-    counts = {c: trace.committed[c] for c in trace.chains if trace.committed[c] > burn_in}
-    if not counts or facts is None:
+    facts = trace.facts()
+    if facts is None:
         return {}
-    end = max(counts.values()) if stop is None else stop
-    values = np.asarray(trace.between("posterior", "excess_loss", burn_in, end), np.float64)
-    means = {c: values[c, : min(n, end) - burn_in].mean() for c, n in counts.items()}
-    if not np.isfinite(list(means.values())).all():
-        raise StoreError(f"{trace.path}: excess_loss lacks draws that were committed; {AGAIN}")
-    return {chain: facts.posterior.nbeta * float(mean) for chain, mean in means.items()}
+    series = trace.by_chain(EXCESS_LOSS, trace.chains, trace.burn_in)
+    return {c: facts.posterior.nbeta * float(values.mean()) for c, values in series.items()}
 
 
 def table(found: Sequence[Entry]) -> str:
@@ -139,18 +132,18 @@ def _entry(root: Files, name: str) -> Entry:
     files = root if name == "." else Files(root.path(name))
     name = root.name if name == "." else name
     try:
-        return _read(Trace(files), name)
+        return _read(TraceReader(files), name)
     except StoreError as error:
         return Entry(name, "damaged", reason=str(error))
 
 
-def _read(trace: Trace, name: str) -> Entry:
+def _read(trace: TraceReader, name: str) -> Entry:
     manifest, chains = trace.manifest, trace.chains
     draws = min((trace.committed[chain] for chain in chains), default=0)
     total = Schedule.of(manifest.config).total
     if manifest.kept is not None:
         total = draws = trace.burn_in + manifest.kept
-    found, events = llcs(trace, total), trace.events()
+    found, events = llcs(trace), trace.events()
     looks = [event for event in events if event["event"] == "verdict"]
     return Entry(
         name,

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from distsampler.analysis import diagnosis, inference_data
 from distsampler.analysis.convergence import GATED, MIN_FOR_R_HAT
+from distsampler.draws import LOSS
 from distsampler.errors import StoreError
 from distsampler.execution.display import Reporter
 from distsampler.execution.progress import ChainProgress, Snapshot, StoreStatus
@@ -25,7 +26,8 @@ from distsampler.schedule import Schedule
 from distsampler.store.events import GateRound, Lost, Started, of_kind
 from distsampler.store.files import Files
 from distsampler.store.lease import heartbeat
-from distsampler.store.trace import MANIFEST, Trace
+from distsampler.store.manifest import MANIFEST
+from distsampler.store.reader import TraceReader
 
 EVERY = 2.0  # seconds between two readings
 TRIES, PAUSE = 5, 0.3  # at a store that another process is writing
@@ -63,14 +65,14 @@ class Follower:
         """Return the run as it is now."""
         for _ in range(TRIES - 1):
             try:
-                return self._read(Trace(self._files))
+                return self._read(TraceReader(self._files))
             except StoreError:
                 if not self._files.exists(MANIFEST):
                     raise
                 time.sleep(PAUSE)
-        return self._read(Trace(self._files))
+        return self._read(TraceReader(self._files))
 
-    def _read(self, trace: Trace) -> Snapshot:
+    def _read(self, trace: TraceReader) -> Snapshot:
         manifest, events, status = trace.manifest, trace.events(), listing.status(trace)
         starts = [float(event["time"]) for event in of_kind(events, Started)]
         seconds = manifest.seconds or (time.time() - starts[0] if starts else 0.0)
@@ -129,7 +131,7 @@ def follow(store: str | Path, once: bool = False, stream: TextIO | None = None) 
     return snapshot
 
 
-def _numbers(trace: Trace, rates: NDArray[np.float64]) -> _Numbers:
+def _numbers(trace: TraceReader, rates: NDArray[np.float64]) -> _Numbers:
     llcs, losses, retired = listing.llcs(trace), _losses(trace), trace.manifest.retired
     total = Schedule.of(trace.manifest.config).total
     if trace.manifest.kept is not None:
@@ -150,7 +152,7 @@ def _numbers(trace: Trace, rates: NDArray[np.float64]) -> _Numbers:
     return _Numbers(chains, llc, *_convergence(trace))
 
 
-def _convergence(trace: Trace) -> tuple[float, float]:
+def _convergence(trace: TraceReader) -> tuple[float, float]:
     """Worst R-hat and smallest ESS of what the gate reads."""
     start = trace.burn_in
     if trace.kept < MIN_FOR_R_HAT or not trace.chains:
@@ -160,17 +162,11 @@ def _convergence(trace: Trace) -> tuple[float, float]:
     return diagnosed.r_hat, diagnosed.ess
 
 
-def _losses(trace: Trace) -> dict[int, float]:
+def _losses(trace: TraceReader) -> dict[int, float]:
     """Mean minibatch loss of each chain's last draws."""
-    kept = trace.manifest.kept
-    end = math.inf if kept is None else trace.burn_in + kept  # where the run was sealed
-    counts = {c: int(min(draws, end)) for c, draws in enumerate(trace.committed) if draws}
-    if not counts:
-        return {}
-    start, stop = max(0, min(counts.values()) - LAST), max(counts.values())
-    values = np.asarray(trace.between("posterior", "loss", start, stop), np.float64)
-    ends = {chain: min(draws, start + values.shape[1]) - start for chain, draws in counts.items()}
-    return {c: float(values[c, max(0, end - LAST) : end].mean()) for c, end in ends.items() if end}
+    start = max(0, min(filter(None, trace.ends), default=0) - LAST)
+    series = trace.by_chain(LOSS, range(len(trace.ends)), start)
+    return {chain: float(values[-LAST:].mean()) for chain, values in series.items()}
 
 
 def _never() -> None:

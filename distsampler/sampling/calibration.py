@@ -55,7 +55,8 @@ from distsampler.sampling.pilots import (
 from distsampler.sampling.prepare import inspector, prepare
 from distsampler.sampling.tuning import REHEARSAL, Tuner
 from distsampler.schedule import Schedule
-from distsampler.store.trace import MANIFEST, as_files
+from distsampler.store.files import as_files
+from distsampler.store.manifest import MANIFEST
 
 BIAS = 0.005  # of the LLC: what the step may bring, and what minibatches may
 SHARE = 0.2  # of the run, for pilots

@@ -27,7 +27,7 @@ class Gate:
         end = self._schedule.counted_from + draws
         if self._schedule.burn_in is None:
             self._trace.choose_burn_in(self._burn_in(end))
-        groups = inference_data.unread(self._trace, end - self._trace.burn_in)
+        groups = inference_data.lazy_groups(self._trace, end - self._trace.burn_in)
         return verdict.judge(groups, self._config)[1]
 
     def _burn_in(self, end: int) -> int:

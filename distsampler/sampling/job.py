@@ -27,10 +27,10 @@ from distsampler.sampling.gate import Gate
 from distsampler.sampling.prepare import inspector, prepare
 from distsampler.sampling.stopping import Stopped, stop_after
 from distsampler.store.events import Ended, Packed
-from distsampler.store.files import Files
+from distsampler.store.files import Files, as_files
 from distsampler.store.lease import hold
-from distsampler.store.manifest import Manifest
-from distsampler.store.trace import MANIFEST, Trace, as_files, check_new, refuse_existing
+from distsampler.store.manifest import MANIFEST, Manifest
+from distsampler.store.trace import Trace, check_new, refuse_existing
 
 Resume = Literal["never", "auto", "must"]
 

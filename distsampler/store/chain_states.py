@@ -9,7 +9,7 @@ from distsampler.draws import StateFile
 from distsampler.errors import StoreError
 from distsampler.store.files import Files
 
-KEPT = 2
+FOLDER, KEPT = "checkpoints", 2
 _NAME = re.compile(r"draw-(\d{8})-([0-9a-f]{32})\.pt")
 
 
@@ -86,4 +86,4 @@ def _listed(files: Files, chain: int) -> list[tuple[int, str]]:
 
 
 def _folder(chain: int) -> str:
-    return f"checkpoints/chain-{chain:04d}"
+    return f"{FOLDER}/chain-{chain:04d}"

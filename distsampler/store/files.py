@@ -1,7 +1,7 @@
 """Files of a run directory: written whole or not at all, on a local disk or behind an fsspec URL.
 
-All that a run writes goes through one object: there is one place that renames, syncs, tries again,
-and asks whether this process may still write.
+All that a run writes goes through one object, so that one place renames, syncs, tries again, and
+asks whether this process may still write.
 """
 
 from __future__ import annotations
@@ -16,8 +16,12 @@ from typing import Any, TypeVar
 
 from distsampler.errors import StoreError
 
-RETRY_SECONDS = (0.1, 0.3, 1.0, 3.0)  # a remote store may fail so often in a row
+RETRY_SECONDS = (0.1, 0.3, 1.0, 3.0)  # pauses before a remote call that failed is made again
 TEMPORARY = ".tmp"
+AGAIN = (
+    "restore it from a copy; or continue the run with resume='must', which computes again what is "
+    "missing, to the same bits; or delete the store and sample again"
+)
 T = TypeVar("T")
 
 
@@ -25,16 +29,35 @@ class StoreFault(StoreError):
     """A store that failed while it was in use; what was committed stays readable."""
 
 
-def refused(files: Files, error: Exception) -> StoreFault:
-    """What to raise when a write has failed."""
-    return StoreFault(
-        f"{files} can no longer be written: {error}; what was committed stays readable: make room "
-        "or restore access, then continue with resume='auto'"
-    )
+def damaged(where: str, why: object) -> StoreError:
+    """Return the error to raise where a part of a run directory is missing or damaged."""
+    kind = f"{type(why).__name__}: " if isinstance(why, Exception) else ""
+    return StoreError(f"{where} is missing or damaged: {kind}{why}; {AGAIN}")
+
+
+@contextlib.contextmanager
+def writing(files: Files) -> Iterator[None]:
+    """Turn an error of the file system into a StoreFault.
+
+    Raises:
+        StoreFault: if a write inside fails.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StoreFault(
+            f"{files} can no longer be written: {error}; what was committed stays readable: make "
+            "room or restore access, then continue with resume='auto'"
+        ) from error
+
+
+def as_files(store: str | Path | Files) -> Files:
+    """Return the files of a store that is given as a path, a URL or its files."""
+    return store if isinstance(store, Files) else Files(store)
 
 
 def _nothing(point: str) -> None:
-    """Called at every step of a write, so that a test can end the process there."""
+    """Called at every step of a write: a test can end the process there."""
 
 
 class Files:
@@ -42,8 +65,8 @@ class Files:
 
     Args:
         root: a local path, or an fsspec URL such as ``s3://bucket/run``; ``file://`` is a path.
-        fsync: wait until what is written would survive a power loss.
-        at: called with the name of every step of every write.
+        fsync: whether a write waits until it would survive a power loss.
+        at: function called with the name of every step of every write.
     """
 
     def __init__(
@@ -55,7 +78,7 @@ class Files:
         self._remote = _remote(self.root)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travels to actors as its address, whatever folder they work in; guard and steps stay."""
+        """Pickle the address alone, which holds in any working folder; guard and ``at`` stay."""
         root = self.root if self._remote is not None else str(Path(self.root).absolute())
         return _rebuilt, (root, self.fsync)
 
@@ -64,16 +87,16 @@ class Files:
 
     @property
     def name(self) -> str:
-        """The last part of the root, by which people call what is in it."""
+        """The last part of the root: the name of the run for people."""
         whole = self.root if self._remote is not None else str(Path(self.root).absolute())
         return whole.rstrip("/").rpartition("/")[2]
 
     def path(self, name: str) -> str:
-        """Where a file is, for people."""
+        """Return where a file is, for people."""
         return f"{self.root.rstrip('/')}/{name}"
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file.
+        """Return the bytes of a file.
 
         Raises:
             FileNotFoundError: if there is none.
@@ -82,15 +105,15 @@ class Files:
         if self._remote is None:
             return Path(self.root, name).read_bytes()
         fs, base = self._remote
-        return bytes(_patiently(lambda: fs.cat_file(f"{base}/{name}")))
+        return bytes(_retried(lambda: fs.cat_file(f"{base}/{name}")))
 
     def write(self, name: str, data: bytes, *, fsync: bool = False) -> None:
-        """Puts bytes in the place of a file, whole or not at all.
+        """Write a file, whole or not at all, in place of any of that name.
 
         Args:
-            name: relative to the root.
-            data: all of them.
-            fsync: as the constructor's, for this file.
+            name: name of the file, relative to the root.
+            data: the bytes.
+            fsync: whether to wait until this file would survive a power loss.
 
         Raises:
             OSError: if it cannot be written.
@@ -104,7 +127,7 @@ class Files:
         self._at(f"{name}: done")
 
     def append(self, name: str, line: str) -> None:
-        """Adds a line to a text file; one that was torn before it stays a line of its own."""
+        """Add a line to a text file; a torn line before it stays a line of its own."""
         self.guard()
         self._at(f"{name}: begun")
         before = self.read(name) if self._remote is not None and self.exists(name) else b""
@@ -120,7 +143,7 @@ class Files:
         self._at(f"{name}: done")
 
     def remove(self, name: str) -> None:
-        """Removes a file, if it is there."""
+        """Remove a file, if it is there."""
         self.guard()
         self._at(f"{name}: to be removed")
         with contextlib.suppress(FileNotFoundError):
@@ -128,17 +151,17 @@ class Files:
                 Path(self.root, name).unlink()
             else:
                 fs, base = self._remote
-                _patiently(lambda: fs.rm_file(f"{base}/{name}"))
+                _retried(lambda: fs.rm_file(f"{base}/{name}"))
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """Return whether there is such a file."""
         if self._remote is None:
             return Path(self.root, name).is_file()
         fs, base = self._remote
-        return bool(_patiently(lambda: fs.isfile(f"{base}/{name}")))
+        return bool(_retried(lambda: fs.isfile(f"{base}/{name}")))
 
     def names(self, under: str = "") -> Iterator[str]:
-        """Names of all files below a folder, half-written ones too."""
+        """Yield the names of all files below a folder, half-written ones too."""
         if self._remote is None:
             top = Path(self.root, under)
             for folder, _, files in os.walk(top):
@@ -147,11 +170,11 @@ class Files:
             return
         fs, base = self._remote
         fs.invalidate_cache()
-        for path in _patiently(lambda: fs.find(f"{base}/{under}".rstrip("/"))):
+        for path in _retried(lambda: fs.find(f"{base}/{under}".rstrip("/"))):
             yield path.removeprefix(fs._strip_protocol(base)).lstrip("/")
 
     def check_writable(self) -> None:
-        """Sees that a new folder can be made at the root, making nothing.
+        """Check that a new folder can be made at the root, without making it.
 
         Raises:
             StoreError: if not.
@@ -166,21 +189,21 @@ class Files:
             )
 
     def sweep(self) -> None:
-        """Removes what interrupted writes have left."""
+        """Remove what interrupted writes have left."""
         for name in list(self.names()):
             if name.endswith(TEMPORARY):
                 self.remove(name)
 
     def _put(self, name: str, data: bytes) -> None:
-        """Writes a remote file, whose folder is made where the file system wants one."""
+        """Write a remote file, and its folder where the file system wants one."""
         assert self._remote is not None
         fs, base = self._remote
         path = f"{base}/{name}"
         try:
-            _patiently(lambda: fs.pipe_file(path, data))
+            _retried(lambda: fs.pipe_file(path, data))
         except FileNotFoundError:
-            _patiently(lambda: fs.makedirs(path.rpartition("/")[0], exist_ok=True))
-            _patiently(lambda: fs.pipe_file(path, data))
+            _retried(lambda: fs.makedirs(path.rpartition("/")[0], exist_ok=True))
+            _retried(lambda: fs.pipe_file(path, data))
 
     def _replace(self, path: Path, name: str, data: bytes, fsync: bool) -> None:
         temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
@@ -207,12 +230,12 @@ def _rebuilt(root: str, fsync: bool) -> Files:
 
 
 def _local(root: str) -> str:
-    """The path that a URL of the local file system names; any other root as it is."""
+    """The path of a URL of the local file system; any other root as it is."""
     return re.sub(r"^(file|local):(//)?", "", root) if is_url(root) else root
 
 
 def is_url(root: str | Path) -> bool:
-    """Whether a store is named by an fsspec URL, not by a local path."""
+    """Return whether a store is named by an fsspec URL, not by a local path."""
     return re.match(r"\w{2,}:/", str(root)) is not None
 
 
@@ -231,8 +254,8 @@ def _remote(root: str) -> tuple[Any, str] | None:
     return fs, base.rstrip("/")
 
 
-def _patiently(call: Callable[[], T]) -> T:
-    """Calls again where a remote store fails; a file that is not there is an answer."""
+def _retried(call: Callable[[], T]) -> T:
+    """Call again where a remote store fails; a file that is not there is an answer."""
     for pause in (*RETRY_SECONDS, None):
         try:
             return call()
@@ -251,7 +274,7 @@ def _ends_with_newline(file: Any) -> bool:  # noqa: ANN401 (a binary file)
 
 
 def _sync_folder(path: Path) -> None:
-    """Makes a rename durable."""
+    """Make a rename durable."""
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -1,15 +1,16 @@
-"""What is too large to travel: arrays that the owner of a chain writes, and the driver only counts.
+"""Arrays too large to travel to the driver: a chain's actor writes them, the driver only counts.
 
-``wide.zarr`` lies beside the trace: one array a variable, (chain, draw, ...), float32, all draws
-from the chain's start. A chunk holds draws of one chain, so it has one writer. It is written before
-the block that acknowledges it is sent, and its draws exist when the trace counts them. Whoever
-makes a draw again writes the same bytes again; what another draw has in that chunk stays.
+``wide.zarr`` lies beside the trace, one float32 array a variable, dims (chain, row, ...), where a
+variable saved at every k-th draw has one row for k draws. A chunk holds rows of one chain, so it
+has one writer. It is written before the block that acknowledges it is sent, and its draws exist
+once the trace counts them. A draw that is computed again writes the same bytes again; the other
+draws in its chunk stay.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,29 +19,28 @@ from numpy.typing import NDArray
 
 from distsampler.draws import DrawBlock, WideVariable
 from distsampler.errors import StoreError
-from distsampler.store.files import Files, StoreFault, refused
-from distsampler.store.zarr_arrays import ZarrFiles, codecs
+from distsampler.store.files import AGAIN, Files, StoreFault, writing
+from distsampler.store.zarr_files import StoredRows, ZarrFiles, codecs
 
 WIDE = "wide.zarr"
 LOSSES, WEIGHTS = "losses", "weights"  # what is not a user's own; weights: a group of parameters
-CHUNK_BYTES = 2**20  # of small draws, as many as fit
-PIECE_BYTES = 2**26  # a draw that is larger is cut along its first dimension
-AGAIN = "continue the run with resume='must': it computes them again, to the same bits"
+CHUNK_BYTES = 2**20  # of a chunk of small draws
+PIECE_BYTES = 2**26  # a larger draw is cut along its first dimension
 
 
 class WideArrays:
     """The wide arrays of a run directory.
 
     Args:
-        files: of the run directory.
-        variables: that it holds; none: there is no ``wide.zarr``.
+        files: files of the run directory.
+        variables: the wide variables; without any there is no ``wide.zarr``.
     """
 
     def __init__(self, files: Files, variables: Sequence[WideVariable]) -> None:
         self.files, self.variables = files, tuple(variables)
 
     def create(self, chains: int, draws: int) -> None:
-        """Makes all arrays, empty."""
+        """Make all arrays, empty."""
         if not self.variables:
             return
         root = zarr.create_group(ZarrFiles(self.files, WIDE), zarr_format=3, overwrite=True)
@@ -57,7 +57,7 @@ class WideArrays:
             array.attrs["long_name"] = variable.meaning
 
     def array(self, variable: WideVariable) -> zarr.Array[Any]:
-        """One array.
+        """Return the array of a variable.
 
         Raises:
             StoreError: if it cannot be opened.
@@ -73,14 +73,18 @@ class WideArrays:
                 "if the file was lost, restore it from a copy, or delete the store and sample again"
             ) from error
 
+    def rows(self, variable: WideVariable) -> StoredRows:
+        """Return the rows of a variable."""
+        return StoredRows((self.array(variable), 0))
+
     def resize(self, draws: int) -> None:
-        """Cuts the draws, burn-in included, or makes room for more."""
+        """Cut the draws, burn-in included, or make room for more."""
         for variable in self.variables:
             array = self.array(variable)
             array.resize((array.shape[0], variable.saved(draws), *array.shape[2:]))
 
     def check(self, block: DrawBlock) -> None:
-        """Sees that a block acknowledges all that must lie in the store when its draws count.
+        """Check that a block acknowledges all that must be in the store when its draws count.
 
         Raises:
             StoreError: if it does not.
@@ -93,28 +97,17 @@ class WideArrays:
             )
 
     def intact(self, counts: Sequence[int]) -> list[int]:
-        """How many draws of each chain are there without a gap, of those that were committed."""
-        found = list(counts)
+        """Return how many draws of each chain hold all values, without a gap, up to a count."""
+        intact = list(counts)
         for variable in self.variables:
-            for chain, count in enumerate(found):
-                whole = self.whole(variable, chain, variable.saved(count))
-                if whole < variable.saved(count):
-                    found[chain] = variable.draw(whole)
-        return found
-
-    def whole(self, variable: WideVariable, chain: int, rows: int) -> int:
-        """How many of a chain's first rows are there without a gap."""
-        array = self.array(variable)
-        for start in range(0, rows, array.chunks[1]):
-            stop = min(start + array.chunks[1], rows)
-            for piece in _pieces(array, chain, start, stop):
-                gone = _missing(array, piece)
-                if gone.any():
-                    return start + int(gone.argmax())
-        return rows
+            rows = [variable.saved(count) for count in intact]
+            for chain, whole in enumerate(self.rows(variable).whole(rows)):
+                if whole < rows[chain]:
+                    intact[chain] = variable.draw(whole)
+        return intact
 
     def sweep(self, counts: Sequence[int]) -> None:
-        """Removes the chunks of which no draw was committed, damaged ones among them."""
+        """Remove the chunks of which no draw was committed, damaged ones among them."""
         for variable in self.variables:
             under, step = f"{WIDE}/{variable.name}/c/", self.array(variable).chunks[1]
             for name in list(self.files.names(under)):
@@ -122,18 +115,13 @@ class WideArrays:
                 if int(chunk) * step >= variable.saved(counts[int(chain)]):
                     self.files.remove(name)
 
-    def place(self, variable: WideVariable, chain: int, row: int) -> str:
-        """The file that begins the chunk of a row, for people."""
-        chunk = row // self.array(variable).chunks[1]
-        return self.files.path(f"{WIDE}/{variable.name}/c/{chain}/{chunk}")
-
 
 class WideWriter:
-    """Puts the wide values of one chain into the store, a chunk at a time.
+    """Writes the wide values of one chain into the store, a chunk at a time.
 
     Args:
-        arrays: of the run.
-        chain: index.
+        arrays: the wide arrays of the run.
+        chain: index of the chain.
     """
 
     def __init__(self, arrays: WideArrays, chain: int) -> None:
@@ -143,10 +131,10 @@ class WideWriter:
         self._opened: dict[str, zarr.Array[Any]] = {}
 
     def put(self, draw: int, values: Mapping[str, float | NDArray[np.floating]]) -> None:
-        """Takes what is wide of a draw's values.
+        """Take what is wide of a draw's values, and write the chunks that are full.
 
         Raises:
-            StoreFault: if the store cannot take it.
+            StoreFault: if the store cannot be written.
         """
         for variable in self._arrays.variables:
             if variable.name in values:
@@ -156,10 +144,10 @@ class WideWriter:
                     self._write(variable)
 
     def flush(self) -> tuple[str, ...]:
-        """Sees that all that was put lies in the store, and names the variables.
+        """Write all that was put, and return the names of the variables.
 
         Raises:
-            StoreFault: if the store cannot take it.
+            StoreFault: if the store cannot be written.
         """
         for variable in self._arrays.variables:
             self._write(variable)
@@ -170,15 +158,14 @@ class WideWriter:
         if not rows:
             return
         try:
-            if variable.name not in self._opened:
-                self._opened[variable.name] = self._arrays.array(variable)
-            self._opened[variable.name][self._chain, end - len(rows) : end] = np.stack(rows)
+            with writing(self._arrays.files):
+                if variable.name not in self._opened:
+                    self._opened[variable.name] = self._arrays.array(variable)
+                self._opened[variable.name][self._chain, end - len(rows) : end] = np.stack(rows)
         except StoreError:
             raise
-        except OSError as error:
-            raise refused(self._arrays.files, error) from error
         except Exception as error:  # of zarr and its codecs, which had to read the chunk first
-            where = self._arrays.place(variable, self._chain, end - len(rows))
+            where = self._arrays.rows(variable).place(self._chain, end - len(rows))
             raise StoreFault(f"{where} is damaged: {error}; {AGAIN}") from error
         rows.clear()
 
@@ -190,23 +177,3 @@ def _chunks(variable: WideVariable) -> tuple[int, ...]:
         return max(1, min(1024, CHUNK_BYTES // size)), *(max(1, side) for side in variable.shape)
     first, *rest = variable.shape
     return 1, max(1, PIECE_BYTES // (size // first)), *rest
-
-
-def _pieces(
-    array: zarr.Array[Any], chain: int, start: int, stop: int
-) -> Iterator[tuple[int | slice, ...]]:
-    """The regions of some rows of a chain, of which each lies in one file."""
-    if array.ndim == 2:
-        yield chain, slice(start, stop)
-        return
-    for low in range(0, array.shape[2], array.chunks[2]):
-        yield chain, slice(start, stop), slice(low, low + array.chunks[2])
-
-
-def _missing(array: zarr.Array[Any], region: tuple[int | slice, ...]) -> NDArray[np.bool_]:
-    """Which rows of a region lack a value; all, if it is damaged."""
-    try:
-        values = np.asarray(array[region])
-    except Exception:  # zarr and its codecs raise what they like
-        return np.ones(1, np.bool_)
-    return np.asarray(np.isnan(values).any(axis=tuple(range(1, values.ndim))))

@@ -13,6 +13,7 @@ from distsampler.errors import StoreError
 from distsampler.facts import Law
 from distsampler.store.files import Files
 
+MANIFEST = "run.json"
 SCHEMA_VERSION = 1
 LAWS_BY_NAME = ("sgld", "lmsgld", "sghmc", "sgnht", "mala")
 """Samplers whose law was known when stores did not record it, and went by the sampler's name."""
@@ -35,24 +36,24 @@ class Manifest(Frozen):
     """The facts of a run directory.
 
     Args:
-        schema_version: of this layout.
-        config: of the run.
+        schema_version: version of the layout.
+        config: config of the run.
         fingerprint: what the bits of the trace depend on beside the config.
         variables: what a draw holds.
-        wide: what of it is too large to travel.
+        wide: what of a draw is too large to travel.
         law: the law of the sampler's chain on a quadratic; None: not known.
-        versions: of the libraries that wrote it.
+        versions: versions of the libraries that wrote it.
         recipe: the config file's model, data and loss, and the file; None for a run from Python.
         status: how the run stands.
-        epoch: how many drivers the run has had.
+        epoch: number of drivers that the run has had.
         n_committed: draws of each chain, burn-in included; repeated from the trace.
-        burn_in: draws before the posterior, of a run that chooses them (burn_in="auto"), as chosen
-            at the last look of the gate; until the run is sealed the draws lie together in the
-            warm-up groups, and this alone divides them.
+        burn_in: draws before the posterior, where the run chooses them (burn_in="auto"), as chosen
+            at the last gate round; until the run is sealed the draws lie together in the warm-up
+            groups, and this alone divides them.
         kept: draws after burn-in that every chain was cut to when the run was sealed.
         retired: chain -> why it is not in the posterior.
         reason: why the run ended.
-        seconds: of wall-clock time, up to the seal.
+        seconds: wall-clock time of the run, up to the seal.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -73,30 +74,30 @@ class Manifest(Frozen):
     seconds: float = 0.0
 
 
-def write(files: Files, name: str, manifest: Manifest) -> None:
-    """Puts the manifest in place of the one before, whole or not at all, safe from power loss."""
-    files.write(name, manifest.model_dump_json(indent=1).encode(), fsync=True)
+def write(files: Files, manifest: Manifest) -> None:
+    """Replace the manifest, whole or not at all, safe from power loss."""
+    files.write(MANIFEST, manifest.model_dump_json(indent=1).encode(), fsync=True)
 
 
-def read(files: Files, name: str) -> Manifest:
-    """The manifest of a run directory.
+def read(files: Files) -> Manifest:
+    """Return the manifest of a run directory.
 
     Raises:
         StoreError: if there is none, or it is torn, or of another version.
     """
-    path = files.path(name)
+    path = files.path(MANIFEST)
     try:
-        data: dict[str, Any] = json.loads(files.read(name))
-        found = data.get("schema_version")
-        if found != SCHEMA_VERSION:
+        data: dict[str, Any] = json.loads(files.read(MANIFEST))
+        version = data.get("schema_version")
+        if version != SCHEMA_VERSION:
             raise StoreError(
-                f"{path} must have schema version {SCHEMA_VERSION}, got {found}: "
+                f"{path} must have schema version {SCHEMA_VERSION}, got {version}: "
                 "read it with the version of distsampler that wrote it"
             )
         return Manifest.model_validate(data)
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(
-            f"{files} must be a run directory, but it holds no {name}: give the store of a run"
+            f"{files} must be a run directory, but it holds no {MANIFEST}: give the store of a run"
         ) from None
     except (OSError, ValueError, AttributeError, ValidationError) as error:
         raise StoreError(

@@ -13,8 +13,8 @@ import xarray as xr
 
 from distsampler.analysis.run import Run
 from distsampler.errors import StoreError, unknown_name
-from distsampler.store.files import Files
-from distsampler.store.trace import MANIFEST, as_files
+from distsampler.store.files import Files, as_files
+from distsampler.store.manifest import MANIFEST
 from distsampler.sweeps.cells import DIMS, Cell
 from distsampler.sweeps.manifest import SWEEP, cell_files, read_manifest, read_record
 

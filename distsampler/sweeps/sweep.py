@@ -29,9 +29,9 @@ from distsampler.sampling.calibration import BIAS
 from distsampler.sampling.job import Job, Resume
 from distsampler.sampling.prepare import inspector, prepare
 from distsampler.sampling.stopping import Stopped, stop_on_signals
-from distsampler.store.files import Files, refused
+from distsampler.store.files import Files, as_files, writing
 from distsampler.store.lease import hold
-from distsampler.store.trace import as_files, check_new
+from distsampler.store.trace import check_new
 from distsampler.sweeps import warm_start
 from distsampler.sweeps.cells import Cell
 from distsampler.sweeps.checkpoints import Load, Sources, find
@@ -227,10 +227,8 @@ class _PlanWork:
 
     def _write(self, cell: Cell, record: CellRecord) -> None:
         files = cell_files(self._files, cell)
-        try:
+        with writing(files):
             write_record(files, record)
-        except OSError as error:
-            raise refused(files, error) from error
 
 
 def _check_store(files: Files, plan: Plan, resume: Resume) -> None:

@@ -16,6 +16,7 @@ from distsampler.analysis import diagnosis as diagnostics
 from distsampler.analysis import error_budget, estimators
 from distsampler.analysis import verdict as verdicts
 from distsampler.errors import ConfigError, NotConverged, NotConvergedWarning, StoreError
+from distsampler.store.trace import Trace
 from tests.stores import NBETA, N, autoregressive, make_run
 
 
@@ -165,7 +166,7 @@ def test_the_wbic_is_n_times_the_mean_loss_at_n_over_log_n(good: ds.Run) -> None
 
 def test_lost_chains_are_in_the_result() -> None:
     run = make_run(autoregressive(4, 1020, 0.2))
-    run._trace.retire(2, "chain 2 diverged at step 7")
+    Trace(run.store).retire(2, "chain 2 diverged at step 7")
     again = ds.open(run.store)
     estimate = again.llc("ignore")
     assert (estimate.chains, estimate.lost) == ((0, 1, 3), (2,))

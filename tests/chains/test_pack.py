@@ -21,6 +21,7 @@ from distsampler.models.replica import ChainSpec, Replica
 from distsampler.models.stack import Lanes
 from distsampler.sampling import packing
 from distsampler.sampling.prepare import prepare
+from distsampler.store.trace import Trace
 from tests.assertions import assert_same
 from tests.fakes import FlakyPool
 from tests.problems import Net, anchored, config, mean_squared_error, regression, squared_error
@@ -282,7 +283,7 @@ def test_a_pack_goes_back_to_where_all_of_it_have_a_state(
         go(tmp_path / "run", FlakyPool(1, [12], kind="fatal"), commit_seconds=1e-9)
     newest = sorted((tmp_path / "run/checkpoints/chain-0002").iterdir())[-1]
     newest.write_bytes(b"torn")
-    points = ds.open(tmp_path / "run")._trace.restart_points()
+    points = Trace(tmp_path / "run").restart_points()
     assert len(set(points[:4])) == 1
     assert points[0] < ds.open(tmp_path / "run").manifest.n_committed[0]
     assert_same(go(tmp_path / "run", resume="must"), undisturbed)

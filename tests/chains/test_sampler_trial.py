@@ -238,7 +238,7 @@ def test_one_and_two_actors_give_the_bits_of_one_process(
     serial, ray = both(settings, tmp_path)
     assert len({e["pid"] for e in ray.events if e["event"] == "started"}) == actors
     assert_same(serial, ray)
-    variance = [run._trace.constant("gradient_variance") for run in (serial, ray)]
+    variance = [run._trace.constants.array("gradient_variance") for run in (serial, ray)]
     assert np.array_equal(*variance) if chosen.correct_heat else variance == [None, None]
 
 

@@ -133,7 +133,7 @@ def test_it_is_written_once_and_read_on_resume(
     whole = run(tmp_path / "whole", ds.SerialPool())
     with pytest.raises(ds.RunFailed, match="killed by the script"):
         run(tmp_path / "run", FlakyPool(1, [13], kind="fatal"))
-    stored = Trace(tmp_path / "run").constant("gradient_variance")
+    stored = Trace(tmp_path / "run").constants.array("gradient_variance")
     assert stored is not None
     assert stored.shape == (5,)
     monkeypatch.setattr(gradient_noise, "measure", None)  # it is not measured again

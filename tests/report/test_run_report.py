@@ -18,6 +18,7 @@ from distsampler.report import html, plots, run_report, sweep_report
 from distsampler.sampling.job import Job
 from distsampler.sampling.prepare import prepare
 from distsampler.store.events import Lost, Retired, Started
+from distsampler.store.trace import Trace
 from tests.processes import written
 from tests.report import browser
 from tests.stores import autoregressive, make_run
@@ -57,7 +58,7 @@ class Outline(HTMLParser):
 def run() -> ds.Run:
     """A run that has lost a chain and an actor."""
     found = make_run(autoregressive(4, 1220, 0.5), noise=0.05, burn_in=200)
-    trace = found._trace
+    trace = Trace(found.store)
     trace.log(Started(0, {"host": "node-a", "device": "cpu"}))
     trace.log(Started(1, {"host": "node-b", "device": "cpu"}))
     trace.log(Lost(1, "preempted", [1], 1, "node-b is <draining>"))

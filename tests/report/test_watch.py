@@ -267,7 +267,7 @@ def test_the_rate_is_that_of_the_time_watched(
     monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
     follower = watch.Follower(home)
     trace = Trace(home)
-    trace._draws.resize(100, 20)
+    trace.narrow.resize(100, 20)
     values = {
         "loss": np.ones(10),
         "excess_loss": np.ones(10),

@@ -43,7 +43,7 @@ def sample(store: Path, pool: ChainPool | None = None, resume: Any = "never", **
 
 def everything(run: ds.Run) -> np.ndarray[Any, Any]:
     """All draws of the probe's loss, burn-in included."""
-    return run._trace.between("posterior", "probe_loss", 0, run.burn_in + run._trace.kept)
+    return np.array(list(run._trace.by_chain("probe_loss", run._trace.chains).values()))
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +215,7 @@ def test_a_seal_that_is_cut_short_leaves_a_whole_run(
     def dies(*args: object, **fields: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trace if step == "_update" else trace._draws, step, dies)
+    monkeypatch.setattr(trace if step == "_update" else trace.narrow, step, dies)
     with pytest.raises(KeyboardInterrupt):
         trace.seal("finished", "converged", 50, 1.0)
     found = Trace(tmp_path / "run")

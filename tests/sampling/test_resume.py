@@ -13,6 +13,7 @@ import distsampler as ds
 from distsampler.errors import StoreError
 from distsampler.store import lease
 from distsampler.store.files import Files, StoreFault
+from distsampler.store.trace import Trace
 from tests.assertions import digest
 from tests.problems import config, regression, squared_error
 
@@ -106,7 +107,7 @@ def test_what_changes_no_number_is_allowed(tmp_path: Path) -> None:
 
 def test_another_device_type_is_refused_another_model_is_noted(tmp_path: Path) -> None:
     run = sample(tmp_path / "run", draws=20)
-    trace = run._trace
+    trace = Trace(run.store)
     assert trace.manifest.fingerprint["device"] == "cpu"
     with pytest.raises(StoreError, match="device: stored 'cpu', now 'cuda"):
         trace.record_device("cuda:0 (NVIDIA H200)")

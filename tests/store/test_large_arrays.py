@@ -21,6 +21,7 @@ from distsampler.sampling import pilots
 from distsampler.sampling.prepare import prepare
 from distsampler.seeding import probe_rows
 from distsampler.store.files import Files
+from distsampler.store.trace import Trace
 from tests.assertions import digest
 from tests.fakes import FlakyPool
 from tests.problems import (
@@ -194,7 +195,7 @@ def test_a_remote_store_holds_them_as_a_disk_does(tmp_path: Path) -> None:
 def test_a_chain_that_is_retired_is_left_out(tmp_path: Path) -> None:
     run = sample(tmp_path / "run", chains=3)
     last = run.losses[2].values
-    run._trace.retire(1, "diverged")
+    Trace(run.store).retire(1, "diverged")
     again = ds.open(run.store)
     assert again.losses["chain"].values.tolist() == [0, 2]
     assert np.array_equal(again.losses[1], last)
@@ -253,10 +254,11 @@ def test_a_chunk_that_is_damaged_or_missing_is_named_and_resume_makes_it_again(
 
 def test_what_lies_beyond_the_counts_is_not_shown(tmp_path: Path) -> None:
     run = sample(tmp_path / "run")
-    run._trace._update(kept=None)
-    run._trace._committed = [50, 31]
+    trace = Trace(run.store)
+    trace._update(kept=None)
+    trace._committed = [50, 31]
     assert ds.open(run.store).losses.sizes["draw"] == 40
-    assert inference_data.wide(run._trace)["losses"].sizes["draw"] == 21
+    assert inference_data.wide(trace)["losses"].sizes["draw"] == 21
 
 
 def test_a_block_that_does_not_acknowledge_them_is_refused(tmp_path: Path) -> None:
@@ -264,7 +266,7 @@ def test_a_block_that_does_not_acknowledge_them_is_refused(tmp_path: Path) -> No
     values = {v.name: np.zeros((3, *v.shape)) for v in run.manifest.variables}
     block = DrawBlock(0, 30, values, b"")
     with pytest.raises(StoreError, match=r"chain 0, draws 30..33: \['losses'\] must be written"):
-        run._trace.commit([block])
+        Trace(run.store).commit([block])
 
 
 def test_a_disk_that_is_full_ends_the_run_and_retires_no_chain(
@@ -295,8 +297,7 @@ def test_what_a_chain_wrote_before_it_diverged_stays(tmp_path: Path, pack: int) 
         sample(tmp_path / "run", block=50, draws=400, **fields)
     trace = ds.open(tmp_path / "run")._trace
     (losses,) = trace.manifest.wide
-    for chain, count in enumerate(trace.committed):
-        assert trace.wide.whole(losses, chain, 400) == count
+    assert tuple(trace.wide.rows(losses).whole([400, 400])) == trace.committed
     assert max(trace.committed) > 0
 
 

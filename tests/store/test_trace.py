@@ -1,15 +1,18 @@
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 
 import distsampler as ds
 from distsampler.analysis import inference_data
 from distsampler.draws import AtAnchor
 from distsampler.errors import StoreError
 from distsampler.facts import Facts, Posterior
+from distsampler.store import zarr_arrays, zarr_files
 from distsampler.store.events import Started
 from distsampler.store.files import Files
 from distsampler.store.manifest import Manifest
@@ -91,7 +94,7 @@ def test_a_sealed_trace_is_cut_and_opens_as_it_is(tmp_path: Path) -> None:
     assert (again.kept, again.manifest.status) == (30, "finished")
     assert again.facts() == Facts(100, Posterior(3.0), law=again.manifest.law)
     losses = {"init_loss": 0.5, "probe_init_loss": 0.25}
-    assert again.numbers() == {"nbeta": 3.0, "n": 100.0, "localization": 0.0, **losses}
+    assert again.constants.numbers() == {"nbeta": 3.0, "n": 100.0, "localization": 0.0, **losses}
 
 
 def test_a_retired_chain_leaves_the_posterior_and_keeps_its_draws(tmp_path: Path) -> None:
@@ -110,7 +113,8 @@ def test_a_missing_chunk_below_the_count_is_an_error(tmp_path: Path) -> None:
     fill(trace)
     chunk = tmp_path / "run/trace.zarr/posterior/probe_loss/c/0/0"
     chunk.unlink()
-    with pytest.raises(StoreError, match=r"posterior/probe_loss lacks draws"):
+    named = r"posterior/probe_loss/c/0/0 is missing or damaged: .* of chain 0 at draw 10, which was"
+    with pytest.raises(StoreError, match=named):
         inference_data.datasets(trace)
 
 
@@ -121,7 +125,7 @@ def test_a_damaged_chunk_is_an_error(tmp_path: Path) -> None:
     data = bytearray(chunk.read_bytes())
     data[len(data) // 2] ^= 1
     chunk.write_bytes(bytes(data))
-    with pytest.raises(StoreError, match=r"posterior/probe_loss is damaged"):
+    with pytest.raises(StoreError, match=r"posterior/probe_loss/c/0/0 is missing or damaged"):
         inference_data.datasets(trace)
 
 
@@ -158,18 +162,21 @@ def test_a_torn_last_event_is_left_out(tmp_path: Path) -> None:
 def test_what_is_read_late_and_thinned_is_what_is_read_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, retired: int | None
 ) -> None:
-    monkeypatch.setattr(inference_data, "CHUNK", (64, 16))
+    monkeypatch.setattr(zarr_arrays, "CHUNK", (64, 16))
     trace = make(tmp_path / "run")
     fill(trace)
     if retired is not None:
         trace.retire(retired, "diverged")
     for group in ("posterior", "sample_stats"):
-        late, whole = inference_data.unread(trace)[group], inference_data.datasets(trace)[group]
+        late, whole = (
+            inference_data.lazy_groups(trace)[group],
+            inference_data.datasets(trace)[group],
+        )
         cut = {"draw": slice(None, None, every)}
         xr.testing.assert_identical(late.isel(cut).load(), whole.isel(cut))
         xr.testing.assert_identical(late.isel(draw=4).load(), whole.isel(draw=4))
         xr.testing.assert_identical(late.isel(chain=[1, 0]).load(), whole.isel(chain=[1, 0]))
-    first = inference_data.unread(trace, 20)["posterior"]
+    first = inference_data.lazy_groups(trace, 20)["posterior"]
     assert first.sizes["draw"] == 20
     assert first["probe_loss"][0, -1] == 29
 
@@ -177,21 +184,53 @@ def test_what_is_read_late_and_thinned_is_what_is_read_at_once(
 def test_what_is_read_late_reads_no_more_than_it_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trace, sizes = make(tmp_path / "run", draws=3000), list[int]()
+    trace, read, names = make(tmp_path / "run", draws=3000), Files.read, list[str]()
     for first in range(0, 3010, 301):
         trace.commit([counted(chain, first, 301) for chain in range(3)])
-    between = Trace.between
 
-    def watched(trace: Trace, group: str, name: str, start: int, stop: int, chains: slice) -> Any:
-        sizes.append(stop - start)
-        return between(trace, group, name, start, stop, chains)
+    def watched(files: Files, name: str) -> bytes:
+        names.append(name)
+        return read(files, name)
 
-    monkeypatch.setattr(Trace, "between", watched)
-    late = inference_data.unread(trace)["posterior"]
-    assert sizes == []
-    thin = late["probe_loss"].isel(draw=slice(None, None, 1000)).values
-    assert thin[0].tolist() == [10.0, 1010.0, 2010.0]
-    assert max(sizes) <= 1024
+    monkeypatch.setattr(Files, "read", watched)
+    late = inference_data.lazy_groups(trace)["posterior"]
+    assert not [name for name in names if "/c/" in name and "/draw/" not in name]
+    names.clear()
+    thin = late["probe_loss"].isel(draw=slice(1100, 3000, 900)).values
+    assert thin[0].tolist() == [1110.0, 2010.0, 2910.0]
+    chunks = {name.partition("probe_loss/")[2] for name in names if "/c/" in name}
+    assert chunks == {"c/0/1", "c/0/2"}
+
+
+def test_what_is_read_thinned_takes_the_memory_of_what_is_asked_for(tmp_path: Path) -> None:
+    trace = make(tmp_path / "run", draws=200_000, burn_in=0)
+    trace.commit([counted(chain, 0, 200_000) for chain in range(3)])
+    late = inference_data.lazy_groups(trace)["posterior"]["projections"]  # 14.4 MB
+    tracemalloc.start()
+    thin = late.isel(draw=slice(None, None, 1000)).values
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert thin.shape == (3, 200, 3)
+    assert peak < 3e6
+
+
+@pytest.mark.parametrize("cut", [0, 4, 10])
+@pytest.mark.parametrize("rows", [[0, 1, 2], [3, 4], [9, 1, 4, 3, 4], [6], []])
+def test_rows_in_two_arrays_are_as_in_one(tmp_path: Path, cut: int, rows: list[int]) -> None:
+    values = np.arange(40.0).reshape(4, 10)
+    root = zarr.create_group(zarr_files.ZarrFiles(Files(tmp_path), "x"), zarr_format=3)
+    first, rest = (
+        root.create_array(name, data=part, chunks=(2, 3), fill_value=np.nan)
+        for name, part in (("first", values[:, :cut]), ("rest", values[:, cut:]))
+    )
+    stored = zarr_files.StoredRows((first, 0), (rest, cut))
+    chains, draws = np.array([2, 0]), np.array(rows, np.int64)
+    assert np.array_equal(stored.select(chains, draws), values[chains][:, draws])
+    assert np.array_equal(stored.select(1, draws), values[1, draws])
+    assert stored.whole([10, 5, 0, 3]) == [10, 5, 0, 3]
+    hole = min(cut + 2, 9)
+    rest[3, hole - cut :] = np.nan
+    assert stored.whole([10, 10, 10, 10]) == [10, 10, 10, hole if cut < 10 else 10]
 
 
 def test_what_is_read_by_rows_of_chains_is_what_was_written(
@@ -199,24 +238,26 @@ def test_what_is_read_by_rows_of_chains_is_what_was_written(
 ) -> None:
     trace = make(tmp_path / "run")
     fill(trace)
-    whole = inference_data.unread(trace)["posterior"].load()
-    trace.retire(1, "lost")
+    whole = inference_data.lazy_groups(trace)["posterior"].load()
     for rows in (1, 2, 3):
-        monkeypatch.setattr(inference_data, "ROWS", rows)
-        found = inference_data.unread(trace)["posterior"].load()
-        xr.testing.assert_identical(found, whole.sel(chain=[0, 2]))
+        monkeypatch.setattr(zarr_arrays, "CHUNK", (rows, 1024))
+        trace = make(tmp_path / f"run-{rows}")
+        fill(trace)
+        trace.retire(1, "lost")
+        read = inference_data.lazy_groups(trace)["posterior"].load()
+        xr.testing.assert_identical(read, whole.sel(chain=[0, 2]))
     trace.retire(0, "lost")
     trace.retire(2, "lost")
-    assert inference_data.unread(trace)["posterior"].load().sizes["chain"] == 0
+    assert inference_data.lazy_groups(trace)["posterior"].load().sizes["chain"] == 0
 
 
 def test_a_missing_chunk_is_an_error_when_it_is_met(tmp_path: Path) -> None:
     trace = make(tmp_path / "run")
     fill(trace)
     (tmp_path / "run/trace.zarr/posterior/probe_loss/c/0/0").unlink()
-    late = inference_data.unread(trace)["posterior"]
+    late = inference_data.lazy_groups(trace)["posterior"]
     assert late["projections"].isel(draw=0).values.shape == (3, 3)
-    with pytest.raises(StoreError, match=r"posterior/probe_loss lacks draws"):
+    with pytest.raises(StoreError, match=r"posterior/probe_loss/c/0/0 is missing or damaged"):
         late["probe_loss"].isel(draw=slice(None, None, 10)).values  # noqa: B018 (it is read)
 
 

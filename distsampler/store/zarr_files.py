@@ -1,0 +1,223 @@
+"""Zarr over ``Files``: how arrays reach the store, and the one search for what is damaged in them.
+
+A value that is missing reads as NaN (or -1 in whole numbers, of which none is negative), so that it
+differs from every value that was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.abc.store import (
+    ByteRequest,
+    OffsetByteRequest,
+    RangeByteRequest,
+    Store,
+    SuffixByteRequest,
+)
+from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.core.buffer import Buffer, BufferPrototype
+
+from distsampler.store.files import Files, damaged
+
+Index = int | NDArray[np.int64]  # one position, or several
+
+
+class ZarrFiles(Store):
+    """A zarr store over ``Files``, so that arrays are written as everything else is.
+
+    Args:
+        files: files of the run directory.
+        under: folder of the arrays.
+    """
+
+    supports_writes = supports_deletes = supports_listing = True
+
+    def __init__(self, files: Files, under: str) -> None:
+        super().__init__(read_only=False)
+        self._files, self._under = files, under
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ZarrFiles) and other._files.root == self._files.root
+
+    def __hash__(self) -> int:
+        return hash((self._files.root, self._under))
+
+    def __str__(self) -> str:
+        return self._files.path(self._under)
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Return the bytes of a key; None if there is none."""
+        try:
+            data = self._files.read(f"{self._under}/{key}")
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return None
+        return prototype.buffer.from_bytes(data[_slice(byte_range, len(data))])
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        """Return parts of several keys."""
+        return [await self.get(key, prototype, part) for key, part in key_ranges]
+
+    async def exists(self, key: str) -> bool:
+        """Return whether there is such a key."""
+        return self._files.exists(f"{self._under}/{key}")
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Write a key, whole or not at all."""
+        self._files.write(f"{self._under}/{key}", value.to_bytes())
+
+    async def delete(self, key: str) -> None:
+        """Remove a key, if it is there."""
+        self._files.remove(f"{self._under}/{key}")
+
+    async def list(self) -> AsyncIterator[str]:
+        """Yield all keys."""
+        async for key in self.list_prefix(""):
+            yield key
+
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        """Yield all keys that begin with a prefix."""
+        for name in self._files.names(self._under):
+            key = name.removeprefix(f"{self._under}/")
+            if key.startswith(prefix):
+                yield key
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        """Yield the names right below a folder."""
+        folder = f"{prefix.rstrip('/')}/" if prefix else ""
+        seen = set()
+        async for key in self.list_prefix(folder):
+            name = key.removeprefix(folder).partition("/")[0]
+            if name not in seen:
+                seen.add(name)
+                yield name
+
+
+class StoredRows:
+    """The rows of one variable: values of dims (chain, row, ...), in one array or in several.
+
+    Args:
+        *pieces: the arrays, each with the row that it begins with: 0 for the first.
+    """
+
+    def __init__(self, *pieces: tuple[zarr.Array[Any], int]) -> None:
+        self._arrays, self._starts = zip(*pieces, strict=True)
+
+    def select(self, chains: Index, rows: Index, inside: tuple[Any, ...] = ()) -> NDArray[Any]:
+        """Return values as they are stored, read chunk by chunk.
+
+        Args:
+            chains: index or indices of chains.
+            rows: position or positions along the rows.
+            inside: an index of each further dimension.
+        """
+        piece = np.searchsorted(self._starts, rows, side="right") - 1
+        pieces = np.unique(piece).tolist() or [0]
+        if len(pieces) == 1:
+            array, start = self._arrays[pieces[0]], self._starts[pieces[0]]
+            return np.asarray(array.oindex[(chains, rows - start, *inside)])
+        parts = [self.select(chains, np.asarray(rows)[piece == each], inside) for each in pieces]
+        order = np.argsort(np.argsort(piece, kind="stable"))
+        axis = np.ndim(chains)
+        return np.take(np.concatenate(parts, axis), order, axis)
+
+    def whole(self, counts: Sequence[int]) -> list[int]:
+        """Return how many of each chain's first rows hold all values, without a gap.
+
+        Args:
+            counts: number of rows of each chain that are looked at.
+        """
+        whole = np.zeros(len(counts), np.int64)
+        stops = (*self._starts[1:], max(counts, default=0))
+        for array, start, stop in zip(self._arrays, self._starts, stops, strict=True):
+            rows, reached = np.clip(counts, start, max(start, stop)) - start, whole == start
+            whole[reached] += _whole(array, rows)[reached]
+        return [int(count) for count in whole]
+
+    def place(self, chain: int, row: int) -> str:
+        """Return where the chunk of a row is: its file, or the folder of its pieces."""
+        piece = int(np.searchsorted(self._starts, row, side="right")) - 1
+        array, row = self._arrays[piece], row - self._starts[piece]
+        chunk = f"{chain // array.chunks[0]}/{row // array.chunks[1]}"
+        return f"{array.store}/{array.path}/c/{chunk}"
+
+
+def array_of(root: zarr.Group, name: str) -> zarr.Array[Any]:
+    """Return an array of a group by name.
+
+    Raises:
+        StoreError: if there is none, or its description cannot be read.
+    """
+    try:
+        array = root[name]
+    except Exception as error:  # zarr raises what it likes
+        raise damaged(f"{root.store}/{name}", error) from error
+    if not isinstance(array, zarr.Array):
+        raise damaged(f"{root.store}/{name}", "it must be an array")
+    return array
+
+
+def codecs() -> dict[str, Any]:
+    """Return the codecs of every array: each chunk carries a checksum."""
+    return {"compressors": [ZstdCodec(level=3), Crc32cCodec()]}
+
+
+def missing_in(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return where no value was written."""
+    return np.isnan(values) if values.dtype.kind == "f" else values < 0
+
+
+def chunks(array: zarr.Array[Any]) -> Iterator[tuple[slice, ...]]:
+    """Yield the regions of an array that are files of their own, in ascending order."""
+    edges = [range(0, size, step) for size, step in zip(array.shape, array.chunks, strict=True)]
+    for corner in product(*edges):
+        yield tuple(slice(a, a + step) for a, step in zip(corner, array.chunks, strict=True))
+
+
+def read_or_none(array: zarr.Array[Any], region: tuple[slice, ...]) -> NDArray[Any] | None:
+    """Return the values of a region; None if they cannot be read."""
+    try:
+        return np.asarray(array[region])
+    except Exception:  # zarr and its codecs raise what they like
+        return None
+
+
+def _whole(array: zarr.Array[Any], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The first rows of each chain without a gap, in one array: the one search for damage.
+
+    Nothing of a chunk that cannot be read counts as there.
+    """
+    whole = np.minimum(rows, array.shape[1])
+    for region in chunks(array):
+        low, counts = region[1].start, whole[region[0]] - region[1].start
+        if (counts <= 0).all():
+            continue
+        values = read_or_none(array, region)
+        size = min(region[1].stop, array.shape[1]) - low
+        lacking = np.arange(size) < counts[:, None]
+        if values is not None:
+            lacking &= missing_in(values).any(axis=tuple(range(2, values.ndim)))
+        for chain in np.flatnonzero(lacking.any(axis=1)):
+            whole[region[0].start + chain] = low + lacking[chain].argmax()
+    return whole
+
+
+def _slice(part: ByteRequest | None, size: int) -> slice:
+    match part:
+        case RangeByteRequest(start, end):
+            return slice(start, end)
+        case OffsetByteRequest(offset):
+            return slice(offset, None)
+        case SuffixByteRequest(suffix):
+            return slice(max(0, size - suffix), None)
+        case _:
+            return slice(None)
