@@ -1,41 +1,50 @@
 """Local Learning Coefficients of PyTorch models, from SGMCMC chains on a Ray cluster.
 
-The way of the data, one direction::
+The LLC says how degenerate the loss is around trained weights: ``nbeta (E[L(w)] - L(w*))``, where w
+is drawn from a posterior around them. Many chains draw; whether they may be believed is checked.
+
+Start reading in ``sampling/sample.py``: its five steps lead everywhere else. The way of the data::
 
     RunConfig -> ChainSpec -> Chain -> DrawBlock -> Trace -> InferenceData
               -> Diagnosis, Verdict -> LLCEstimate
 
-``config``       what a run is; ``seeding`` makes randomness a function of (seed, chain, step)
-``optim``        the samplers: torch optimizers whose step leaves a posterior invariant
-``replica``      a model to itself, and the ChainSpec: the recipe that travels to the actors
-``restriction``  which parameters, and by ``masks`` which entries, move
-``anchor``       the loss at w*, over all data once; ``gradient_noise``: its gradient's variance
-``sharded``      data of which a process holds one shard at a time; ``hop``: chains on such
-``observables``  what is measured at a draw; ``own_observables``: what users add, ``named`` in
-                 configs; ``dispersion``: where dispersed chains start
-``spectrum``     curvature and gradient noise by Lanczos; ``curvature_watch``: those along a chain;
-                 ``bias``: what a step's errors will be
-``chain``        replica + sampler + batch stream; knows nothing of Ray; ``divergence``: its end
-``lanes``        the gradients of several chains in one call; ``pack``: chains that advance so;
-                 ``packing``: how many, and why not
-``worker``       what a place does; ``pool`` and ``ray_pool``: the places
-``situation``    where a run stands; ``transition`` decides; ``driver`` does, and only it commits
-``trace``        the run directory: zarr arrays, manifest, checkpoints, events; ``wide``: what a
-                 chain's owner writes there itself; ``lazy_data``: how that is read
-``inference_data``, ``drift``, ``quantities``, ``diagnostics``, ``estimators``, ``results``
-                 from there to numbers, without torch and Ray
-``metrics``      a run's numbers for other programs: Ray's metrics, the user's ``log=``
-``run``          ``sample()``: puts it all together
-``sweeping``     many cells: ``checkpoints`` x restrictions x settings x data, a ``grid``; a
-                 ``plan`` is checked, a ``scheduler`` runs its cells on a ``fleet`` of actors, each
-                 from a ``warm_start``; ``sweep_files``, ``collect``: what is kept and read of it
-``calibration``  which sampler, step and length: ``tuning`` chooses from ``pilots``; ``heatmap``
-``listing``, ``following``  what ``ls`` and ``watch`` read from stores; ``live``: how it is shown
-``plots``, ``page``, ``report``, ``sweep_report``  figures, and the HTML around them
-``truth``        models whose LLC is known exactly; ``certify()`` holds samplers against them
+Rooms, from top to bottom; each imports only what stands below it:
 
-Laws: a draw is one point; the same seed gives the same bits, wherever and however often a chain was
-placed; a draw exists once, when its commit is durable; no number without a verdict.
+``cli``         the command line
+``report``      plots, HTML pages, progress of runs read from their stores (watch, ls), the guide
+``sweeps``      many runs: checkpoints x restrictions x settings x data sets
+``truth``       models whose LLC is known exactly, and ``certify``, which holds samplers to them
+``sampling``    sample, resume, start, calibrate: puts model, data, cluster and store together
+``execution``   the driver and its decisions, places and their losses, Ray, live progress
+``chains``      one chain: replica, sampler and batches; what is measured at a draw; packs; hopping
+``curvature``   Hessian and gradient noise, by Lanczos, at w* and along a chain
+``models``      a user's model: its copy, what of it moves, several stacked for one call
+``data``        a user's data: rows, batches, shards
+``analysis``    from a store to numbers: R-hat, ESS, drift, verdict, LLC, its error and bias
+``store``       the run directory: arrays, manifest, events, chain states, the driver's lease
+``optim``       the samplers: torch optimizers, each with its step in one file; usable alone
+
+At the door: ``config`` (what a run is), ``schedule`` (what "auto" means in draws), ``recipe`` (YAML
+files), ``references`` (functions by name, masks), ``facts`` (the posterior, nbeta), ``seeding``
+(randomness as a function of seed, chain and step), ``draws`` (what is recorded), ``errors``.
+
+Eight words:
+
+anchor        the weights w* around which is sampled; what is measured there is ``AtAnchor``
+localization  gamma, the strength of the pull back to the anchor
+step, draw    a chain moves by steps; every ``thin``-th point is kept as a draw
+block         draws that a place sends to the driver at once
+place         a process, mostly a Ray actor with a GPU, in which chains advance; it can be lost
+probe         fixed examples whose losses show, free of minibatch noise, where a chain is
+gate round    when the driver judges all committed draws, and may end the run
+pack          chains that advance together, their gradients computed in one call
+
+Four laws:
+
+1. A draw is one point: all it records is measured at the same weights.
+2. The same seed gives the same bits, wherever and however often a chain was placed.
+3. A draw exists once, when its commit is durable; only the driver commits.
+4. No silent number: what has not converged, was lost or is biased says so wherever it is printed.
 
 Importing this package loads neither torch nor ray nor arviz: names are resolved when used.
 """
@@ -117,9 +126,8 @@ __all__ = sorted(_HOME)
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'distsampler' has no attribute {name!r}")
-    value: object = getattr(
-        import_module(f"distsampler.{_HOME[name]}"), "open_run" if name == "open" else name
-    )
+    attribute = "open_run" if name == "open" else name
+    value: object = getattr(import_module(f"distsampler.{_HOME[name]}"), attribute)
     return value
 
 
