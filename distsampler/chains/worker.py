@@ -15,7 +15,8 @@ import torch
 
 from distsampler.chains.anchor_pass import AnchorPart, Part, measure
 from distsampler.chains.observables import wide_variables
-from distsampler.chains.pack import Advanced, Pack
+from distsampler.chains.pack import Pack
+from distsampler.chains.steps import Advanced
 from distsampler.config import RunConfig
 from distsampler.draws import AtAnchor, DrawBlock, StateFile
 from distsampler.errors import StoreError, WorkFailedError

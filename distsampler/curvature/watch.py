@@ -1,8 +1,8 @@
 """The curvature along a chain, and the biases that its step has there.
 
-A chain looks at its start, at step 400, and then at steps a factor 1.5 apart: positions that depend
-on nothing but ``thin``, so that a longer run repeats a shorter one. A look is one walk of Lanczos
-on a few rows, drawn anew; what it found is held until the next.
+It is measured at a chain's start, at step 400, and then at steps a factor 1.5 apart: positions that
+depend on nothing but ``thin``, so that a longer run repeats a shorter one. A measurement is one
+walk of Lanczos on a few rows, drawn for it alone, and holds until the next.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from torch import Tensor
 
 from distsampler.analysis.bias import PREDICTED, Law, Step, predict, unpredicted
 from distsampler.curvature.hessian import Curvature, measure
-from distsampler.draws import Variable
+from distsampler.draws import CURVATURE, DISCRETISATION_BIAS, HEAT_BIAS, Variable
 from distsampler.errors import WorkFailedError
 from distsampler.models.replica import ChainSpec, Replica
 from distsampler.models.sampler import signature_options
 from distsampler.seeding import Stream, generator
 
 FIRST, FACTOR = 400, 1.5  # steps
-LEAST, MOST = 128, 512  # rows of a look; between them, those of a batch
+LEAST, MOST = 128, 512  # rows of a measurement; between them, those of a batch
 
 MEANINGS = {
-    "curvature": "largest curvature of the mean loss, at the last look at or before w_t",
-    "discretisation_bias": "error of the LLC that the step size brings, predicted at that look",
-    "heat_bias": "error of the LLC that minibatch noise brings, predicted at that look",
+    CURVATURE: "largest curvature of the mean loss, as last measured at or before w_t",
+    DISCRETISATION_BIAS: "error of the LLC that the step size brings, predicted there",
+    HEAT_BIAS: "error of the LLC that minibatch noise brings, predicted there",
 }
 
 
 def watched(spec: ChainSpec) -> tuple[Variable, ...]:
-    """What a draw holds of it."""
+    """Return what a draw holds of the curvature."""
     if not spec.config.watch:
         return ()
     left_out = unpredicted(spec.config, spec.facts.law)
@@ -45,7 +45,7 @@ def watched(spec: ChainSpec) -> tuple[Variable, ...]:
 
 
 def due(first: int, stop: int) -> bool:
-    """Whether a look falls into the steps from ``first`` to before ``stop``."""
+    """Return whether a measurement falls into the steps from ``first`` to before ``stop``."""
     position = FIRST
     while position < first:
         position = math.ceil(position * FACTOR)
@@ -53,13 +53,14 @@ def due(first: int, stop: int) -> bool:
 
 
 class Watch:
-    """What one chain knows of its curvature.
+    """What is known of the curvature along one chain.
 
     Args:
         spec: the recipe.
         replica: the chain's model.
-        chain: index.
-        variance: the gradient's between examples at w*, as the flat tensors lie; None: unknown.
+        chain: index of the chain.
+        variance: the gradient's variance between examples at w*, laid out like the replica's flat
+            tensors; None: unknown.
     """
 
     def __init__(
@@ -71,12 +72,16 @@ class Watch:
         self._removed = None if self._step is None else _removed(spec, self._step, variance)
         self.values: dict[str, float] = {}
 
-    def look(self, step: int, span: tuple[int, int]) -> None:
-        """Measures at the present weights.
+    def due(self, step: int) -> bool:
+        """Return whether the draw that ends in a step needs a measurement."""
+        return due(step - self._spec.config.thin + 1, step + 1)
+
+    def measure(self, step: int, span: tuple[int, int]) -> None:
+        """Measure at the present weights.
 
         Args:
-            step: of the chain.
-            span: of the rows that the chain draws its batches from, there.
+            step: step of the chain.
+            span: first row, and row behind the last, of those that the chain draws from there.
 
         Raises:
             WorkFailedError: if autograd cannot.
@@ -96,15 +101,15 @@ class Watch:
                 f"chain {self._chain} could not measure the curvature at step {step}: "
                 f"{type(error).__name__}: {error}; set watch=False to go without"
             ) from error
-        found = {"curvature": ritz.largest}
+        values = {CURVATURE: ritz.largest}
         if self._step is not None:
             bias = predict(self._step, ritz, step)
-            found |= {"discretisation_bias": bias.discretisation, "heat_bias": bias.heat}
-        self.values = {name: found[name] for name in self._names}
+            values |= {DISCRETISATION_BIAS: bias.discretisation, HEAT_BIAS: bias.heat}
+        self.values = {name: values[name] for name in self._names}
 
 
 def count(spec: ChainSpec) -> int:
-    """Rows of a look: as a batch has, within bounds; where a batch is one thing, two of them."""
+    """Return how many rows are measured: a batch, within bounds; in mode "train", two batches."""
     batch = spec.config.batch_size
     size = min(max(batch, LEAST), MOST)
     if spec.config.mode == "train":
@@ -113,7 +118,7 @@ def count(spec: ChainSpec) -> int:
 
 
 def attempt(spec: ChainSpec) -> None:
-    """Goes back through the gradient of four examples, on a model of its own.
+    """Try a double backward on four examples, on a model of its own.
 
     Raises:
         RuntimeError: from autograd, if an operation of the loss has no double backward.
@@ -123,12 +128,12 @@ def attempt(spec: ChainSpec) -> None:
     try:
         replica = Replica(spec, device)
     except TypeError:
-        return  # it cannot be copied: a pool says what stands in the way
+        return  # the model cannot be copied: a pool says what stands in the way
     Curvature(replica, spec, rows).check()
 
 
 def step_of(spec: ChainSpec) -> Step | None:
-    """The step of a run's sampler; None where nothing is predicted of it."""
+    """Return what biases depend on of a sampler's step; None where nothing is predicted of it."""
     config, known = spec.config, spec.facts
     if known.law is None or unpredicted(config, known.law).keys() >= set(PREDICTED):
         return None

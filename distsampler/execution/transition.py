@@ -18,7 +18,7 @@ from operator import ge
 from typing import assert_never
 
 from distsampler.chains.anchor_pass import BLOCK, AnchorPart, Part
-from distsampler.chains.pack import Advanced
+from distsampler.chains.steps import Advanced
 from distsampler.chains.worker import Advance, AnchorPass, NotResident, Work
 from distsampler.draws import DrawBlock
 from distsampler.errors import StoreError

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from distsampler.chains.pack import Advanced
+from distsampler.chains.steps import Advanced
 from distsampler.chains.worker import Advance
 from distsampler.draws import DrawBlock
 from distsampler.execution import transition as decisions

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import distsampler as ds
-from distsampler.chains.chain import Chain, ChainDiverged
+from distsampler.chains.chain import Chain
 from distsampler.chains.observables import variables
+from distsampler.chains.steps import ChainDiverged
 from distsampler.errors import ConfigError
 from distsampler.sampling.prepare import prepare
 from tests.assertions import assert_same_blocks
@@ -92,7 +93,7 @@ def test_a_draw_is_one_point() -> None:
     at_anchor = anchored(spec)
     walker = Chain(spec, 0, at_anchor)
     walker.advance(12)
-    before = walker._replica.flats[0].detach().clone()
+    before = walker.replica.flats[0].detach().clone()
     rows = walker._batches.indices(12).copy()
     block = walker.advance(1)
     moved = nn.Linear(5, 1, bias=False)
@@ -146,15 +147,15 @@ def test_dropout_is_seeded_and_the_global_generator_is_left_alone() -> None:
 
 def test_dropout_acts_in_train_mode_only() -> None:
     train, quiet = net_chain("train"), net_chain("eval")
-    assert train._spec.stochastic
-    assert not quiet._spec.stochastic
+    assert train.spec.stochastic
+    assert not quiet.spec.stochastic
 
 
 def test_batch_norm_statistics_do_not_drift() -> None:
     walker = net_chain("train")
-    before = [buffer.clone() for buffer in walker._replica.model.buffers()]
+    before = [buffer.clone() for buffer in walker.replica.model.buffers()]
     walker.advance(4)
-    after = walker._replica.model.buffers()
+    after = walker.replica.model.buffers()
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
@@ -165,7 +166,7 @@ def test_a_restricted_chain_moves_what_it_names_only(pattern: Any) -> None:
     spec = prepare(model, data, squared_error, config(restrict_to=pattern))
     walker = Chain(spec, 0, anchored(spec))
     walker.advance(5)
-    for name, parameter in walker._replica.model.named_parameters():
+    for name, parameter in walker.replica.model.named_parameters():
         same = torch.equal(parameter, dict(model.named_parameters())[name])
         assert same == (
             not name.startswith("layers.0.") or (name.endswith("bias") and "w" in str(pattern))
@@ -236,10 +237,10 @@ def test_each_norm_is_recorded_and_belongs_to_its_draw(sampler: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of SGNHT's noise
         walker = chain(sampler=chosen, thin=1)
-    stats = {v.name for v in variables(walker._spec) if v.group == "sample_stats"}
+    stats = {v.name for v in variables(walker.spec) if v.group == "sample_stats"}
     assert stats >= set(asked)
     walker.advance(9)
-    flat = walker._replica.flats[0].detach().clone()
+    flat = walker.replica.flats[0].detach().clone()
     rows = walker._batches.indices(9)
     model, (x, y) = regression()
     start = model.weight.detach().view(-1).clone()
@@ -251,7 +252,7 @@ def test_each_norm_is_recorded_and_belongs_to_its_draw(sampler: str) -> None:
     assert block.values["weight_norm"][0] == pytest.approx(flat.norm().item(), rel=1e-5)
     assert block.values["distance"][0] == pytest.approx((flat - start).norm().item(), rel=1e-5)
     if "noise_norm" in asked:
-        noise = walker._sampler.noise[0][0].norm().item()
+        noise = walker.sampler.noise[0][0].norm().item()
         assert block.values["noise_norm"][0] == pytest.approx(noise, rel=1e-5)
 
 
@@ -265,13 +266,13 @@ def test_the_acceptance_of_a_step_is_that_of_metropolis_on_its_own_batch() -> No
     lr, nbeta, gamma = 4e-3, 30.0, 10.0
     chosen = ds.SamplerConfig(lr=lr, nbeta=nbeta, localization=gamma, save_mala_vars=True)
     walker = chain(sampler=chosen, thin=1)
-    anchor = walker._replica.flats[0].detach().double().clone()
+    anchor = walker.replica.flats[0].detach().double().clone()
     x, y = (part.double() for part in regression()[1])
     found, expected = [], []
     for step in range(30):
-        before = walker._replica.flats[0].detach().double().requires_grad_()
+        before = walker.replica.flats[0].detach().double().requires_grad_()
         found.append(walker.advance(1).values["acceptance"][0])
-        after = walker._replica.flats[0].detach().double().requires_grad_()
+        after = walker.replica.flats[0].detach().double().requires_grad_()
         rows = walker._batches.indices(step)
         u = [potential(w, (x[rows], y[rows]), nbeta, gamma, anchor) for w in (before, after)]
         ahead, back = (
@@ -330,9 +331,9 @@ def test_a_preconditioner_is_fixed_from_the_first_kept_draw_on(
     found = []
     for _ in range(14):
         walker.advance(1)
-        (entry,) = walker._sampler.state.values()
+        (entry,) = walker.sampler.state.values()
         found.append(entry["square_avg"].clone())
-    (group,) = walker._sampler.param_groups
+    (group,) = walker.sampler.param_groups
     assert (group["freeze_after"], group["adapted"], group["steps"]) == (frozen_at, frozen_at, 42)
     fixed = -(-frozen_at // 3)  # draws whose steps all adapt, or some
     assert not torch.equal(found[fixed - 2], found[fixed - 1])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import distsampler as ds
 from distsampler.chains.chain import Chain
+from distsampler.chains.steps import alone
 from distsampler.data import rows as shards
 from distsampler.data.rows import as_rows
 from distsampler.sampling.prepare import prepare
@@ -161,7 +162,7 @@ def test_a_step_between_two_draws_never_waits_for_the_gpu(name: str) -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         for step in range(3):
-            chain._step(step)
+            alone(chain).step(step)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

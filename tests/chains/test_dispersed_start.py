@@ -46,7 +46,7 @@ def settings(lr: float = 0.004, gamma: float = GAMMA, **fields: Any) -> ds.RunCo
 
 
 def start(walker: Chain) -> Tensor:
-    ground = (walker._spec, walker._replica, walker._anchors, walker._at_anchor, walker._index)
+    ground = (walker.spec, walker.replica, walker._anchors, walker._at_anchor, walker.index)
     (found,) = DispersedStart(*ground).weights()
     return found
 
@@ -127,7 +127,7 @@ def test_masked_entries_stay_and_blocks_do_not_matter() -> None:
         walker, other = (Chain(spec, 1, anchored(spec)) for _ in range(2))
         whole = walker.advance(6)
         assert whole.values["distance"][0] > 0
-        moved = walker._replica.model.weight - model.weight
+        moved = walker.replica.model.weight - model.weight
         assert torch.equal(moved[~mask], torch.zeros(2))
         first, second = other.advance(2), other.advance(4)
         for name, values in whole.values.items():

@@ -185,7 +185,7 @@ def test_its_options_are_those_of_its_signature() -> None:
         spec(Momentum, frictoin=0.2)
     assert spec(Demanding, temperature=2.0).sampler is Demanding
     recipe = spec(Momentum, friction=0.3)
-    (group,) = Chain(recipe, 0, anchored(recipe))._sampler.param_groups
+    (group,) = Chain(recipe, 0, anchored(recipe)).sampler.param_groups
     assert group["friction"] == 0.3
     assert group["nbeta"] == pytest.approx(300 / np.log(300))
 

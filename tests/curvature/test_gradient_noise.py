@@ -115,7 +115,7 @@ def test_where_it_cannot_be_right_it_is_refused(fields: dict[str, Any], sentence
 def test_a_number_of_ones_own_gets_the_runs_batch_size() -> None:
     sampler = ds.SamplerConfig(lr=1e-3, gradient_variance=2.0)
     recipe = spec(sampler=sampler)
-    group = Chain(recipe, 0, anchored(recipe))._sampler.param_groups[0]
+    group = Chain(recipe, 0, anchored(recipe)).sampler.param_groups[0]
     assert (group["gradient_variance"], group["batch_size"]) == (2.0, 16)
 
 
@@ -201,7 +201,7 @@ def test_a_corrected_chain_has_the_law_without_heat(name: str, corrected: bool) 
     heat = lr**2 / 4 * nbeta**2 * float(z.var(0, correction=0).mean()) / m
     without, hot = law(lr, kappa, heat, 1 - heat / lr), law(lr, kappa, heat)
     assert hot / without > 1.2
-    weights = walker._replica.flats[0].detach()
+    weights = walker.replica.flats[0].detach()
     assert_variance(weights, without if corrected else hot)
     with pytest.raises(AssertionError):
         assert_variance(weights, hot if corrected else without)

@@ -17,8 +17,7 @@ from hypothesis.stateful import (
 
 from distsampler.analysis.verdict import Status, Verdict
 from distsampler.chains.anchor_pass import AnchorPart, Part
-from distsampler.chains.chain import ChainDiverged
-from distsampler.chains.pack import Advanced
+from distsampler.chains.steps import Advanced, ChainDiverged
 from distsampler.chains.worker import Advance, AnchorPass, NotResident, Result, Work
 from distsampler.draws import DrawBlock
 from distsampler.errors import DistsamplerError, StoreError, WorkFailedError

@@ -37,7 +37,7 @@ def moved(recipe: ChainSpec, draws: int = 5) -> dict[str, Tensor]:
     walker = Chain(recipe, 0, anchored(recipe))
     walker.advance(draws)
     before = dict(recipe.model.named_parameters())
-    after = walker._replica.model.named_parameters()
+    after = walker.replica.model.named_parameters()
     return {name: p.detach() != before[name].detach() for name, p in after}
 
 
@@ -122,7 +122,7 @@ def test_a_mask_lies_as_its_parameter_does() -> None:
     )
     walker = Chain(recipe, 0, anchored(recipe))
     walker.advance(3)
-    weight = dict(walker._replica.model.named_parameters())["weight"]
+    weight = dict(walker.replica.model.named_parameters())["weight"]
     assert not weight.is_contiguous()
     assert torch.equal(weight.detach() != model.weight.detach(), mask)
 

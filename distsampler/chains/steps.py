@@ -1,0 +1,175 @@
+"""The loop in which chains make their draws, alone or as a pack, and how a chain alone steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+from distsampler.chains.observables import Values
+from distsampler.chains.sampler_trial import measures_acceptance, needs_closure
+from distsampler.draws import ACCEPTANCE, DrawBlock
+from distsampler.errors import DistsamplerError
+from distsampler.optim import mala_acceptance
+
+if TYPE_CHECKING:
+    from distsampler.chains.chain import Chain
+
+
+class ChainDiverged(DistsamplerError):
+    """A chain met a value that is not finite, or left for good; its draws before are in ``block``.
+
+    Args:
+        chain: index of the chain.
+        step: step of the chain.
+        what: what is wrong.
+        last_loss: last finite minibatch loss that was recorded.
+        block: finite draws of the interrupted advance.
+    """
+
+    def __init__(
+        self, chain: int, step: int, what: str, last_loss: float, block: DrawBlock
+    ) -> None:
+        super().__init__(chain, step, what, last_loss, block)
+        self.chain, self.step, self.what, self.last_loss, self.block = self.args
+
+    def __str__(self) -> str:
+        return (
+            f"chain {self.chain} diverged at step {self.step}: {self.what} (last finite loss "
+            f"{self.last_loss:.6g}); lower sampler.lr or raise sampler.localization"
+        )
+
+
+@dataclass(frozen=True)
+class Advanced:
+    """What came of advancing chains.
+
+    Args:
+        blocks: draws of the chains that made all of them.
+        diverged: the others, with the draws that they made before.
+    """
+
+    blocks: tuple[DrawBlock, ...]
+    diverged: tuple[ChainDiverged, ...] = ()
+
+
+class Stepper(Protocol):
+    """How chains make a step: where their gradients come from, and what moves them.
+
+    What it returns is by chain.
+    """
+
+    def step(self, step: int) -> None:
+        """Make a step of which nothing is measured."""
+        ...
+
+    def losses(self, step: int) -> Mapping[int, Tensor]:
+        """Return the losses of a step's batches, at the weights that the step will leave."""
+        ...
+
+    def move(self, step: int) -> Mapping[int, Values]:
+        """Make the step whose losses were returned, and return what was measured of it."""
+        ...
+
+    def retire(self, chain: int) -> None:
+        """Forget a chain that has diverged."""
+        ...
+
+
+def advance(chains: dict[int, Chain], stepper: Stepper, draws: int) -> Advanced:
+    """Make the next draws of chains that have made equally many.
+
+    Args:
+        chains: by index; those that diverge are removed.
+        stepper: makes their steps.
+        draws: number of draws.
+    """
+    diverged = list[ChainDiverged]()
+    for chain in chains.values():
+        chain.begin(draws)
+    made, thin = chain.draw, chain.spec.config.thin
+    for draw in range(made, made + draws):
+        if not chains:
+            break
+        last = (draw + 1) * thin - 1
+        for step in range(draw * thin, last):
+            stepper.step(step)
+        losses = stepper.losses(last)
+        measured = {index: chain.measure(losses[index], last) for index, chain in chains.items()}
+        moved = stepper.move(last)
+        for index, values in measured.items():
+            try:
+                chains[index].keep({**moved[index], **values}, last)
+            except ChainDiverged as error:
+                diverged.append(error)
+                del chains[index]
+                stepper.retire(index)
+    return Advanced(tuple(chain.end() for chain in chains.values()), tuple(diverged))
+
+
+class Alone:
+    """Steps of a chain on a replica of its own."""
+
+    def __init__(self, chain: Chain) -> None:
+        self._chain, self._gradient, self._move = chain, chain.losses_and_gradient, chain.mover.move
+
+    def step(self, step: int) -> None:
+        """Make a step of which nothing is measured."""
+        self._gradient(step)
+        self._move()
+
+    def losses(self, step: int) -> Mapping[int, Tensor]:
+        """Return the losses at the present weights, and leave their gradient."""
+        return {self._chain.index: self._gradient(step)}
+
+    def move(self, step: int) -> Mapping[int, Values]:
+        """Move along the gradient that was left."""
+        self._move()
+        return {self._chain.index: self._chain.metrics()}
+
+    def retire(self, chain: int) -> None:
+        """Nothing is left to step."""
+
+
+class WithAcceptance(Alone):
+    """Steps whose chance under Metropolis is measured at each draw, at one gradient more."""
+
+    def losses(self, step: int) -> Mapping[int, Tensor]:
+        """Return the losses at the present weights, and leave their gradient."""
+        losses = self._gradient(step)
+        self._before = self._chain.sampler.side(losses.mean())
+        return {self._chain.index: losses}
+
+    def move(self, step: int) -> Mapping[int, Values]:
+        """Move, and compare the two ends of the step on the same batch."""
+        self._move()
+        after = self._chain.sampler.side(self._gradient(step).mean())
+        acceptance = float(mala_acceptance(self._before, after))
+        return {self._chain.index: {**self._chain.metrics(), ACCEPTANCE: acceptance}}
+
+
+class Adjusted(Alone):
+    """Steps of a sampler that evaluates loss and gradient itself, to accept or refuse a move."""
+
+    def step(self, step: int) -> None:
+        """Make a step of which nothing is measured."""
+        self._chain.sampler.step(lambda: self._gradient(step).mean())
+
+    def losses(self, step: int) -> Mapping[int, Tensor]:
+        """Return the losses at the present weights."""
+        return {self._chain.index: self._chain.losses(step)}
+
+    def move(self, step: int) -> Mapping[int, Values]:
+        """Propose a move from the present weights."""
+        self.step(step)
+        return {self._chain.index: self._chain.metrics()}
+
+
+def alone(chain: Chain) -> Stepper:
+    """Return how a chain with a replica of its own makes its steps."""
+    spec = chain.spec
+    if needs_closure(spec.sampler):
+        return Adjusted(chain)
+    return WithAcceptance(chain) if measures_acceptance(spec.sampler, spec.config) else Alone(chain)
