@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -151,13 +151,10 @@ def llc(
 @app.command()
 def diagnose(store: Store, as_json: Json = False) -> None:
     """Print R-hat, ESS and the verdict of a run."""
-    from distsampler.report.terminal import diagnosis_as_dict, print_diagnosis
+    from distsampler.report.summary import diagnosis_as_dict, diagnosis_text
 
     run = _open(store)
-    if as_json:
-        _say(json.dumps(diagnosis_as_dict(run)))
-    else:
-        print_diagnosis(run)
+    _say(json.dumps(diagnosis_as_dict(run)) if as_json else diagnosis_text(run))
     raise typer.Exit(_code(run))
 
 
@@ -331,23 +328,23 @@ def _finish(done: Run) -> None:
 
 def _finish_sweep(done: Sweep, as_json: bool) -> None:
     """Print the estimates of a sweep, and exit with the code of its worst cell."""
-    from distsampler.report.terminal import estimates
+    from distsampler.report.summary import estimates
 
-    rows: list[dict[str, Any]] = done.rows()
+    dataset = done.collect()
     if as_json:
-        _say(json.dumps({"sweep": done.store, "cells": rows}))
+        _say(json.dumps({"sweep": done.store, "cells": done.rows(dataset)}))
     else:
-        _say("\n".join([*estimates(rows), f"sweep {done.store}"]))
-    left = [row for row in rows if row["status"] not in ("finished", "failed")]
+        _say(f"{estimates(dataset, waiting=False).text()}\nsweep {done.store}")
+    left = int((~dataset["status"].isin(["finished", "failed"])).sum())
     if left:
-        missing = f"{len(left)} of {len(rows)} cells have not ended"
+        missing = f"{left} of {dataset['status'].size} cells have not ended"
         typer.echo(f"{missing}; go on with the same command and --resume auto", err=True)
         raise typer.Exit(INTERRUPTED)
-    if any(row["status"] == "failed" for row in rows):
+    if (dataset["status"] == "failed").any():
         raise typer.Exit(FAILED)
-    if any(row["verdict"] != "CONVERGED" for row in rows):
+    if (dataset["verdict"] != "CONVERGED").any():
         raise typer.Exit(NOT_CONVERGED)
-    raise typer.Exit(LOST_CHAINS if any(row["lost_chains"] for row in rows) else 0)
+    raise typer.Exit(LOST_CHAINS if dataset["lost_chains"].any() else 0)
 
 
 def _check_writable(*paths: Path | None) -> None:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
+
+from distsampler.report.table import Column, Content, Marked, Table, plain_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,10 +69,10 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
 th { color: var(--faint); font-weight: 600; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-th.text { text-align: left; } td.text { text-align: left; white-space: normal; min-width: 6.5rem;
+th:first-child, td:first-child { padding-left: 0; }
+.label, .sentence { text-align: left; } td.sentence { white-space: normal; min-width: 6.5rem;
   overflow-wrap: break-word; }
-td.text:last-child { min-width: 9rem; } td { vertical-align: top; }
+td.sentence:last-child { min-width: 9rem; } td { vertical-align: top; }
 summary { cursor: pointer; padding: .3rem 0; }
 pre { overflow-x: auto; font-size: .8rem; background: var(--card); padding: .7rem;
   border-radius: .4rem; }
@@ -84,16 +86,13 @@ class Html:
     text: str
 
 
-Cell = str | Html
-
-
 @dataclass
 class Page:
     """A page that is being written.
 
     Args:
-        title: of the document.
-        header: what is above the table of contents.
+        title: title of the document.
+        header: what stands above the table of contents.
     """
 
     title: str
@@ -101,12 +100,12 @@ class Page:
     _sections: list[tuple[str, str]] = field(default_factory=list)
 
     def section(self, heading: str, *parts: Html) -> None:
-        """Adds a section; one without parts is left out."""
+        """Add a section; one without parts is left out."""
         if parts:
             self._sections.append((heading, "".join(part.text for part in parts)))
 
     def text(self) -> str:
-        """The whole document."""
+        """Return the whole document."""
         links = "".join(f'<a href="#{_slug(h)}">{escape(h)}</a>' for h, _ in self._sections)
         body = "".join(
             f'<section id="{_slug(h)}"><h2>{escape(h)}</h2>{t}</section>' for h, t in self._sections
@@ -120,46 +119,52 @@ class Page:
         )
 
 
-def paragraph(text: Cell, kind: str = "") -> Html:
-    """A paragraph, of a class of the style."""
-    return Html(f"<p{f' class={kind!r}' if kind else ''}>{_escaped(text)}</p>")
+def paragraph(text: str | Html, style: str = "") -> Html:
+    """Return a paragraph, in a class of the style sheet."""
+    inner = text.text if isinstance(text, Html) else escape(text)
+    return Html(f"<p{f' class={style!r}' if style else ''}>{inner}</p>")
+
+
+def header(status: str, headline: str, *parts: Html) -> Html:
+    """Return what stands on top of a page, in the colour of a verdict."""
+    text = "".join(part.text for part in parts)
+    return Html(f'<header class="{status}"><p class="big">{escape(headline)}</p>{text}</header>')
 
 
 def code(text: str) -> Html:
-    """Lines to copy."""
+    """Return lines to copy."""
     return Html(f'<pre tabindex="0">{escape(text)}</pre>')
 
 
 def folded(summary: str, *parts: Html) -> Html:
-    """What is seen only by who asks for it."""
+    """Return a summary line that unfolds the parts."""
     text = "".join(part.text for part in parts)
     return Html(f"<details><summary>{escape(summary)}</summary>{text}</details>")
 
 
-def table(
-    headings: Sequence[str], rows: Iterable[Sequence[Cell]], text: Sequence[int] = ()
-) -> Html:
-    """A table, which scrolls by itself where it is too wide.
-
-    Args:
-        headings: of the columns.
-        rows: of cells.
-        text: columns that hold sentences, and may break.
-    """
-    kinds = [' class="text"' if column in text else "" for column in range(len(headings))]
+def table(made: Table) -> Html:
+    """Return a table, which scrolls by itself where it is too wide."""
+    headings = [column.heading for column in made.columns]
+    kinds = ["" if each.kind == "number" else f" class={each.kind}" for each in made.columns]
     head = "".join(
-        f"<th scope=col{k}>{escape(h)}</th>" for k, h in zip(kinds, headings, strict=True)
+        f"<th scope=col{kind}>{escape(heading)}</th>"
+        for kind, heading in zip(kinds, headings, strict=True)
     )
     body = "".join(
-        "<tr>" + "".join(f"<td{k}>{_escaped(c)}</td>" for k, c in zip(kinds, cells, strict=True))
-        for cells in rows
+        "<tr>" + "".join(f"<td{kind}>{_cell(c)}</td>" for kind, c in zip(kinds, row, strict=True))
+        for row in made.rows
     )
     head = f"<thead><tr>{head}</tr></thead>" if any(headings) else ""
     return Html(f'<div class="scroll" tabindex="0"><table>{head}<tbody>{body}</table></div>')
 
 
+def pairs(rows: Iterable[tuple[str, str]]) -> Html:
+    """Return a table of names and what belongs to each."""
+    return table(Table((Column("", "label"), Column("", "sentence")), tuple(rows)))
+
+
 def figures(*drawn: Html, wide: bool = False) -> Html:
-    """Figures side by side where there is room, or each as wide as the page."""
+    """Return figures side by side where there is room, or each as wide as the page."""
     kind = "figures wide" if wide else "figures"
     return Html(f'<div class="{kind}">{"".join(each.text for each in drawn)}</div>')
 
@@ -167,13 +172,13 @@ def figures(*drawn: Html, wide: bool = False) -> Html:
 def figure(
     draw: Callable[[Axes], Axes], alt: str, caption: str, size: tuple[float, float] = SIZE
 ) -> Html:
-    """A figure as SVG, its text as text, in the colours of the page.
+    """Return a figure as SVG, its text as text, in the colours of the page.
 
     Args:
-        draw: draws on Axes.
-        alt: what is to be seen, for who does not see it.
-        caption: how to read it.
-        size: in inches.
+        draw: draws on the Axes it is given.
+        alt: what there is to see, for those who do not see it.
+        caption: how to read the figure.
+        size: width and height in inches.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -202,8 +207,9 @@ def _rounded(path: re.Match[str]) -> str:
     return re.sub(r"\.\d{3,}", lambda digits: digits[0][:3], " ".join(path[0].split()))
 
 
-def _escaped(text: Cell) -> str:
-    return text.text if isinstance(text, Html) else escape(text)
+def _cell(content: Content) -> str:
+    text = escape(plain_text(content))
+    return f'<b class="{content.mark}">{text}</b>' if isinstance(content, Marked) else text
 
 
 def _slug(heading: str) -> str:

@@ -12,23 +12,26 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from distsampler.analysis.arviz_bridge import group
-from distsampler.analysis.convergence import Row
 from distsampler.analysis.error_budget import ErrorBudget
 from distsampler.analysis.estimators import LLCEstimate, plus_minus
 from distsampler.analysis.run import Run
 from distsampler.recipe import CALIBRATION
 from distsampler.report import plots
 from distsampler.report.html import (
-    Cell,
     Html,
     Page,
     code,
     figure,
     figures,
     folded,
+    header,
+    pairs,
     paragraph,
     table,
 )
+from distsampler.report.summary import actors_lost, quantities
+from distsampler.report.table import Column, Table
+from distsampler.store.events import Draining, Lost, Started
 from distsampler.store.files import Files, is_url
 
 if TYPE_CHECKING:
@@ -36,13 +39,15 @@ if TYPE_CHECKING:
 
 Plot = Callable[[Run, "Axes"], "Axes"]
 EVENTS = 200  # shown, at most
-HEADINGS = ("quantity", "mean", "sd", "MCSE", "R-hat", "bulk ESS", "tail ESS")
+BUDGET = (Column("error", "label"), Column("in the LLC"), Column("meaning", "sentence"))
+RETIRED = (Column("retired chain", "label"), Column("why", "sentence"))
+HAPPENED = tuple(Column(heading, "sentence") for heading in ("time", "event", "what"))
 CAPTIONS: dict[Plot, str] = {
-    plots.plot_trace: "One line a chain, on the probe: without minibatch noise. Converged chains "
+    plots.plot_trace: "Loss of each chain on the probe: without minibatch noise. Converged chains "
     "overlap and have no trend; burn-in is shaded and enters no number.",
     plots.plot_running_llc: "The estimate from the draws so far. Chains should meet and stay in "
     "the band, two standard errors wide to either side.",
-    plots.plot_rank: "Flat near 1 for chains that sample the same law. A slope, or a hump at one "
+    plots.plot_rank: "Flat near 1 for chains that sample the same law. A trend, or a hump at one "
     "end, is a chain that lies apart.",
     plots.plot_autocorrelation: "How long a chain remembers. The slower this falls, the fewer "
     "effective draws there are.",
@@ -54,20 +59,20 @@ CAPTIONS: dict[Plot, str] = {
 
 
 def write(run: Run, path: str | Path | None = None) -> str:
-    """Writes the report of a run.
+    """Write the report of a run.
 
     Args:
         run: finished or not.
-        path: of the HTML file; None: report.html in the run directory.
+        path: the HTML file; None: report.html in the run directory.
 
     Returns:
         The path.
     """
-    return put(html(run), run.files, path)
+    return put(render(run), run.files, path)
 
 
 def put(text: str, files: Files, path: str | Path | None) -> str:
-    """Writes a page to a path, or as report.html into a store."""
+    """Write a page to a path, or as report.html into a store; return where."""
     name = "report.html"
     if path is not None:
         files, name = Files(Path(path).parent), Path(path).name
@@ -75,35 +80,35 @@ def put(text: str, files: Files, path: str | Path | None) -> str:
     return files.path(name)
 
 
-def html(run: Run) -> str:
-    """The report as text."""
+def render(run: Run) -> str:
+    """Return the report as text."""
     estimate = run.llc("ignore")
     page = Page(f"distsampler: {run.files.name}", _header(run, estimate))
     page.section("Chains", *_chains(run))
     page.section("Convergence", *_convergence(run))
-    page.section("Error budget", *_budget(run, estimate))
-    page.section("Estimate", table(("", ""), _estimate(estimate), text=(1,)))
+    page.section("Error budget", *_budget(run, estimate.budget))
+    page.section("Estimate", pairs(_estimate(estimate)))
     page.section("Sampler", *_sampler(run))
-    page.section("Lost chains and restarts", *_faults(run))
+    page.section("Retired chains and lost actors", *_losses(run))
     page.section("Configuration", *_configuration(run))
-    page.section("Versions", table(("", ""), run.manifest.versions.items(), text=(1,)))
+    page.section("Versions", pairs(run.manifest.versions.items()))
     page.section("How to reproduce", *_again(run))
     return page.text()
 
 
 def _header(run: Run, estimate: LLCEstimate) -> Html:
     verdict, (low, high) = run.verdict, estimate.interval
-    lines = [
-        Html(f'<p class="big">LLC {escape(plus_minus(estimate.mean, estimate.se))}</p>'),
-        paragraph(Html(f'<span class="status">{verdict.status}</span>: {escape(verdict.reason)}.')),
+    status = Html(f'<span class="status">{verdict.status}</span>: {escape(verdict.reason)}.')
+    return header(
+        verdict.status,
+        f"LLC {plus_minus(estimate.mean, estimate.se)}",
+        paragraph(status),
         *([paragraph(f"To do: {verdict.advice}.")] if verdict.advice else []),
         *(paragraph(f"Note: {advisory}") for advisory in run.advisories),
         paragraph(f"95 % interval {low:.5g} .. {high:.5g}: {estimate.budget.covers}."),
         paragraph(str(estimate), "faint"),
         paragraph(f"Run {run.manifest.status}: {_state(run)}", "faint"),
-    ]
-    text = "".join(line.text for line in lines)
-    return Html(f'<header class="{verdict.status}">{text}</header>')
+    )
 
 
 def _state(run: Run) -> str:
@@ -114,15 +119,19 @@ def _state(run: Run) -> str:
     return f"{manifest.reason}, after {manifest.seconds:.0f} s."
 
 
+def _has_draws(run: Run) -> bool:
+    return bool(run.posterior.sizes["draw"] and run.posterior.sizes["chain"])
+
+
 def _chains(run: Run) -> list[Html]:
     sizes = run.posterior.sizes
-    wanted = [plots.plot_trace]
-    if sizes["draw"] and sizes["chain"]:
-        wanted += [plots.plot_running_llc, plots.plot_rank, plots.plot_autocorrelation]
     if not sizes["chain"] or not (sizes["draw"] or run.burn_in):
         return [paragraph("No draws yet.")]
+    shown: list[Plot] = [plots.plot_trace]
+    if _has_draws(run):
+        shown += [plots.plot_running_llc, plots.plot_rank, plots.plot_autocorrelation]
     text = f"{sizes['chain']} chains of {sizes['draw']} draws after a burn-in of {run.burn_in}."
-    return [paragraph(text), figures(*(_figure(run, plot) for plot in wanted))]
+    return [paragraph(text), figures(*(_figure(run, plot) for plot in shown))]
 
 
 def _figure(run: Run, plot: Plot) -> Html:
@@ -132,55 +141,36 @@ def _figure(run: Run, plot: Plot) -> Html:
 
 
 def _convergence(run: Run) -> list[Html]:
-    diagnosis, gate = run.diagnosis, run.manifest.config.gate
+    gate = run.manifest.config.gate
     how = (
-        f"Rows in bold decide: R-hat below {gate.rhat}, ESS above {gate.ess:g}; red is what fails."
+        f"Rows with a star decide: R-hat below {gate.rhat}, ESS above {gate.ess:g}; red is what "
+        "fails."
     )
-    rows = (_cells(row, gate.rhat, gate.ess) for row in diagnosis.rows)
-    return [paragraph(how), table(HEADINGS, rows), *map(paragraph, diagnosis.remarks())]
+    return [paragraph(how), table(quantities(run)), *map(paragraph, run.diagnosis.remarks())]
 
 
-def _cells(row: Row, r_hat: float, ess: float) -> list[Cell]:
-    numbers: list[Cell] = [f"{value:.4g}" for value in (row.mean, row.sd, row.mcse)]
-    return [
-        Html(f"<b>{escape(row.name)}</b>") if row.gated else row.name,
-        *numbers,
-        _marked(f"{row.r_hat:.4f}", row.gated and not row.r_hat < r_hat),
-        *(
-            _marked(f"{size:.0f}", row.gated and not size > ess)
-            for size in (row.ess_bulk, row.ess_tail)
-        ),
+def _budget(run: Run, budget: ErrorBudget) -> list[Html]:
+    rows = [
+        (name, "not predicted" if value is None else f"{value:.3g}", meaning)
+        for name, value, meaning in budget.rows()
     ]
-
-
-def _marked(text: str, fails: bool) -> Cell:
-    return Html(f'<b class="bad">{text}</b>') if fails else text
-
-
-def _budget(run: Run, estimate: LLCEstimate) -> list[Html]:
-    found = table(("error", "in the LLC", "meaning"), _parts(estimate.budget), text=(0, 2))
-    drawn = run.posterior.sizes["draw"] and run.posterior.sizes["chain"]
-    return [figures(found, _figure(run, plots.plot_budget)) if drawn else found]
-
-
-def _parts(budget: ErrorBudget) -> Iterator[tuple[str, str, str]]:
-    for name, value, meaning in budget.rows():
-        yield name, "not predicted" if value is None else f"{value:.3g}", meaning
+    parts = table(Table(BUDGET, rows))
+    return [figures(parts, _figure(run, plots.plot_budget)) if _has_draws(run) else parts]
 
 
 def _estimate(estimate: LLCEstimate) -> Iterator[tuple[str, str]]:
-    pairs = zip(estimate.chains, estimate.per_chain, strict=True)
-    yield "LLC of each chain", ", ".join(f"{value:.4g} ({chain})" for chain, value in pairs)
+    chains = zip(estimate.chains, estimate.per_chain, strict=True)
+    yield "LLC of each chain", ", ".join(f"{value:.4g} ({chain})" for chain, value in chains)
     yield "examples, n", f"{estimate.n}"
     yield "nbeta", f"{estimate.nbeta:.6g}"
-    yield "localization, gamma", f"{estimate.localization:g}"
+    yield "localization (gamma)", f"{estimate.localization:g}"
     yield "loss at w*", f"{estimate.init_loss:.6g}"
     if estimate.bracket is not None:
         yield "bracket", "{:.4g} from w*, {:.4g} from dispersed starts".format(*estimate.bracket)
 
 
 def _sampler(run: Run) -> list[Html]:
-    if not (run.posterior.sizes["draw"] and run.posterior.sizes["chain"]):
+    if not _has_draws(run):
         return []
     drawn = [_figure(run, plots.plot_norms)] if any(plots.norms(run)) else []
     if "acceptance" in group(run.inference_data, "sample_stats"):
@@ -190,34 +180,33 @@ def _sampler(run: Run) -> list[Html]:
     return [figures(*drawn)]
 
 
-def _faults(run: Run) -> list[Html]:
-    events = run.events
-    lost = sum(event["event"] == "lost" for event in events)
-    text = f"Lost chains: {len(run.lost_chains)}. Actors lost and replaced: {lost}."
-    reasons = [(str(chain), _first(why)) for chain, why in run.lost_chains.items()]
-    found = [paragraph(text)]
-    if reasons:
-        found.append(table(("lost chain", "why"), reasons, text=(1,)))
-    told = list(_told(events))
-    if len(told) > EVENTS:
-        found.append(paragraph(f"The last {EVENTS} of {len(told)} events:"))
-    return [*found, table(("time", "event", "what"), map(_event, told[-EVENTS:]), text=(0, 1, 2))]
+def _losses(run: Run) -> list[Html]:
+    retired = [(str(chain), _first_line(why)) for chain, why in run.lost_chains.items()]
+    happened = [_row(event) for event in _notable(run.events)]
+    text = f"Retired chains: {len(retired)}. Actors lost and replaced: {actors_lost(run)}."
+    parts = [paragraph(text)]
+    if retired:
+        parts.append(table(Table(RETIRED, retired)))
+    if len(happened) > EVENTS:
+        parts.append(paragraph(f"The last {EVENTS} of {len(happened)} events:"))
+    return [*parts, table(Table(HAPPENED, happened[-EVENTS:]))]
 
 
-def _told(events: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _notable(events: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """All events but the places' first starts, of which one stands for all."""
     troubled = set()
     for number, event in enumerate(events):
-        if event["event"] in ("lost", "draining"):
+        if event["event"] in (Lost.kind, Draining.kind):
             troubled.add(event.get("place"))
-        if event["event"] != "started" or not number or event.get("place") in troubled:
+        if event["event"] != Started.kind or not number or event.get("place") in troubled:
             yield event
 
 
-def _event(event: dict[str, Any]) -> tuple[str, str, str]:
+def _row(event: dict[str, Any]) -> tuple[str, str, str]:
+    """Time, kind, and all else that an event says."""
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(float(event.get("time", 0.0)))) + " UTC"
     skipped = ("time", "event", "cuda_visible_devices")
-    rest = ", ".join(f"{k} {_first(v)}" for k, v in event.items() if k not in skipped)
+    rest = ", ".join(f"{k} {_first_line(v)}" for k, v in event.items() if k not in skipped)
     return at, str(event["event"]), rest
 
 
@@ -232,11 +221,11 @@ def _configuration(run: Run) -> list[Html]:
 
 def _again(run: Run) -> list[Html]:
     manifest = run.manifest
-    facts = {"store": _where(run), "seed": str(manifest.config.seed), **manifest.fingerprint}
-    facts["drivers"] = f"{manifest.epoch}"
+    seed, drivers = str(manifest.config.seed), str(manifest.epoch)
+    facts = {"store": _where(run), "seed": seed, **manifest.fingerprint, "drivers": drivers}
     return [
         paragraph("The same seed gives the same bits, where all of this is the same:"),
-        table(("", ""), facts.items(), text=(1,)),
+        pairs(facts.items()),
         *(_from_file(run) if manifest.recipe is not None else _from_python(run)),
     ]
 
@@ -276,5 +265,5 @@ def _where(run: Run) -> str:
     return run.store if is_url(run.store) else str(Path(run.store).absolute())
 
 
-def _first(text: object) -> str:
+def _first_line(text: object) -> str:
     return next(iter(str(text).splitlines()), "")

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from distsampler.analysis.estimators import plus_minus
 from distsampler.analysis.heatmap import Heatmap
 from distsampler.report import plots
-from distsampler.report.html import Cell, Html, Page, figure, figures, paragraph, table
+from distsampler.report.html import Html, Page, figure, figures, header, paragraph, table
 from distsampler.report.run_report import put
+from distsampler.report.summary import estimates
 from distsampler.sweeps.results import Sweep
 
 CURVE = (
@@ -23,42 +21,41 @@ CURVE = (
     "be judged: their numbers are not to be relied on."
 )
 GRID = "Where the LLC does not depend on lr and nbeta, neither decides it."
-INTERVAL = ("interval_low", "interval_high")
 SIZE = (5.6, 3.8)  # inches
 
 
 def write(sweep: Sweep, path: str | Path | None = None) -> str:
-    """Writes the report of a sweep.
+    """Write the report of a sweep.
 
     Args:
         sweep: finished or not.
-        path: of the HTML file; None: report.html in its directory.
+        path: the HTML file; None: report.html in the sweep's directory.
 
     Returns:
         The path.
     """
-    return put(html(sweep.files.name, sweep.collect()), sweep.files, path)
+    return put(render(sweep.files.name, sweep.collect()), sweep.files, path)
 
 
-def html(title: str, dataset: xr.Dataset) -> str:
-    """The report as text.
+def render(title: str, dataset: xr.Dataset) -> str:
+    """Return the report as text.
 
     Args:
-        title: of the sweep.
+        title: name of the sweep.
         dataset: what ``Sweep.collect`` gives; settings that are a grid of lr and nbeta give
             heatmaps too.
     """
     page = Page(f"distsampler: {title}", _header(dataset))
     drawn = figure(lambda ax: plots.plot_llc_curve(dataset, ax), _alt(dataset), CURVE, SIZE)
     page.section("LLC over checkpoints", figures(drawn, wide=True))
-    grids = [_grid(name, found) for name, found in heatmaps(dataset)]
+    grids = [_grid(name, heatmap) for name, heatmap in heatmaps(dataset)]
     page.section("lr x nbeta", *([figures(*grids)] if grids else []))
-    page.section("Cells", table(_headings(dataset), _rows(dataset), text=_texts(dataset)))
+    page.section("Cells", table(estimates(dataset)))
     return page.text()
 
 
 def heatmaps(dataset: xr.Dataset) -> Iterator[tuple[str, Heatmap]]:
-    """The LLC over lr and nbeta, of every checkpoint whose settings are such a grid."""
+    """Yield the LLC over lr and nbeta at every checkpoint whose settings are such a grid."""
     others = [dim for dim in dataset["llc"].dims if dim != "setting"]
     for index in np.ndindex(*(dataset.sizes[dim] for dim in others)):
         chosen = dataset.isel(dict(zip(others, index, strict=True)))
@@ -88,12 +85,9 @@ def _header(dataset: xr.Dataset) -> Html:
     states = Counter(str(each) for each in dataset["status"].values.flat)
     good = verdicts["CONVERGED"]
     kind = "CONVERGED" if good == dataset["llc"].size else "NOT_CONVERGED"
-    lines = (
-        Html(f'<p class="big">{good} of {dataset["llc"].size} cells converged</p>'),
-        paragraph("Verdicts: " + _counted(verdicts)),
-        paragraph("Cells: " + _counted(states), "faint"),
-    )
-    return Html(f'<header class="{kind}">{"".join(line.text for line in lines)}</header>')
+    headline = f"{good} of {dataset['llc'].size} cells converged"
+    states_line = paragraph("Cells: " + _counted(states), "faint")
+    return header(kind, headline, paragraph("Verdicts: " + _counted(verdicts)), states_line)
 
 
 def _counted(counts: Counter[str]) -> str:
@@ -102,46 +96,6 @@ def _counted(counts: Counter[str]) -> str:
 
 def _alt(dataset: xr.Dataset) -> str:
     llc = np.asarray(dataset["llc"].values, np.float64)
-    found = llc[np.isfinite(llc)]
-    span = f"from {found.min():.4g} to {found.max():.4g}" if found.size else "none known"
+    known = llc[np.isfinite(llc)]
+    span = f"from {known.min():.4g} to {known.max():.4g}" if known.size else "none known"
     return f"LLC over {dataset.sizes['checkpoint']} checkpoints, {span}. {CURVE}"
-
-
-def _headings(dataset: xr.Dataset) -> list[str]:
-    reason = ["reason"] if "reason" in dataset else []
-    return [*_named(dataset), "LLC", "95 % interval", "verdict", "status", *reason]
-
-
-def _texts(dataset: xr.Dataset) -> tuple[int, ...]:
-    """Columns of the table that hold sentences."""
-    return (len(_named(dataset)) + 4,) if "reason" in dataset else ()
-
-
-def _named(dataset: xr.Dataset) -> list[str]:
-    """The dimensions by which cells differ; the checkpoint always."""
-    dims = [str(dim) for dim in dataset["llc"].dims]
-    return [dim for dim in dims if dim == "checkpoint" or dataset.sizes[dim] > 1]
-
-
-def _rows(dataset: xr.Dataset) -> Iterator[list[Cell]]:
-    dims = dataset["llc"].dims
-    for index in np.ndindex(*dataset["llc"].shape):
-        cell = dataset.isel(dict(zip(dims, index, strict=True)))
-        where: list[Cell] = [str(cell[dim].item()) for dim in _named(dataset)]
-        numbers = {name: float(cell[name]) for name in ("llc", "se", *INTERVAL)}
-        known = math.isfinite(numbers["llc"])
-        llc = plus_minus(numbers["llc"], numbers["se"]) if known else "none"
-        low, high = (numbers[name] for name in INTERVAL)
-        span = f"{low:.5g} .. {high:.5g}" if known else ""
-        rest = [_text(cell, name) for name in ("status", "reason") if name in cell]
-        yield [*where, llc, span, _verdict(_text(cell, "verdict")), *rest]
-
-
-def _text(cell: xr.Dataset, name: str) -> str:
-    value: Any = cell[name].item()
-    return str(value)
-
-
-def _verdict(text: str) -> Cell:
-    kind = "good" if text == "CONVERGED" else "bad"
-    return Html(f'<b class="{kind}">{text}</b>') if text.isidentifier() else text

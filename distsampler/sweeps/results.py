@@ -146,11 +146,19 @@ class Sweep:
         """Write the estimates as ``collect`` gives them, for ``xarray.open_dataset``."""
         self.collect().to_netcdf(path)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return what ``collect`` says, one dict per cell, for JSON: NaN as None."""
-        return [
-            {"cell": cell.name, **cell.labels, **_plain(self._result(cell))} for cell in self.cells
-        ]
+    def rows(self, dataset: xr.Dataset | None = None) -> list[dict[str, Any]]:
+        """Return the estimates, one dict per cell, for JSON: NaN as None.
+
+        Args:
+            dataset: what ``collect`` gave; None: the estimates are collected.
+        """
+        dataset = self.collect() if dataset is None else dataset
+        rows = []
+        for cell in self.cells:
+            at = dataset.isel(dict(zip(DIMS, self._grid.index(cell), strict=True)))
+            values = {str(name): _plain(value.item()) for name, value in at.data_vars.items()}
+            rows.append({"cell": cell.name, **cell.labels, **values})
+        return rows
 
     def counts(self) -> dict[str, int]:
         """Return the number of cells in each status."""
@@ -233,7 +241,5 @@ def _spread(per_chain: tuple[float, ...]) -> float:
     return float(np.std(per_chain, ddof=1) / abs(np.mean(per_chain)))
 
 
-def _plain(result: CellResult) -> dict[str, Any]:
-    """The fields of a result, for JSON."""
-    pairs = asdict(result).items()
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in pairs}
+def _plain(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

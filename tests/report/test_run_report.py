@@ -88,7 +88,8 @@ def sweep(checkpoints: int = 12, **dims: int) -> xr.Dataset:
     values |= {"interval_low": llc * 0.9, "interval_high": llc * 1.15}
     coords: dict[str, Any] = {"checkpoint": [f"step-{100 * i:05}" for i in range(checkpoints)]}
     coords |= {name: [f"{name} {i}" for i in range(size)] for name, size in names.items()}
-    every = {**values, "verdict": verdict, "status": status}
+    reason = np.full(shape, "", object)
+    every = {**values, "verdict": verdict, "status": status, "reason": reason}
     dims_ = ("checkpoint", *names)
     return xr.Dataset({name: (dims_, each) for name, each in every.items()}, coords)
 
@@ -109,7 +110,7 @@ def test_each_thing_a_researcher_looks_for_is_in_the_report(run: ds.Run, text: s
         "probe_loss",
         "Error budget",
         "nothing was measured",
-        "Lost chains: 1. Actors lost and replaced: 1.",
+        "Retired chains: 1. Actors lost and replaced: 1.",
         "chain 3 diverged at step 77: lower sampler.lr",
         "node-b is &lt;draining&gt;",
         "node-c",
@@ -122,11 +123,13 @@ def test_each_thing_a_researcher_looks_for_is_in_the_report(run: ds.Run, text: s
     assert "node-b, device" not in text, "a start without a fault is told"
     headings = re.findall(r"<h2>(.*?)</h2>", text)
     assert re.findall(r'<a href="#.*?">(.*?)</a>', text) == headings
-    assert {"Chains", "Convergence", "Lost chains and restarts", "How to reproduce"} <= {*headings}
+    assert {"Chains", "Convergence", "Retired chains and lost actors", "How to reproduce"} <= {
+        *headings
+    }
 
 
 def test_a_page_is_whole_and_asks_for_nothing(text: str) -> None:
-    for made in (text, sweep_report.html("sweep", heated())):
+    for made in (text, sweep_report.render("sweep", heated())):
         outline = Outline(made)
         assert outline.open == []
         assert "://" not in made, "the page asks the net for something"
@@ -144,12 +147,12 @@ def test_a_page_is_whole_and_asks_for_nothing(text: str) -> None:
 
 
 def test_two_reports_of_a_run_are_equal(run: ds.Run, text: str) -> None:
-    assert run_report.html(run) == text
+    assert run_report.render(run) == text
 
 
 def test_size_is_bounded_whatever_the_run(text: str) -> None:
     assert len(text) < 500_000
-    long = run_report.html(make_run(autoregressive(24, 1220, 0.5)))
+    long = run_report.render(make_run(autoregressive(24, 1220, 0.5)))
     assert len(long) < 1_500_000
 
 
@@ -157,7 +160,7 @@ def test_a_run_that_has_just_begun_has_a_report() -> None:
     begun = make_run(autoregressive(2, 21, 0.5))
     changes = {"kept": 0, "status": "running"}
     begun._trace.manifest = begun.manifest.replaced(**changes)
-    found = run_report.html(begun)
+    found = run_report.render(begun)
     assert "UNDETERMINED" in found
     assert found.count("<svg") == 1, "burn-in is drawn"
 
@@ -262,7 +265,7 @@ def test_a_curve_over_steps_has_them_to_scale() -> None:
 
 
 def test_a_sweep_names_every_cell() -> None:
-    found = sweep_report.html("grokking", sweep())
+    found = sweep_report.render("grokking", sweep())
     assert "grokking" in found
     assert "20 of 24 cells converged" not in found
     assert "19 of 24 cells converged" in found
@@ -277,7 +280,7 @@ def test_settings_that_are_a_grid_are_heatmaps() -> None:
     assert name == "step-00000"
     assert (first.lrs, first.nbetas) == ((1e-4, 1e-3), (10.0, 90.0))
     assert first.llc[0, 1] == float(heated()["llc"][0, 0, 0, 0])
-    assert "lr x nbeta" in sweep_report.html("sweep", heated())
+    assert "lr x nbeta" in sweep_report.render("sweep", heated())
 
 
 def check_layout(found: list[dict[str, Any]], pictures: int) -> None:
@@ -303,7 +306,7 @@ def test_in_a_browser_nothing_overflows_and_every_picture_is_drawn(
     text: str, tmp_path: Path, scheme: str, kind: str
 ) -> None:
     """The screenshots lie in pytest's folder of the test: --basetemp says where."""
-    made = text if kind == "run" else sweep_report.html("sweep", sweep())
+    made = text if kind == "run" else sweep_report.render("sweep", sweep())
     found = browser.measured(made, scheme, tmp_path)
     check_layout(found, made.count("<svg"))
     for each in found:

@@ -1,0 +1,118 @@
+"""What is said about a run and about a sweep, once: as tables, as lines, and for JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from distsampler.analysis.convergence import Row
+from distsampler.analysis.estimators import plus_minus
+from distsampler.analysis.run import Run
+from distsampler.report.table import Column, Content, Marked, Table
+from distsampler.store.events import Lost, Retired
+
+
+def quantities(run: Run) -> Table:
+    """Return the table of what was measured; a star marks what the gate reads."""
+    diagnosis, config = run.diagnosis, run.manifest.config
+    gate = config.gate
+    steps = f"steps for ESS {gate.ess:g}"  # that each quantity needs, the advisory ones too
+    numbers = ("mean", "sd", "MCSE", "R-hat", "bulk ESS", "tail ESS", steps)
+
+    def cells(row: Row) -> Iterator[Content]:
+        yield "*" if row.gated else ""
+        yield row.name
+        yield from (f"{value:.4g}" for value in (row.mean, row.sd, row.mcse))
+        yield _failing(f"{row.r_hat:.4f}", row.gated and not row.r_hat < gate.rhat)
+        for ess in (row.ess_bulk, row.ess_tail):
+            yield _failing(f"{ess:.0f}", row.gated and not ess > gate.ess)
+        yield f"{config.thin * diagnosis.draws_for(row, gate.ess):.0f}"
+
+    columns = [Column("gate", "label"), Column("quantity", "label"), *map(Column, numbers)]
+    return Table(columns, [tuple(cells(row)) for row in diagnosis.rows])
+
+
+def diagnosis_text(run: Run) -> str:
+    """Return every measured quantity, what was lost, and the verdict with its advice, as text."""
+    diagnosis = run.diagnosis
+    lines = [
+        quantities(run).text(),
+        *diagnosis.remarks(),
+        *(f"retired chain {c}: {reason.splitlines()[0]}" for c, reason in run.lost_chains.items()),
+        f"{diagnosis.chains} chains of {diagnosis.draws} draws after a burn-in of {run.burn_in}, "
+        f"{actors_lost(run)} actors lost and replaced",
+        str(run.verdict),
+        *(f"note: {advisory}" for advisory in run.advisories),
+    ]
+    return "\n".join(lines)
+
+
+def diagnosis_as_dict(run: Run) -> dict[str, Any]:
+    """Return what ``diagnosis_text`` says, for JSON."""
+    verdict = run.verdict
+    return {
+        "verdict": str(verdict.status),
+        "reason": verdict.reason,
+        "advice": verdict.advice,
+        "advisories": list(run.advisories),
+        "status": run.manifest.status,
+        "burn_in": run.burn_in,
+        "lost_chains": run.lost_chains,
+        "events": [event for event in run.events if event["event"] in (Lost.kind, Retired.kind)],
+        **run.diagnosis.as_dict(),
+    }
+
+
+def actors_lost(run: Run) -> int:
+    """Return how often an actor of the run died."""
+    return sum(event["event"] == Lost.kind for event in run.events)
+
+
+def estimates(dataset: xr.Dataset, waiting: bool = True) -> Table:
+    """Return the table of a sweep's cells.
+
+    Args:
+        dataset: what ``Sweep.collect`` gives.
+        waiting: whether cells that have not begun have a row.
+    """
+    dims = [str(dim) for dim in dataset["llc"].dims]
+    named = [dim for dim in dims if dim == "checkpoint" or dataset.sizes[dim] > 1]
+    cells = (
+        dataset.isel(dict(zip(dims, index, strict=True)))
+        for index in np.ndindex(*dataset["llc"].shape)
+    )
+    labels = [Column(heading, "label") for heading in named]
+    verdict, status = Column("verdict", "label"), Column("status", "label")
+    return Table(
+        [
+            *labels,
+            Column("LLC"),
+            Column("95 % interval"),
+            verdict,
+            status,
+            Column("reason", "sentence"),
+        ],
+        [
+            (*(str(cell[dim].item()) for dim in named), *_estimate(cell))
+            for cell in cells
+            if waiting or cell["status"].item() != "waiting"
+        ],
+    )
+
+
+def _estimate(cell: xr.Dataset) -> Iterator[Content]:
+    llc, se, low, high = (float(cell[k]) for k in ("llc", "se", "interval_low", "interval_high"))
+    yield plus_minus(llc, se) if math.isfinite(llc) else "none"
+    yield f"{low:.5g} .. {high:.5g}" if math.isfinite(llc) else ""
+    verdict = str(cell["verdict"].item())
+    yield verdict and Marked(verdict, "good" if verdict == "CONVERGED" else "bad")
+    yield str(cell["status"].item())
+    yield str(cell["reason"].item())
+
+
+def _failing(text: str, fails: bool) -> Content:
+    return Marked(text, "bad") if fails else text

@@ -1,0 +1,62 @@
+"""Table: what a table says, made once; printed as text, or put into a page (``html.table``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+
+class Marked(NamedTuple):
+    """A cell that a page shows in colour.
+
+    Args:
+        text: what the cell says.
+        mark: whether that is good or bad.
+    """
+
+    text: str
+    mark: Literal["good", "bad"]
+
+
+Content = str | Marked
+
+
+class Column(NamedTuple):
+    """A column of a table.
+
+    Args:
+        heading: what stands above it; empty: nothing.
+        kind: labels are on the left, numbers on the right; a sentence may break in a page, and is
+            cut to its first line in text.
+    """
+
+    heading: str
+    kind: Literal["label", "number", "sentence"] = "number"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns, and rows with as many cells.
+
+    Args:
+        columns: from left to right.
+        rows: from top to bottom.
+    """
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Content]]
+
+    def text(self) -> str:
+        """Return the table in aligned columns, one line per row."""
+        lines = [[column.heading for column in self.columns]]
+        lines += [[plain_text(content).partition("\n")[0] for content in row] for row in self.rows]
+        widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+        sides = [">" if column.kind == "number" else "<" for column in self.columns]
+        layout = "  ".join(f"{{:{s}{w}}}" for s, w in zip(sides, widths, strict=True))
+        return "\n".join(layout.format(*cells).rstrip() for cells in lines)
+
+
+def plain_text(content: Content) -> str:
+    """Return what a cell says."""
+    return content.text if isinstance(content, Marked) else content
