@@ -247,7 +247,9 @@ def list_runs(
     from distsampler.report.listing import entries, table
 
     runs = entries(folder)
-    _say(json.dumps({"runs": [entry.as_dict() for entry in runs]}) if as_json else table(runs))
+    _say(
+        json.dumps({"runs": [entry.as_dict() for entry in runs]}) if as_json else table(runs).text()
+    )
 
 
 @app.command()

@@ -1,6 +1,7 @@
-"""What runs lie beneath a folder, a line each: read from the stores alone, without torch and Ray.
+"""Which runs lie in a folder and its subfolders, read from the stores alone.
 
-Nothing is diagnosed here: the verdict is the one that a run's own gate gave at its last look.
+Nothing is diagnosed here, and neither torch nor Ray nor ArviZ is loaded: the verdict is the one
+that a run's own gate gave in its last round.
 """
 
 from __future__ import annotations
@@ -17,13 +18,18 @@ import numpy as np
 
 from distsampler.draws import EXCESS_LOSS
 from distsampler.errors import StoreError
+from distsampler.report.table import Column, Table
 from distsampler.schedule import Schedule
+from distsampler.store.events import GateRound, of_kind
 from distsampler.store.files import Files, is_url
 from distsampler.store.lease import EXPIRY_SECONDS, ago, heartbeat
 from distsampler.store.manifest import MANIFEST
 from distsampler.store.reader import TraceReader
 
-HEADINGS = ("run", "status", "draws", "chains", "LLC", "verdict", "age")
+COLUMNS = tuple(
+    Column(heading, "label")
+    for heading in ("run", "status", "draws", "chains", "LLC", "verdict", "age")
+)
 
 
 @dataclass(frozen=True)
@@ -31,18 +37,18 @@ class Entry:
     """One run, as its store has it.
 
     Args:
-        name: its folder, from the folder that was listed.
-        status: running, silent (running, but its driver's heart has stopped), finished,
+        name: path of the run, from the folder that was listed.
+        status: running, silent (it says that it runs, and no driver is alive), finished,
             interrupted, failed, or damaged.
-        draws: that every chain has, burn-in included.
-        total: the budget, or what the run was cut to.
-        chains: that are not lost.
-        lost: chains that are.
+        draws: draws that every chain has, burn-in included.
+        total: draws that every chain will have.
+        chains: number of chains of the posterior.
+        lost: number of chains that were retired.
         llc: nbeta times the mean excess loss so far; None: not known yet.
-        verdict: of the gate's last look; None: it has not looked.
-        looked: the draws after burn-in that it looked at.
+        verdict: verdict of the last gate round; None: there has been none.
+        looked: draws that it judged.
         age: seconds since the run was last written.
-        reason: why it ended, or what is damaged.
+        reason: why the run ended, or what is damaged.
     """
 
     name: str
@@ -58,12 +64,27 @@ class Entry:
     reason: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the fields, for JSON."""
         return asdict(self)
+
+    def cells(self) -> tuple[str, ...]:
+        """Return what ``ls`` prints in each column."""
+        verdict = self.verdict or "-"
+        if self.verdict and self.status != "finished":
+            verdict += f" at {self.looked}"
+        return (
+            self.name,
+            self.status,
+            f"{self.draws}/{self.total}",
+            f"{self.chains} ({self.lost} retired)" if self.lost else f"{self.chains}",
+            "-" if self.llc is None else f"{self.llc:.4g}",
+            verdict if self.status != "damaged" else self.reason,
+            ago(self.age),
+        )
 
 
 def entries(folder: str | Path) -> list[Entry]:
-    """The runs beneath a folder, or the run that it is, by name.
+    """Return the runs in a folder, or the run that it is, sorted by name.
 
     Raises:
         StoreError: if there is no such folder, or no run in it.
@@ -71,22 +92,34 @@ def entries(folder: str | Path) -> list[Entry]:
     root = Files(folder)
     if not is_url(root.root) and not Path(root.root).is_dir():
         raise StoreError(f"{root} must be a folder of runs, but there is no such folder")
-    found = [_entry(root, name) for name in sorted(_homes(root))]
-    if not found:
+    runs = [_entry(root, name) for name in sorted(_run_folders(root))]
+    if not runs:
         raise StoreError(
             f"{root} must hold runs, but no {MANIFEST} lies in it or beneath it: give the store "
             "of a run, of a sweep, or a folder of them"
         )
-    return found
+    return runs
+
+
+def table(runs: Sequence[Entry]) -> Table:
+    """Return the table that ``ls`` prints, one row per run."""
+    return Table(COLUMNS, [run.cells() for run in runs])
 
 
 def status(trace: TraceReader) -> str:
-    """The status of a run; silent, if it says that it runs and nobody drives it."""
-    found = trace.manifest.status
-    if found != "running":
-        return found
+    """Return the status of a run; silent, if it says that it runs and no driver is alive."""
+    stored = trace.manifest.status
+    if stored != "running":
+        return stored
     age = heartbeat(trace.files)
-    return "silent" if age is None or age > EXPIRY_SECONDS else found
+    return "silent" if age is None or age > EXPIRY_SECONDS else stored
+
+
+def total_draws(trace: TraceReader) -> int:
+    """Return the draws that every chain will have, burn-in included: the budget, or the end."""
+    if trace.manifest.kept is not None:
+        return trace.burn_in + trace.manifest.kept
+    return Schedule.of(trace.manifest.config).total
 
 
 def llcs(trace: TraceReader) -> dict[int, float]:
@@ -102,32 +135,6 @@ def llcs(trace: TraceReader) -> dict[int, float]:
     return {c: facts.posterior.nbeta * float(values.mean()) for c, values in series.items()}
 
 
-def table(found: Sequence[Entry]) -> str:
-    """A line a run, in columns."""
-    rows = [HEADINGS, *(_cells(entry) for entry in found)]
-    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(f"{cell:{width}}" for cell, width in zip(row, wide, strict=True)).rstrip()
-        for row in rows
-    )
-
-
-def _cells(entry: Entry) -> tuple[str, ...]:
-    verdict = entry.verdict or "-"
-    if entry.verdict and entry.status != "finished":
-        verdict += f" at {entry.looked}"
-    lost = f" ({entry.lost} lost)" if entry.lost else ""
-    return (
-        entry.name,
-        entry.status,
-        f"{entry.draws}/{entry.total}",
-        f"{entry.chains}{lost}",
-        "-" if entry.llc is None else f"{entry.llc:.4g}",
-        verdict if entry.status != "damaged" else entry.reason,
-        ago(entry.age),
-    )
-
-
 def _entry(root: Files, name: str) -> Entry:
     files = root if name == "." else Files(root.path(name))
     name = root.name if name == "." else name
@@ -138,37 +145,34 @@ def _entry(root: Files, name: str) -> Entry:
 
 
 def _read(trace: TraceReader, name: str) -> Entry:
-    manifest, chains = trace.manifest, trace.chains
-    draws = min((trace.committed[chain] for chain in chains), default=0)
-    total = Schedule.of(manifest.config).total
-    if manifest.kept is not None:
-        total = draws = trace.burn_in + manifest.kept
-    found, events = llcs(trace), trace.events()
-    looks = [event for event in events if event["event"] == "verdict"]
+    manifest, total, llc = trace.manifest, total_draws(trace), list(llcs(trace).values())
+    draws = min((trace.committed[chain] for chain in trace.chains), default=0)
+    events = trace.events()
+    rounds = of_kind(events, GateRound)
     return Entry(
         name,
         status(trace),
-        draws,
+        draws if manifest.kept is None else total,
         total,
-        len(chains),
+        len(trace.chains),
         len(manifest.retired),
-        float(np.mean(list(found.values()))) if found else None,
-        str(looks[-1]["status"]) if looks else None,
-        int(looks[-1]["draws"]) if looks else 0,
+        float(np.mean(llc)) if llc else None,
+        str(rounds[-1]["status"]) if rounds else None,
+        int(rounds[-1]["draws"]) if rounds else 0,
         _age(trace.files, events),
         manifest.reason,
     )
 
 
 def _age(files: Files, events: Sequence[dict[str, Any]]) -> float | None:
-    """Since the last commit, or where that is not to be had, since the last event."""
+    """Seconds since the last commit; at a URL, since the last event."""
     last = max((float(event.get("time", -math.inf)) for event in events), default=-math.inf)
     if not is_url(files.root):
         last = max(last, os.stat(files.path(MANIFEST)).st_mtime)
     return max(0.0, time.time() - last) if math.isfinite(last) else None
 
 
-def _homes(root: Files) -> Iterator[str]:
+def _run_folders(root: Files) -> Iterator[str]:
     """The folders that hold a run, seen from the root; a run holds no other."""
     if is_url(root.root):
         for name in root.names():

@@ -13,7 +13,7 @@ from distsampler.analysis.convergence import Row
 from distsampler.analysis.estimators import plus_minus
 from distsampler.analysis.run import Run
 from distsampler.report.table import Column, Content, Marked, Table
-from distsampler.store.events import Lost, Retired
+from distsampler.store.events import Lost, Retired, of_kind
 
 
 def quantities(run: Run) -> Table:
@@ -69,7 +69,7 @@ def diagnosis_as_dict(run: Run) -> dict[str, Any]:
 
 def actors_lost(run: Run) -> int:
     """Return how often an actor of the run died."""
-    return sum(event["event"] == Lost.kind for event in run.events)
+    return len(of_kind(run.events, Lost))
 
 
 def estimates(dataset: xr.Dataset, waiting: bool = True) -> Table:

@@ -22,7 +22,6 @@ from distsampler.errors import StoreError
 from distsampler.execution.display import Reporter
 from distsampler.execution.progress import ChainProgress, Snapshot, StoreStatus
 from distsampler.report import listing
-from distsampler.schedule import Schedule
 from distsampler.store.events import GateRound, Lost, Started, of_kind
 from distsampler.store.files import Files
 from distsampler.store.lease import heartbeat
@@ -133,9 +132,7 @@ def follow(store: str | Path, once: bool = False, stream: TextIO | None = None) 
 
 def _numbers(trace: TraceReader, rates: NDArray[np.float64]) -> _Numbers:
     llcs, losses, retired = listing.llcs(trace), _losses(trace), trace.manifest.retired
-    total = Schedule.of(trace.manifest.config).total
-    if trace.manifest.kept is not None:
-        total = trace.burn_in + trace.manifest.kept
+    total = listing.total_draws(trace)
     chains = tuple(
         ChainProgress(
             chain,

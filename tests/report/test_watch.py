@@ -84,10 +84,10 @@ def test_ls_names_every_run_with_what_its_store_says(folder: Path) -> None:
 
 
 def test_ls_prints_a_line_each(folder: Path) -> None:
-    lines = listing.table(listing.entries(folder)).splitlines()
+    lines = listing.table(listing.entries(folder)).text().splitlines()
     assert len(lines) == 5
     assert lines[0].split() == ["run", "status", "draws", "chains", "LLC", "verdict", "age"]
-    assert "1 (1 lost)" in lines[3]
+    assert "1 (1 retired)" in lines[3]
     assert "NOT_CONVERGED at 50" in lines[3], (
         "the verdict of an earlier look is passed for the last"
     )
