@@ -29,11 +29,11 @@ SEEDS = 3  # of the whole table
 
 @dataclass(frozen=True)
 class Case:
-    """A row to be: a target, and how it is sampled.
+    """A target and how it is sampled: one row of the table.
 
     Args:
-        target: what is sampled.
-        config: how.
+        target: target that is sampled.
+        config: config of the run.
         allowed: relative error that the sampler's bias may make, where its law is not known.
     """
 
@@ -43,7 +43,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """The target's."""
+        """Name of the target."""
         return self.target.name
 
 
@@ -52,13 +52,13 @@ class Course:
     """How long a target is sampled, and with what step; its chains advance together.
 
     Args:
-        lr: a step at which SGLD's bias is a few per cent.
-        burn_in: draws.
-        draws: after those.
-        thin: steps a draw.
-        batch_size: examples a step.
-        chains: how many.
-        probe: examples that the gate reads.
+        lr: step at which SGLD's bias is a few per cent.
+        burn_in: number of draws that are burnt in.
+        draws: number of draws after those.
+        thin: steps per draw.
+        batch_size: examples per step.
+        chains: number of chains.
+        probe: number of examples that the gate reads.
     """
 
     lr: float
@@ -72,13 +72,13 @@ class Course:
     def config(
         self, target: Target, sampler: str, *, seed: int = 0, correct_heat: bool = False
     ) -> RunConfig:
-        """The run of a target: at its nbeta and gamma, with the sampler's own step.
+        """Return the run of a target: its nbeta and localization, the sampler's own step.
 
         Args:
-            target: what is sampled.
-            sampler: name.
-            seed: of the run.
-            correct_heat: see SamplerConfig.
+            target: target that is sampled.
+            sampler: name of the sampler.
+            seed: seed of the run.
+            correct_heat: whether the noise is reduced by the heat of the minibatches.
         """
         factor, options = STEPS.get(sampler, (1.0, {}))
         full = sampler == "mala"
@@ -88,7 +88,7 @@ class Course:
                 correct_heat=correct_heat,
                 lr=factor * self.lr,
                 nbeta=target.nbeta,
-                localization=target.gamma,
+                localization=target.localization,
                 **options,
             ),
             chains=self.chains,
@@ -110,11 +110,11 @@ SMALL_NET = Course(lr=3e-5, burn_in=100, draws=300, thin=50, batch_size=256, cha
 
 
 def cases(sampler: str | None, quick: bool) -> Iterator[Case]:
-    """The table's cases, made when they are asked for.
+    """Yield the cases of the table, each made when it is asked for.
 
     Args:
-        sampler: of every row; None: SGLD and LMSGLD where they have laws, LMSGLD elsewhere.
-        quick: a few rows of every kind; else more of them, and three seeds.
+        sampler: sampler of every row; None: SGLD and LMSGLD where they have laws, else LMSGLD.
+        quick: whether there are a few rows of every kind; else more of them, and three seeds.
 
     Raises:
         ConfigError: there is no such sampler.
@@ -137,17 +137,17 @@ def _quadratics(samplers: tuple[str, ...], seed: int) -> Iterator[Case]:
 
 
 def _singular(quick: bool) -> Iterator[tuple[Target, Course]]:
-    """Normal crossings and deep linear networks, at a gamma under which short runs relax."""
+    """Yield crossings and deep linear networks, localised so strongly that short runs relax."""
     yield targets.normal_crossing((2,), copies=1_000), POWER
-    yield targets.normal_crossing((1, 1), gamma=5.0, copies=1_000), PRODUCT
-    net = networks.unit_network((3, 2, 3), 1, gamma=5.0, copies=20)
+    yield targets.normal_crossing((1, 1), localization=5.0, copies=1_000), PRODUCT
+    net = networks.unit_network((3, 2, 3), 1, localization=5.0, copies=20)
     yield net, SMALL_NET
-    yield networks.unit_network((3, 3, 3, 3), 1, gamma=5.0, copies=20), SMALL_NET
+    yield networks.unit_network((3, 3, 3, 3), 1, localization=5.0, copies=20), SMALL_NET
     yield networks.with_dead_weights(net, 1_000), SMALL_NET
     yield networks.rescaled(net, 2.0), SMALL_NET
     if not quick:
         yield targets.normal_crossing((3,), copies=1_000), POWER
-        yield targets.normal_crossing((1, 1), gamma=5.0, anchor=(1.0, 0.0)), PRODUCT
-        yield targets.normal_crossing((2, 2), gamma=5.0), PRODUCT
+        yield targets.normal_crossing((1, 1), localization=5.0, anchor=(1.0, 0.0)), PRODUCT
+        yield targets.normal_crossing((2, 2), localization=5.0), PRODUCT
         for sizes, rank in (((4, 2, 5), 1), ((2, 2, 6), 1), ((6, 2, 2), 1), ((2, 5, 2), 1)):
-            yield networks.unit_network(sizes, rank, gamma=5.0, copies=20), SMALL_NET
+            yield networks.unit_network(sizes, rank, localization=5.0, copies=20), SMALL_NET

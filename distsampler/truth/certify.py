@@ -1,8 +1,8 @@
-"""certify: samplers through the truth kit by the ordinary road (sample, gate, LLC), as a table.
+"""``certify()``: samplers on targets whose LLC is known, by ordinary means, as a table.
 
-A row holds if its estimate lies within four standard errors of what must come out, and the error
-is small enough to tell. What must come out is the law of the discretised chain where there is one
-(no allowance), else the exact LLC with the allowance that the case gives to the sampler's bias.
+A row holds if its estimate lies within four standard errors of the expected value, and the error is
+small enough to tell. The expected value is that of the discretised chain where its law is known,
+else the exact LLC, and then the case allows for the sampler's bias.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from distsampler.analysis.estimators import LLCEstimate
 from distsampler.analysis.run import Run
 from distsampler.chains.anchor_pass import BLOCK
 from distsampler.errors import RunFailed
 from distsampler.execution.pool import ChainPool, SerialPool
 from distsampler.sampling.sample import sample
 from distsampler.truth.cases import Case, cases
-from distsampler.truth.targets import Known
 
 SIGMAS = 4.0
 TELLING = 0.05  # the relative standard error above which a row can say nothing
@@ -31,29 +29,29 @@ HEADINGS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
-    """What came of a case. LLCs are those of one copy.
+    """The result of a case; every LLC is that of one copy. The defaults are those of a failed run.
 
     Args:
         case: its name.
-        sampler: name; with a + where the heat is corrected.
-        seed: of the run.
-        exact: the LLC that a perfect sampler returns.
-        exact_se: standard error of that.
-        expected: what must come out: the law of the discretised chain, or the exact LLC.
+        sampler: its name; with a + where the heat is corrected.
+        seed: seed of the run.
+        exact: LLC that a perfect sampler returns.
+        exact_se: standard error of ``exact``.
+        expected: LLC that the discretised chain returns if its law is known, else ``exact``.
         allowed: relative error that is allowed beside chance.
-        estimate: of the run; NaN if it failed.
-        se: its standard error.
-        interval: its nominal 95 % interval.
-        verdict: CONVERGED, NOT_CONVERGED, UNDETERMINED, or FAILED.
-        reason: of the verdict.
+        seconds: wall-clock time.
+        reason: why the verdict is what it is, or why the run failed.
+        verdict: CONVERGED, NOT_CONVERGED, UNDETERMINED or FAILED.
+        estimate: LLC that the run estimates.
+        se: standard error of ``estimate``.
+        interval: nominal 95 % interval of ``estimate``.
         gradients: minibatch gradients that all chains took.
         evaluations: passes over the probe, and over the blocks of the anchor pass.
-        nan_runs: 1 if a chain left for infinity, and with it this run's claim.
-        seconds: of wall-clock time.
+        nan_runs: 1 if a chain diverged, which fails the row.
         discretisation: predicted bias of the step size, relative to the estimate; None: unknown.
-        heat: predicted bias of minibatch noise, likewise.
+        heat: predicted bias of minibatch noise, relative to the estimate; None: unknown.
     """
 
     case: str
@@ -63,22 +61,17 @@ class Row:
     exact_se: float
     expected: float
     allowed: float
-    estimate: float
-    se: float
-    interval: tuple[float, float]
-    verdict: str
-    reason: str
-    gradients: int
-    evaluations: int
-    nan_runs: int
     seconds: float
+    reason: str
+    verdict: str = "FAILED"
+    estimate: float = math.nan
+    se: float = math.nan
+    interval: tuple[float, float] = (math.nan, math.nan)
+    gradients: int = 0
+    evaluations: int = 0
+    nan_runs: int = 1
     discretisation: float | None = None
     heat: float | None = None
-
-    @property
-    def converged(self) -> bool:
-        """Whether the verdict is CONVERGED."""
-        return self.verdict == "CONVERGED"
 
     @property
     def relative(self) -> float:
@@ -103,23 +96,19 @@ class Row:
 
     @property
     def holds(self) -> bool:
-        """Whether the estimate is what must come out, and could have been told from another."""
-        tells = self.error <= TELLING * self.expected
-        near = abs(self.estimate - self.expected) <= self._margin
-        return tells and near and not self.nan_runs
-
-    @property
-    def _margin(self) -> float:
-        return SIGMAS * self.error + self.allowed * self.expected
+        """Whether the estimate is the expected one, and precise enough to tell."""
+        margin = SIGMAS * self.error + self.allowed * self.expected
+        near = abs(self.estimate - self.expected) <= margin
+        return near and self.error <= TELLING * self.expected and not self.nan_runs
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; NaN as None."""
-        found = {**asdict(self), "relative": self.relative, "z": self.z, "holds": self.holds}
-        found["interval"] = [_number(bound) for bound in self.interval]
-        return {k: _number(v) if isinstance(v, float) else v for k, v in found.items()}
+        """Return all numbers for JSON, NaN as None."""
+        fields = {**asdict(self), "relative": self.relative, "z": self.z, "holds": self.holds}
+        fields["interval"] = [_finite(bound) for bound in self.interval]
+        return {k: _finite(v) if isinstance(v, float) else v for k, v in fields.items()}
 
     def cells(self) -> tuple[str, ...]:
-        """The row of a table, under ``HEADINGS``."""
+        """Return the row of a table, under ``HEADINGS``."""
         return (
             self.case,
             self.sampler,
@@ -137,29 +126,29 @@ class Row:
 
 @dataclass(frozen=True)
 class Certificate:
-    """The rows of a table.
+    """A table of rows; ``print`` it.
 
     Args:
-        rows: one a case.
+        rows: one row per case.
     """
 
     rows: tuple[Row, ...]
 
     @property
     def holds(self) -> bool:
-        """Whether every row does."""
+        """Whether every row holds."""
         return all(row.holds for row in self.rows)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the table for JSON."""
         return {"holds": self.holds, "rows": [row.as_dict() for row in self.rows]}
 
     def __str__(self) -> str:
         table = [HEADINGS, *(row.cells() for row in self.rows)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in table]
-        held = sum(row.holds for row in self.rows)
-        return "\n".join([*lines, f"{held} of {len(self.rows)} rows hold"])
+        good = sum(row.holds for row in self.rows)
+        return "\n".join([*lines, f"{good} of {len(self.rows)} rows hold"])
 
 
 def certify(
@@ -170,17 +159,14 @@ def certify(
     only: Sequence[Case] | None = None,
     say: Callable[[Row], None] | None = None,
 ) -> Certificate:
-    """Runs samplers over targets whose LLC is known.
+    """Run samplers on targets whose LLC is known.
 
     Args:
-        sampler: name of the one to try on every target; None: each target has its own.
-        quick: a few targets of every kind, short runs: under three minutes on two cores.
-        pool: makes where the chains of a case run.
-        only: cases of your own in place of those.
-        say: told each row when it is there.
-
-    Returns:
-        The table; ``print`` it.
+        sampler: name of a sampler to try on every target; None: each target has its own.
+        quick: whether to run a few short cases of every kind, under three minutes on two cores.
+        pool: makes the pool in which the chains of a case run.
+        only: cases of your own in place of the table's.
+        say: called with each row as soon as it is made.
 
     Raises:
         ConfigError: there is no such sampler.
@@ -197,12 +183,12 @@ def certify(
 
 
 def row(case: Case, pool: ChainPool | None = None, store: str | None = None) -> Row:
-    """Runs one case.
+    """Run one case.
 
     Args:
         case: what to run.
-        pool: where; None: in this process.
-        store: the run directory; None: a temporary one, removed afterwards.
+        pool: pool in which the chains run; None: in this process.
+        store: run directory; None: a temporary one, removed afterwards.
 
     Raises:
         RunFailed: the run was interrupted.
@@ -210,79 +196,53 @@ def row(case: Case, pool: ChainPool | None = None, store: str | None = None) -> 
     if store is None:
         with tempfile.TemporaryDirectory(prefix="certify-") as folder:
             return row(case, pool, f"{folder}/run")
-    began = time.monotonic()
-    target, config = case.target, case.config
+    began, target = time.monotonic(), case.target
     try:
         run = sample(
-            target.model, target.data, target.loss, config, pool=pool or SerialPool(), quiet=True,
-            store=store,
+            target.model, target.data, target.loss, case.config, pool=pool or SerialPool(),
+            quiet=True, store=store,
         )  # fmt: skip
     except RunFailed as failure:
-        return failed(case, str(failure), time.monotonic() - began)
+        return _failed(case, time.monotonic() - began, str(failure))
+    seconds = time.monotonic() - began
     if run.manifest.status == "interrupted":
         raise RunFailed(f"{case.name} was interrupted ({run.manifest.reason}): its row is not made")
-    return of_run(case, run, time.monotonic() - began)
+    return replace(_failed(case, seconds, run.verdict.reason), **_results(case, run))
 
 
-def of_run(case: Case, run: Run, seconds: float) -> Row:
-    """The row of a case that has been run."""
-    copies, estimate = case.target.copies, run.llc("ignore")
-    draws = sum(run.manifest.n_committed)
-    low, high = estimate.interval
-    discretisation, heat = predicted(estimate)
-    return replace(
-        failed(case, run.verdict.reason, seconds),
-        estimate=estimate.mean / copies,
-        se=estimate.se / copies,
-        interval=(low / copies, high / copies),
-        verdict=str(run.verdict.status),
-        gradients=draws * case.config.thin,
-        evaluations=draws + math.ceil(estimate.n / BLOCK),
-        nan_runs=int(bool(run.lost_chains) or not math.isfinite(estimate.mean)),
-        discretisation=discretisation,
-        heat=heat,
-    )
-
-
-def failed(case: Case, reason: str, seconds: float) -> Row:
-    """The row of a case whose run ended without a number."""
-    expected, allowed = _expected(case)
+def _failed(case: Case, seconds: float, reason: str) -> Row:
+    """Return the row of a case whose run ended without a number."""
+    exact, law = case.target.exact, case.target.law(case.config)
+    sampler = case.config.sampler
     return Row(
         case=case.name,
-        sampler=_sampler(case),
+        sampler=sampler.name + "+" * sampler.correct_heat,
         seed=case.config.seed,
-        exact=case.target.exact.mean,
-        exact_se=case.target.exact.se,
-        expected=expected.mean,
-        allowed=allowed,
-        estimate=math.nan,
-        se=math.nan,
-        interval=(math.nan, math.nan),
-        verdict="FAILED",
-        reason=reason,
-        gradients=0,
-        evaluations=0,
-        nan_runs=1,
+        exact=exact.mean,
+        exact_se=exact.se,
+        expected=(law or exact).mean,
+        allowed=0.0 if law else case.allowed,
         seconds=seconds,
+        reason=reason,
     )
 
 
-def predicted(estimate: LLCEstimate) -> tuple[float | None, float | None]:
-    """The biases that a run predicts of itself (step size, minibatch noise), relative."""
-    parts = (estimate.budget.discretisation, estimate.budget.heat)
-    return parts[0] and parts[0] / estimate.mean, parts[1] and parts[1] / estimate.mean
+def _results(case: Case, run: Run) -> dict[str, Any]:
+    """Return what a row says of a run that has ended with a number."""
+    copies, estimate = case.target.copies, run.llc("ignore")
+    draws, (low, high), budget = sum(run.manifest.n_committed), estimate.interval, estimate.budget
+    return {
+        "verdict": str(run.verdict.status),
+        "estimate": estimate.mean / copies,
+        "se": estimate.se / copies,
+        "interval": (low / copies, high / copies),
+        "gradients": draws * case.config.thin,
+        "evaluations": draws + math.ceil(estimate.n / BLOCK),
+        "nan_runs": int(bool(run.lost_chains) or not math.isfinite(estimate.mean)),
+        "discretisation": budget.discretisation and budget.discretisation / estimate.mean,
+        "heat": budget.heat and budget.heat / estimate.mean,
+    }
 
 
-def _expected(case: Case) -> tuple[Known, float]:
-    """What must come out, and what is allowed beside chance."""
-    law = case.target.law(case.config)
-    return (case.target.exact, case.allowed) if law is None else (law, 0.0)
-
-
-def _sampler(case: Case) -> str:
-    sampler = case.config.sampler
-    return sampler.name + "+" * sampler.correct_heat
-
-
-def _number(value: float) -> float | None:
+def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None

@@ -1,10 +1,10 @@
-"""What a deep linear network looks like from w* alone, before a chain has gone anywhere.
+"""The codimension of the set of zero loss at w*: what a chain estimates that has not left w*.
 
-The set of zero loss, ``W_L ... W_1 = W*_L ... W*_1``, consists of strata: near w* it is a manifold
-whose codimension is the rank of the product's derivative, ``dW_s -> W_L .. dW_s .. W_1``. A chain
-that stays near w* finds half of that rank for the LLC, plus what the directions of higher order
-add; the posterior, where localisation lets it, lies where more is degenerate, and has less. The way
-there leads along flat directions and takes about ``2 / (lr gamma)`` steps.
+The set of zero loss of a deep linear network, ``W_L ... W_1 = W*_L ... W*_1``, has strata: near w*
+it is a manifold whose codimension is the rank of the product's derivative, ``dW_s -> W_L .. dW_s ..
+W_1``. A chain that stays near w* estimates half of that rank as the LLC, plus what the directions
+of higher order add; the posterior, where localization lets it, lies where more is degenerate, and
+has less. The way there leads along flat directions and takes about ``2 / (lr gamma)`` steps.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TOLERANCE = 1e-6  # of the largest singular value: what counts as zero
 
 
 def codimension(layers: Sequence[Tensor]) -> int:
-    """The rank of the derivative of ``W_L ... W_1`` by all its layers.
+    """Return the rank of the derivative of ``W_L ... W_1`` by all its layers.
 
     With a_s the rank of ``W_L .. W_(s+1)`` and b_s that of ``W_(s-1) .. W_1``: the images of the
     former grow with s, the row spaces of the latter shrink, so that the rank of the sum is
@@ -41,5 +41,5 @@ def codimension(layers: Sequence[Tensor]) -> int:
 
 
 def _rank(layers: Sequence[Tensor], width: int) -> int:
-    """Of a product of layers; of the identity where there is none."""
+    """Return the rank of a product of layers; of the identity where there is none."""
     return int(torch.linalg.matrix_rank(product(layers), rtol=TOLERANCE)) if layers else width

@@ -13,32 +13,39 @@ from torch import Tensor
 
 
 def stationary(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> Tensor:
-    """Covariance S with S = A S A^T + B B^T; A must be stable."""
+    """Return the covariance S with S = A S A^T + B B^T; A must be stable."""
     transition = torch.tensor(a, dtype=torch.float64)
     source = torch.tensor(b, dtype=torch.float64)
     if torch.linalg.eigvals(transition).abs().max() >= 1:
         raise ValueError("the recursion is unstable")
     n = len(a)
     system = torch.eye(n * n, dtype=torch.float64) - torch.kron(transition, transition)
-    found: Tensor = torch.linalg.solve(system, (source @ source.T).reshape(-1))
-    return found.reshape(n, n)
+    covariance: Tensor = torch.linalg.solve(system, (source @ source.T).reshape(-1))
+    return covariance.reshape(n, n)
 
 
 def sgld(lr: float, kappa: float, heat: float = 0.0, left: float = 1.0) -> float:
-    """Of x = w: ``heat`` is the variance minibatches add a step, ``left`` scales the noise's."""
+    """Return the variance of SGLD, x = w.
+
+    Args:
+        lr: step size.
+        kappa: curvature of U.
+        heat: variance that minibatches add in each step.
+        left: factor on the variance of the noise: what a correction of the heat leaves.
+    """
     s = stationary([[1 - lr * kappa / 2]], [[math.sqrt(lr * left), math.sqrt(heat)]])
     return float(s[0, 0])
 
 
 def lmsgld(lr: float, kappa: float, heat: float = 0.0, left: float = 1.0) -> float:
-    """Of x = (w, R)."""
+    """Return the variance of LMSGLD, x = (w, R); arguments as for :func:`sgld`."""
     half = math.sqrt(lr * left) / 2
     a = [[1 - lr * kappa / 2, half], [0.0, 0.0]]
     return float(stationary(a, [[half, math.sqrt(heat)], [1.0, 0.0]])[0, 0])
 
 
 def adam_sgld(lr: float, nbeta: float, h: float, gamma: float, beta1: float) -> float:
-    """Of x = (w, m), P = 1; scale lr by P."""
+    """Return the variance of Adam-SGLD, x = (w, m), at P = 1; lr times P stands for another P."""
     half, new = lr / 2, 1 - beta1
     a = [
         [1 - half * (nbeta * new * h + gamma), -half * nbeta * beta1],
@@ -48,36 +55,36 @@ def adam_sgld(lr: float, nbeta: float, h: float, gamma: float, beta1: float) -> 
 
 
 def sghmc(lr: float, kappa: float, friction: float) -> float:
-    """Of x = (w, v)."""
+    """Return the variance of SGHMC, x = (w, v)."""
     return float(_underdamped(lr, kappa, 1 - friction, 2 * lr * friction)[0, 0])
 
 
-def sgnht(lr: float, kappas: Sequence[float], a: float) -> tuple[list[float], float]:
-    """Ding's form with many coordinates: variances of w by curvature, and the thermostat.
+def sgnht(
+    lr: float, kappas: Sequence[float], a: float, *, damped_after: bool = False
+) -> tuple[list[float], float]:
+    """Return the variance of SGNHT at each curvature, and the thermostat, in Ding's form.
 
     The thermostat of infinitely many coordinates does not fluctuate; it settles where the mean of
     u^2 is lr.
+
+    Args:
+        lr: step size.
+        kappas: curvatures of U, as many coordinates of each.
+        a: diffusion factor A.
+        damped_after: whether friction acts on the gradient too, u <- (1 - xi)(u - lr grad U) + n.
     """
 
     def law(xi: float) -> tuple[list[float], float]:
-        laws = [_underdamped(lr, kappa, 1 - xi, 2 * lr * a) for kappa in kappas]
-        return [float(s[0, 0]) for s in laws], sum(float(s[1, 1]) for s in laws) / len(laws)
-
-    return _settled(law, lr, a)
-
-
-def sgnht_damped_after(lr: float, kappas: Sequence[float], a: float) -> tuple[list[float], float]:
-    """As :func:`sgnht` with friction on the gradient too: u <- (1 - xi)(u - lr grad U) + noise."""
-
-    def law(xi: float) -> tuple[list[float], float]:
-        laws = [_underdamped(lr, (1 - xi) * kappa, 1 - xi, 2 * lr * a) for kappa in kappas]
+        keep = 1 - xi
+        scale = keep if damped_after else 1.0
+        laws = [_underdamped(lr, scale * kappa, keep, 2 * lr * a) for kappa in kappas]
         return [float(s[0, 0]) for s in laws], sum(float(s[1, 1]) for s in laws) / len(laws)
 
     return _settled(law, lr, a)
 
 
 def badodab(lr: float, kappas: Sequence[float], a: float) -> tuple[list[float], float]:
-    """As :func:`sgnht`, for the symmetric splitting: u^2 is read before and after the noise."""
+    """Return what :func:`sgnht` does, of the symmetric splitting: u^2 around the noise."""
 
     def law(xi: float) -> tuple[list[float], float]:
         variances, energy = [], 0.0
@@ -97,7 +104,7 @@ def badodab(lr: float, kappas: Sequence[float], a: float) -> tuple[list[float], 
 
 
 def _underdamped(lr: float, kappa: float, keep: float, source: float) -> Tensor:
-    """Covariance of (w, u) for u <- keep u - lr kappa w + n, w <- w + u."""
+    """Return the covariance of (w, u) for u <- keep u - lr kappa w + n, w <- w + u."""
     root = math.sqrt(source)
     return stationary([[1 - lr * kappa, keep], [-lr * kappa, keep]], [[root], [root]])
 
@@ -105,7 +112,7 @@ def _underdamped(lr: float, kappa: float, keep: float, source: float) -> Tensor:
 def _settled(
     law: Callable[[float], tuple[list[float], float]], lr: float, a: float
 ) -> tuple[list[float], float]:
-    """Bisect for the friction at which the mean of u^2 is lr; more friction, less energy."""
+    """Bisect for the friction at which the mean of u^2 is lr: more friction, less energy."""
     low, high = a / 4, 4 * a
     for _ in range(60):
         xi = (low + high) / 2

@@ -1,7 +1,7 @@
 """Block Gibbs sampling for deep linear networks: the posterior without a step size.
 
 Given all other layers, a layer of ``y = W_L ... W_1 x`` is a linear regression, whose posterior is
-Gaussian and can be drawn from. With A the product above layer s, B the product below and T the
+Gaussian and can be sampled exactly. With A the product above layer s, B the product below and T the
 true map, U = t |A W B - T|^2 + gamma/2 |W - W*|^2 has
 
     ``precision = 2 t (A^T A) (x) (B B^T) + gamma I``,
@@ -43,16 +43,16 @@ class DeepLinear:
     Args:
         anchors: W*_1 .. W*_L, each (..., H_s, H_(s-1)), of one dtype; leading dimensions are
             several networks.
-        t: Inverse temperature times n, times the second moment of an input.
-        gamma: Localisation, above 0.
+        t: inverse temperature times n, times the second moment of an input.
+        localization: gamma, above 0.
 
     Raises:
-        ConfigError: The layers do not fit onto each other, or t or gamma is not above 0.
+        ConfigError: the layers do not fit onto each other, or t or gamma is not above 0.
     """
 
     anchors: tuple[Tensor, ...]
     t: float
-    gamma: float = 1.0
+    localization: float = 1.0
 
     def __post_init__(self) -> None:
         fit = all(
@@ -64,39 +64,41 @@ class DeepLinear:
             raise ConfigError(
                 f"layers must be (..., H_s, H_(s-1)), the input's first: got {shapes}"
             )
-        if not (self.t > 0 and self.gamma > 0):
-            raise ConfigError(f"t and gamma must be above 0: got {self.t}, {self.gamma}")
+        if not (self.t > 0 and self.localization > 0):
+            raise ConfigError(
+                f"t and localization (gamma) must be above 0: got {self.t}, {self.localization}"
+            )
 
     @classmethod
     def of_rank(
-        cls, widths: Sequence[int], rank: int, t: float, gamma: float = 1.0
+        cls, widths: Sequence[int], rank: int, t: float, localization: float = 1.0
     ) -> "DeepLinear":
-        """With w* the first ``rank`` unit vectors passed on by every layer, all else 0.
+        """Return the posterior around layers that pass on the first ``rank`` unit vectors.
 
         Args:
             widths: H_0 .. H_L.
-            rank: Of every layer, and so of the product.
-            t: As for the class.
-            gamma: As for the class.
+            rank: rank of every layer, and so of the product.
+            t: inverse temperature times n, times the second moment of an input.
+            localization: gamma, above 0.
         """
         pairs = zip(widths[1:], widths, strict=False)
         layers = [torch.zeros(rows, columns, dtype=torch.float64) for rows, columns in pairs]
         for layer in layers:
             layer[range(rank), range(rank)] = 1.0
-        return cls(tuple(layers), t, gamma)
+        return cls(tuple(layers), t, localization)
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """H_0 .. H_L."""
+        """Widths H_0 .. H_L."""
         return (self.anchors[0].shape[-1], *(w.shape[-2] for w in self.anchors))
 
     @cached_property
     def target(self) -> Tensor:
-        """The true map T, (..., H_L, H_0)."""
+        """True map T, (..., H_L, H_0)."""
         return product(self.anchors)
 
     def tk(self, weights: Sequence[Tensor]) -> Tensor:
-        """``t K`` of some weights, whose leading dimensions it has.
+        """Return ``t K`` at some weights, of their leading dimensions.
 
         Args:
             weights: W_1 .. W_L, each (..., H_s, H_(s-1)).
@@ -104,7 +106,7 @@ class DeepLinear:
         return self.t * (product(weights) - self.target).square().sum((-2, -1))
 
     def gradient(self, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """K of some weights, and its gradient ``2 A^T (W_L ... W_1 - T) B^T`` in every layer.
+        """Return K at some weights, and its gradient ``2 A^T (W_L ... W_1 - T) B^T`` in each layer.
 
         Args:
             weights: W_1 .. W_L, each (..., H_s, H_(s-1)), of the anchors' dtype.
@@ -115,75 +117,72 @@ class DeepLinear:
         below = list(accumulate(weights, lambda b, w: w @ b))
         error = below[-1] - self.target
         loss, error = error.square().sum((-2, -1)), 2 * error
-        slopes: list[Tensor] = []
+        gradients: list[Tensor] = []
         for w, b in zip(reversed(weights[1:]), reversed(below[:-1]), strict=True):
-            slopes.append(error @ b.mT)
+            gradients.append(error @ b.mT)
             error = w.mT @ error
-        return loss, [error, *reversed(slopes)]
+        return loss, [error, *reversed(gradients)]
 
     def curvature(self, weights: Sequence[Tensor], iterations: int = 100) -> Tensor:
-        """Largest curvature of ``t K`` at some weights, by power iteration (so from below).
+        """Return the largest curvature of ``t K`` at some weights, by power iteration, from below.
 
-        That of Gauss and Newton, 2 t times the largest eigenvalue of ``J J^T``, J the derivative
+        It is the Gauss-Newton one, 2 t times the largest eigenvalue of ``J J^T``, J the derivative
         of the product: exact where K = 0. It tells the step that a sampler would need there.
 
         Args:
             weights: W_1 .. W_L, each (..., H_s, H_(s-1)), of one dtype.
-            iterations: of the power iteration.
+            iterations: number of power iterations.
 
         Returns:
-            Of the weights' leading dimensions.
+            The curvature, of the weights' leading dimensions.
         """
         below = [None, *accumulate(weights[:-1], lambda b, w: w @ b)]
         above = [None, *accumulate(reversed(weights[1:]), lambda a, w: a @ w)]
         pairs = list(zip(reversed(above), below, strict=True))
-        found = torch.empty_like(product(weights))
-        found.normal_(generator=torch.Generator().manual_seed(0))
-        least = torch.finfo(found.dtype).tiny
+        vector = torch.empty_like(product(weights))
+        vector.normal_(generator=torch.Generator().manual_seed(0))
+        least = torch.finfo(vector.dtype).tiny
         for _ in range(iterations):
-            size = found.norm(dim=(-2, -1), keepdim=True)
-            unit, found = found / size.clamp(min=least), torch.zeros_like(found)
+            size = vector.norm(dim=(-2, -1), keepdim=True)
+            unit, vector = vector / size.clamp(min=least), torch.zeros_like(vector)
             for a, b in pairs:
                 part = unit if a is None else a @ (a.mT @ unit)
-                found += part if b is None else (part @ b.mT) @ b
-        size = found.norm(dim=(-2, -1), keepdim=True)
-        largest: Tensor = 2 * self.t * size[..., 0, 0]
+                vector += part if b is None else (part @ b.mT) @ b
+        largest: Tensor = 2 * self.t * vector.norm(dim=(-2, -1))
         return largest
 
 
 def product(weights: Sequence[Tensor]) -> Tensor:
-    """The product W_L ... W_1, (..., H_L, H_0)."""
+    """Return the product W_L ... W_1, (..., H_L, H_0)."""
     return reduce(lambda below, w: w @ below, weights)
 
 
 class ReplicaMean(NamedTuple):
-    """t E[K] as a mean over replicas, and its standard error from the spread between them."""
+    """t E[K] of each network as a mean over replicas, and its standard error from their spread."""
 
     mean: Tensor
-    """One for each network."""
     se: Tensor
 
     @classmethod
     def over(cls, replicas: Tensor) -> "ReplicaMean":
-        """Of one number a replica, (replicas, ...)."""
-        count = len(replicas)
-        return cls(replicas.mean(0), replicas.std(0) / math.sqrt(count))
+        """Return mean and standard error of one number per replica, (replicas, ...)."""
+        return cls(replicas.mean(0), replicas.std(0) / math.sqrt(len(replicas)))
 
 
 class BlockGibbs:
     """Independent Gibbs chains, all moved at once, starting at w*.
 
     Args:
-        net: One network or several.
-        replicas: Chains of each network.
-        generator: Of all draws.
+        net: posterior of one network or several.
+        replicas: number of chains per network.
+        generator: source of all draws.
 
     Attributes:
         weights: W_1 .. W_L now, each (replicas, ..., H_s, H_(s-1)), float64.
     """
 
     def __init__(self, net: DeepLinear, replicas: int, generator: torch.Generator) -> None:
-        self.net = DeepLinear(tuple(w.double() for w in net.anchors), net.t, net.gamma)
+        self.net = DeepLinear(tuple(w.double() for w in net.anchors), net.t, net.localization)
         self._generator = generator
         self.weights = [
             w.expand(replicas, *w.shape).clone(memory_format=torch.contiguous_format)
@@ -204,14 +203,7 @@ class BlockGibbs:
             self._trade(s)
 
     def run(self, sweeps: int) -> Tensor:
-        """Sweep.
-
-        Args:
-            sweeps: How often.
-
-        Returns:
-            Means of t K over these sweeps, (replicas, ...).
-        """
+        """Sweep this many times; return the mean of t K over these sweeps, (replicas, ...)."""
         total = torch.zeros(self.weights[0].shape[:-2], dtype=torch.float64)
         for _ in range(sweeps):
             self.sweep()
@@ -219,14 +211,14 @@ class BlockGibbs:
         return total / sweeps
 
     def _layer(self, s: int, a: Tensor | None, b: Tensor | None) -> Tensor:
-        """A draw of W_s given the product a above and the product b below (None: identity)."""
-        t, gamma, pull = self.net.t, self.net.gamma, self.net.target
+        """Draw W_s given the product a above and the product b below (None: identity)."""
+        t, gamma, target = self.net.t, self.net.localization, self.net.target
         w = self.weights[s]
         if a is not None:
-            pull = a.mT @ pull
+            target = a.mT @ target
         if b is not None:
-            pull = pull @ b.mT
-        mean = (2 * t * pull + gamma * self.net.anchors[s]).expand_as(w)
+            target = target @ b.mT
+        mean = (2 * t * target + gamma * self.net.anchors[s]).expand_as(w)
         (heights, u), (widths, v) = self._eigen(None if a is None else a.mT, b)
         precision = torch.full_like(w, 2 * t)
         if heights is not None and u is not None:
@@ -241,17 +233,18 @@ class BlockGibbs:
         return drawn if v is None else drawn @ v.mT
 
     def _eigen(self, *products: Tensor | None) -> list[Eigen]:
-        """Eigenvalues and eigenvectors of ``m m^T`` of each product m.
+        """Return eigenvalues and eigenvectors of ``m m^T`` of each product m.
 
         Squares double the digits that are lost, and rounding may reach the precision of flat
         directions, gamma, in a deep net. Then the singular vectors of m itself are taken.
         """
-        found: list[Eigen] = [
+        eigen: list[Eigen] = [
             (None, None) if m is None else torch.linalg.eigh(m @ m.mT) for m in products
         ]
-        size = math.prod(float(values[..., -1].max()) for values, _ in found if values is not None)
-        if 2 * self.net.t * size * torch.finfo(torch.float64).eps < ROUNDING * self.net.gamma:
-            return found
+        size = math.prod(float(values[..., -1].max()) for values, _ in eigen if values is not None)
+        error = 2 * self.net.t * size * torch.finfo(torch.float64).eps
+        if error < ROUNDING * self.net.localization:
+            return eigen
         return [(None, None) if m is None else _singular(m) for m in products]
 
     def _trade(self, s: int) -> None:
@@ -265,23 +258,23 @@ class BlockGibbs:
         new_w = w @ torch.linalg.matrix_exp(log_g)
         new_v = torch.linalg.matrix_exp(-log_g) @ v
         volume = (w.shape[-2] - v.shape[-1]) * log_g.diagonal(dim1=-2, dim2=-1).sum(-1)
-        gain = self._pull(s, v) - self._pull(s, new_v) + self._pull(s + 1, w)
-        gain = gain - self._pull(s + 1, new_w) + volume
+        gain = self._energy(s, v) - self._energy(s, new_v) + self._energy(s + 1, w)
+        gain = gain - self._energy(s + 1, new_w) + volume
         coin = torch.rand(gain.shape, dtype=gain.dtype, generator=self._generator)
         accepted = (coin.log() < gain)[..., None, None]
         self.weights[s] = torch.where(accepted, new_v, v)
         self.weights[s + 1] = torch.where(accepted, new_w, w)
 
-    def _pull(self, s: int, w: Tensor) -> Tensor:
-        """``gamma/2 |W_s - W*_s|^2`` of each replica."""
-        return self.net.gamma / 2 * (w - self.net.anchors[s]).square().sum((-2, -1))
+    def _energy(self, s: int, w: Tensor) -> Tensor:
+        """Return ``gamma/2 |W_s - W*_s|^2`` of each replica."""
+        return self.net.localization / 2 * (w - self.net.anchors[s]).square().sum((-2, -1))
 
     def _normal(self, like: Tensor) -> Tensor:
         return torch.empty_like(like).normal_(generator=self._generator)
 
 
 def _singular(m: Tensor) -> tuple[Tensor, Tensor]:
-    """As eigh of ``m m^T``, by the singular values of m."""
+    """Return what eigh of ``m m^T`` does, by the singular values of m."""
     vectors, values, _ = torch.linalg.svd(m, full_matrices=True)
     missing = vectors.shape[-1] - values.shape[-1]
     return torch.nn.functional.pad(values.square(), (0, missing)), vectors
@@ -290,22 +283,19 @@ def _singular(m: Tensor) -> tuple[Tensor, Tensor]:
 def block_gibbs(
     net: DeepLinear, *, replicas: int = 200, sweeps: int = 500, burn_in: int = 200, seed: int = 0
 ) -> ReplicaMean:
-    """``t E[K]`` of a deep linear network, which is the LLC that a perfect sampler returns.
+    """Return ``t E[K]`` of a deep linear network, which is the LLC that a perfect sampler returns.
 
     Args:
-        net: One network or several.
-        replicas: Independent chains of each.
-        sweeps: Kept, of each chain.
-        burn_in: Sweeps before those.
-        seed: Of all draws.
-
-    Returns:
-        Mean and standard error, one for each network.
+        net: posterior of one network or several.
+        replicas: number of independent chains per network.
+        sweeps: number of sweeps of each chain that are kept.
+        burn_in: number of sweeps before those.
+        seed: seed of all draws.
 
     Example:
         >>> net = DeepLinear.of_rank((2, 2, 2), rank=0, t=100.0)
-        >>> found = block_gibbs(net, replicas=50, sweeps=100)
-        >>> bool(abs(found.mean - 1.33) < 5 * found.se)
+        >>> llc = block_gibbs(net, replicas=50, sweeps=100)
+        >>> bool(abs(llc.mean - 1.33) < 5 * llc.se)
         True
     """
     chains = BlockGibbs(net, replicas, torch.Generator().manual_seed(seed))

@@ -1,8 +1,8 @@
-"""Targets: models with data and loss whose LLC is known, ready for ``distsampler.sample``.
+"""Targets: models with data and loss whose LLC is known, ready for ``sample()``.
 
 A target may be many independent copies of a small problem in one parameter vector: its loss is the
-sum of theirs, and so is its LLC; ``exact`` is that of one copy. Here are the targets whose answer
-is a formula or an integral; ``networks`` has those whose answer Gibbs sampling finds.
+sum of theirs, and so is its LLC; ``exact`` is that of one copy. Here are the targets whose LLC is a
+formula or an integral; ``networks`` has those for which Gibbs sampling gives it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import NamedTuple, Self, cast
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -20,11 +20,10 @@ from torch import Tensor, nn
 
 from distsampler.config import RunConfig
 from distsampler.errors import ConfigError
-from distsampler.facts import optimal_nbeta
-from distsampler.models.loss import LossFn
+from distsampler.facts import Posterior, optimal_nbeta
 from distsampler.truth import coefficients, discretised_laws
 from distsampler.truth.coefficients import LearningCoefficient
-from distsampler.truth.quadrature import linear_regression, quadrature
+from distsampler.truth.quadrature import Exact, linear_regression, quadrature
 
 EXAMPLES = 64  # of a loss that does not depend on them
 
@@ -34,8 +33,8 @@ class Known(NamedTuple):
 
     Args:
         mean: its value.
-        se: standard error of that value; 0 where it is a formula or an integral.
-        how: where it is from.
+        se: standard error of the value; 0 where it is a formula or an integral.
+        how: where the value comes from.
     """
 
     mean: float
@@ -48,15 +47,15 @@ class Target:
     """A model at w*, with data and loss, whose LLC is known.
 
     Args:
-        name: for tables.
-        model: at w*.
-        data: as ``sample`` takes them.
-        loss: per example.
+        name: title in tables.
+        model: model at w*.
+        data: data set as ``sample`` takes it.
+        loss: function that returns the loss of each example.
         nbeta: inverse temperature times n.
-        gamma: localisation.
-        find: the exact LLC of one copy; asked once, when it is needed.
-        coefficient: the learning coefficient of one copy, the limit of infinite nbeta.
-        copies: independent problems in the one parameter vector.
+        localization: gamma.
+        solve: returns the exact LLC of one copy; called once, when it is needed.
+        coefficient: learning coefficient of one copy, the limit of infinite nbeta.
+        copies: number of independent problems in the one parameter vector.
 
     Example:
         >>> target = normal_crossing((2,), t=579.0, copies=100)
@@ -67,27 +66,27 @@ class Target:
     name: str
     model: nn.Module
     data: object
-    loss: LossFn
+    loss: Callable[..., Tensor]
     nbeta: float
-    gamma: float
-    find: Callable[[], Known]
+    localization: float
+    solve: Callable[[], Known]
     coefficient: LearningCoefficient | None = None
     copies: int = 1
 
     @cached_property
     def exact(self) -> Known:
-        """The LLC of one copy that a perfect sampler returns, at this nbeta and gamma."""
-        return self.find()
+        """LLC of one copy that a perfect sampler returns, at this nbeta and localization."""
+        return self.solve()
 
     def known(self, exact: Known) -> Self:
-        """The same target, whose exact LLC has been found before."""
-        return replace(self, find=partial(_already, exact))
+        """Return the same target with an exact LLC that was computed before."""
+        return replace(self, solve=partial(Known, *exact))
 
     def law(self, config: RunConfig) -> Known | None:
-        """The LLC of one copy that the discretised chain returns; None: no law is known.
+        """Return the LLC of one copy that the discretised chain has; None: its law is not known.
 
         Args:
-            config: of the run.
+            config: config of the run.
         """
         return None
 
@@ -101,7 +100,7 @@ class Quadratic(Target):
 
     Args:
         curvature: h, (d,), float64.
-        variance: v, of the gradient between examples.
+        variance: v, variance of the gradient between examples.
     """
 
     curvature: Tensor
@@ -109,28 +108,27 @@ class Quadratic(Target):
 
     @property
     def kappa(self) -> Tensor:
-        """``nbeta h + gamma``, (d,)."""
-        return self.nbeta * self.curvature + self.gamma
+        """Curvature of U in each direction, ``nbeta h + gamma``, (d,)."""
+        return Posterior(self.nbeta, self.localization).kappa(self.curvature)
 
     def law(self, config: RunConfig) -> Known | None:
-        """Of SGLD and LMSGLD: ``1/2 sum_j nbeta h_j Var(w_j)`` with the chain's own variance.
+        """Return ``1/2 sum_j nbeta h_j Var(w_j)`` of SGLD and LMSGLD, with the chain's variance.
 
         Minibatches add ``(lr^2/4) nbeta^2 v / m`` to the variance of a step; corrected, as much is
         taken from the noise, but no more than there is. A ``noise_level`` other than 1 is an error
         of the sampler, not part of its law.
         """
-        options = config.sampler.options
         variance = {"sgld": discretised_laws.sgld, "lmsgld": discretised_laws.lmsgld}.get(
             config.sampler.name
         )
         if variance is None or config.batches != "replacement":
             return None
-        lr = float(options.get("lr", 0.01))
+        lr = float(config.sampler.options.get("lr", 0.01))
         heat = lr * self.nbeta**2 * self.variance / (4 * config.batch_size)
         left = max(0.0, 1 - heat) if config.sampler.correct_heat else 1.0
-        found = [variance(lr, kappa, lr * heat, left) for kappa in self.kappa.tolist()]
-        weights = self.nbeta * self.curvature / 2
-        return Known(float((weights * torch.tensor(found, dtype=torch.float64)).sum()), how="law")
+        variances = [variance(lr, kappa, lr * heat, left) for kappa in self.kappa.tolist()]
+        energies = self.nbeta * self.curvature / 2 * torch.tensor(variances, dtype=torch.float64)
+        return Known(float(energies.sum()), how="law")
 
 
 class Vectors(nn.Module):
@@ -141,21 +139,16 @@ class Vectors(nn.Module):
         self.w = nn.Parameter(w.clone(memory_format=torch.contiguous_format))
 
 
-def _weights(model: nn.Module) -> Tensor:
-    """The ``w`` of Vectors, or what torch.func has put in its place."""
-    return cast(Tensor, model.w)
-
-
 @dataclass(frozen=True)
 class NoisyQuadraticLoss:
     """``1/2 sum_j h_j w_j^2 + sum_j z_ij w_j`` of each example."""
 
     curvature: Tensor
 
-    def __call__(self, model: nn.Module, batch: object) -> Tensor:
-        """The losses of the rows z, (batch,); the parameter ``w`` has shape (d,)."""
-        w = _weights(model)
-        return torch.mv(_rows(batch), w) + (self.curvature * w).dot(w) / 2
+    def __call__(self, model: Vectors, batch: Tensor) -> Tensor:
+        """Return the losses of the rows z, (batch,); the parameter ``w`` has shape (d,)."""
+        w = model.w
+        return torch.mv(batch, w) + (self.curvature * w).dot(w) / 2
 
 
 @dataclass(frozen=True)
@@ -164,26 +157,30 @@ class CrossingLoss:
 
     halves: tuple[int, ...]
 
-    def __call__(self, model: nn.Module, batch: object) -> Tensor:
-        """The losses, (batch,); the parameter ``w`` has shape (dimensions, copies)."""
-        w = _weights(model)
-        pairs = zip(w, self.halves, strict=True)
+    def __call__(self, model: Vectors, batch: Tensor) -> Tensor:
+        """Return the losses, (batch,); the parameter ``w`` has shape (dimensions, copies)."""
+        pairs = zip(model.w, self.halves, strict=True)
         factors = [row if k == 1 else row**k for row, k in pairs if k > 0]
-        whole: Tensor = math.prod(factors[1:], start=factors[0])
-        return whole.square().sum().expand(len(_rows(batch)))
+        product: Tensor = math.prod(factors[1:], start=factors[0])
+        return product.square().sum().expand(len(batch))
 
 
 def quadratic(
-    curvature: ArrayLike, variance: float, *, n: int = 4096, gamma: float = 100.0, seed: int = 0
+    curvature: ArrayLike,
+    variance: float,
+    *,
+    n: int = 4096,
+    localization: float = 100.0,
+    seed: int = 0,
 ) -> Quadratic:
-    """A quadratic loss with gradient noise, at nbeta = n / log n.
+    """Return a quadratic loss with gradient noise, at nbeta = n / log n.
 
     Args:
         curvature: h, (d,), positive.
-        variance: v, of the gradient between examples, the same in every direction.
-        n: examples.
-        gamma: localisation.
-        seed: of the examples.
+        variance: v, variance of the gradient between examples, the same in every direction.
+        n: number of examples.
+        localization: gamma.
+        seed: seed of the examples.
 
     Raises:
         ConfigError: a curvature is not positive, or the variance is negative.
@@ -199,7 +196,8 @@ def quadratic(
             f"a quadratic must have curvatures above 0, (d,), and a variance of 0 or more: got "
             f"{h.tolist()[:8]}, {variance}"
         )
-    z = torch.randn(n, len(h), dtype=torch.float64, generator=_generator(seed))
+    source = torch.Generator().manual_seed(seed)
+    z = torch.randn(n, len(h), dtype=torch.float64, generator=source)
     z = (z - z.mean(0)) / z.std(0, correction=0) * math.sqrt(variance)
     nbeta = optimal_nbeta(n)
     return Quadratic(
@@ -208,8 +206,8 @@ def quadratic(
         data=z.float(),
         loss=NoisyQuadraticLoss(h.float()),
         nbeta=nbeta,
-        gamma=gamma,
-        find=partial(_of_quadratic, h.numpy(), nbeta, gamma),
+        localization=localization,
+        solve=partial(_solved, "closed form", linear_regression, h.numpy(), nbeta, localization),
         coefficient=coefficients.regular(len(h)),
         curvature=h,
         variance=variance,
@@ -220,18 +218,18 @@ def normal_crossing(
     halves: Sequence[int],
     *,
     t: float = 579.0,
-    gamma: float = 1.0,
+    localization: float = 1.0,
     anchor: Sequence[float] | None = None,
     copies: int = 1_000,
 ) -> Target:
-    """Copies of ``K = prod_i w_i^(2 k_i)``, in one or two dimensions: ``y = prod_i w_i^k_i x``.
+    """Return copies of ``K = prod_i w_i^(2 k_i)``, in one or two dimensions.
 
     Args:
         halves: k_1, or k_1 and k_2; 0 for a direction that does nothing.
-        t: nbeta (times the second moment of x, which is 1 here).
-        gamma: localisation.
-        anchor: w*, one number a dimension, on which K is 0; None: the origin.
-        copies: independent ones in one vector.
+        t: nbeta.
+        localization: gamma.
+        anchor: w*, one number per dimension, at which K is 0; None: the origin.
+        copies: number of independent problems in the one parameter vector.
 
     Raises:
         ConfigError: no k is above 0, there are more than two, or K is not 0 at w*.
@@ -241,56 +239,31 @@ def normal_crossing(
         0.3833
     """
     at = tuple(anchor or [0.0] * len(halves))
-    origin = not any(at)
-    found = coefficients.normal_crossing(halves)
+    coefficients.normal_crossing(halves)  # raises where no k is above 0
     loss = partial(_crossing, tuple(halves))
     if len(at) != len(halves) or float(loss(*map(np.asarray, at))):
         raise ConfigError(
-            f"w* must be a point on which K is 0, one number a dimension: got {at} for {halves}"
+            f"w* must be a point at which K is 0, one number per dimension: got {at} for {halves}"
         )
-    if not origin:  # only the factors that are 0 there are seen from there
-        found = coefficients.normal_crossing(
-            [0 if a else k for a, k in zip(at, halves, strict=True)]
-        )
+    near = [0 if a else k for a, k in zip(at, halves, strict=True)]  # the factors that are 0 there
     return Target(
         name=f"normal crossing {tuple(halves)}" + f" at {at}, t={t:g}",
         model=Vectors(torch.tensor(at).unsqueeze(1).expand(-1, copies)),
         data=torch.zeros(EXAMPLES, 1),
         loss=CrossingLoss(tuple(halves)),
         nbeta=t,
-        gamma=gamma,
-        find=partial(_by_quadrature, loss, t, gamma, at),
-        coefficient=found,
+        localization=localization,
+        solve=partial(_solved, "quadrature", quadrature, loss, t, localization, at),
+        coefficient=coefficients.normal_crossing(near),
         copies=copies,
     )
 
 
 def _crossing(halves: tuple[int, ...], *w: NDArray[np.float64]) -> NDArray[np.float64]:
-    """K of one array a coordinate, which broadcast."""
+    """Return K of one array per coordinate, which broadcast."""
     powers = [x ** (2 * k) for x, k in zip(w, halves, strict=True)]
     return math.prod(powers[1:], start=powers[0])
 
 
-def _of_quadratic(h: NDArray[np.float64], nbeta: float, gamma: float) -> Known:
-    return Known(linear_regression(h, nbeta, gamma).mean)
-
-
-def _by_quadrature(
-    loss: Callable[..., NDArray[np.float64]], t: float, gamma: float, anchor: tuple[float, ...]
-) -> Known:
-    return Known(quadrature(loss, t, gamma, anchor).mean, how="quadrature")
-
-
-def _already(exact: Known) -> Known:
-    return exact
-
-
-def _rows(batch: object) -> Tensor:
-    """The batch of a target whose data are one tensor."""
-    if not isinstance(batch, Tensor):
-        raise ConfigError(f"a batch must be a tensor here, got {type(batch).__name__}")
-    return batch
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def _solved(how: str, solve: Callable[..., Exact], *problem: object) -> Known:
+    return Known(solve(*problem).mean, how=how)

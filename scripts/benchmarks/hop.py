@@ -67,8 +67,8 @@ def regular() -> Problem:
 
 def singular() -> Problem:
     """Five copies of a deep linear net of learning coefficient 2."""
-    net = networks.unit_network((2, 2, 2, 2), 1, gamma=20.0, copies=5)
-    sampler = {"name": "lmsgld", "lr": 3e-5, "nbeta": net.nbeta, "localization": net.gamma}
+    net = networks.unit_network((2, 2, 2, 2), 1, localization=20.0, copies=5)
+    sampler = {"name": "lmsgld", "lr": 3e-5, "nbeta": net.nbeta, "localization": net.localization}
     run = {"thin": 40, "burn_in": 60, "draws": 100, "batch_size": 64}
     return Problem("deep linear net [2, 2, 2, 2]", net.model, net.data, net.loss, sampler, run)
 

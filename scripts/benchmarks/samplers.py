@@ -1,8 +1,8 @@
 """Every sampler: is it right, what does a step cost, what memory does it take.
 
-Laws are those of tests/statistical/test_optim_laws.py: the variance of 100,000 coordinates on a
-quadratic against that of the discretised chain, as a z-score, and the same z-score of a sampler
-that is wrong by a little. Times are medians over rounds in which all contestants take turns, on one
+Laws are those of distsampler/truth/law_cases.py: the variance of 100,000 coordinates on a quadratic
+against that of the discretised chain, as a z-score, and the same z-score of a sampler that is wrong
+by a little. Times are medians over rounds in which all contestants take turns, on one
 thread; on a shared machine they drift, their ratios hold.
 """
 
@@ -24,10 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from distsampler.optim import MALA, SAMPLERS, SGLD, Sampler
+from distsampler.truth import law_cases
 from scripts.benchmarks import heat
-from tests.statistical import test_optim_laws as optim_laws
-from tests.statistical.test_optim_laws import GAMMA, KAPPAS, LAM, LEVELS, NBETA, Case
-from tests.targets import CorrelatedGaussian, parameter
 
 
 @dataclass(frozen=True)
@@ -45,87 +43,66 @@ class Row:
 
 # Laws
 
+LAWS = {
+    "sgld": "1 / (kappa (1 - lr kappa / 4))",
+    "lmsgld": "1 / kappa",
+    "rmsprop_sgld": "1 / (kappa (1 - lr P kappa / 4)), P frozen",
+    "adam_sgld": "linear recursion of (w, m), P frozen",
+    "sghmc": "linear recursion of (w, v)",
+    "sgnht": "linear recursion, E u^2 = lr",
+    "sgnht badodab": "linear recursion, E u^2 = lr",
+}
+LOUDER, HOTTER = 1.03, 1.1  # factors on the noise, and on nbeta where a thermostat takes noise out
+
 
 def laws() -> Iterator[Row]:
-    """Every sampler against its law, and its negative control."""
-    sgld, lmsgld, sghmc, ding, badodab = optim_laws.CASES
-    noise: dict[str, float] = {"noise": 1.03}
-    hot: dict[str, float] = {"nbeta": 1.1}
-    rmsprop = Case("rmsprop_sgld", {"lr": 0.05, "freeze_after": 30, "stability": 0.3}, list, 400)
-    adam_options = {"lr": 2.0, "freeze_after": 1, "stability": 100.0, "beta1": 0.9}
-    adam = Case("adam_sgld", adam_options, list, 1500)
-    yield _row("sgld", "1 / (kappa (1 - lr kappa / 4))", sgld, _listed(sgld), noise)
-    yield _row("lmsgld", "1 / kappa", lmsgld, _listed(lmsgld), noise)
-    law = "1 / (kappa (1 - lr P kappa / 4)), P frozen"
-    yield _row("rmsprop_sgld", law, rmsprop, _rmsprop, noise)
-    law = "linear recursion of (w, m), P frozen"
-    yield _row("adam_sgld", law, adam, _adam, noise)
-    yield _row("sghmc", "linear recursion of (w, v)", sghmc, _listed(sghmc), noise)
-    yield _row("sgnht", "linear recursion, E u^2 = lr", ding, _listed(ding), hot)
-    yield _row("sgnht badodab", "linear recursion, E u^2 = lr", badodab, _listed(badodab), hot)
+    """Yield every sampler against its law, and its negative control."""
+    for title, law in LAWS.items():
+        case = law_cases.CASES[title]
+        right = _z(case)
+        if case.sampler == "sgnht":
+            wrong = _z(case, nbeta=HOTTER * law_cases.POSTERIOR.nbeta)
+            yield Row(title, law, right, f"nbeta x {HOTTER}", wrong)
+        else:
+            with _louder(case.sampler):
+                yield Row(title, law, right, f"noise x {LOUDER}", _z(case))
     right, wrong = (_mala_z(kind) for kind in (MALA, SGLD))
     yield Row("mala", "E U = d / 2, correlated, d = 50", right, "every proposal accepted", wrong)
 
 
-def _row(
-    title: str,
-    law: str,
-    case: Case,
-    variances: Callable[[Sampler], Tensor],
-    wrong: dict[str, float],
-) -> Row:
-    z = _z(*optim_laws.sample(case), variances)
-    if "noise" in wrong:
-        with _louder(case.name, wrong["noise"]):
-            control = _z(*optim_laws.sample(case), variances)
-        return Row(title, law, z, f"noise x {wrong['noise']}", control)
-    control = _z(*optim_laws.sample(case, nbeta=wrong["nbeta"] * NBETA), variances)
-    return Row(title, law, z, f"nbeta x {wrong['nbeta']}", control)
-
-
-def _z(w: Tensor, sampler: Sampler, variances: Callable[[Sampler], Tensor]) -> float:
-    ratio = (w.double().square() / variances(sampler)).mean()
+def _z(case: law_cases.LawCase, **changes: float) -> float:
+    """Standard errors between the variance of all coordinates and the law's."""
+    w, sampler = case.sample(**changes)
+    ratio = (w.double().square() / case.variance(sampler)).mean()
     return float(ratio - 1) / math.sqrt(2 / w.numel())
 
 
 @contextmanager
-def _louder(name: str, factor: float) -> Iterator[None]:
+def _louder(name: str) -> Iterator[None]:
     draw = SAMPLERS[name]._draw
-    louder = lambda self, at, std: draw(self, at, factor * std)  # noqa: E731 (patched in)
+    louder = lambda self, at, std: draw(self, at, LOUDER * std)  # noqa: E731 (patched in)
     with mock.patch.object(SAMPLERS[name], "_draw", louder):
         yield
 
 
-def _listed(case: Case) -> Callable[[Sampler], Tensor]:
-    return lambda sampler: optim_laws.spread(case.law(sampler))
-
-
-def _rmsprop(sampler: Sampler) -> Tensor:
-    kappa, scale = optim_laws.spread(KAPPAS), optim_laws.frozen_preconditioner(sampler)
-    return 1 / (kappa * (1 - 0.05 * scale * kappa / 4))
-
-
-def _adam(sampler: Sampler) -> Tensor:
-    lr = 2.0 * float(optim_laws.frozen_preconditioner(sampler)[0])
-    law = [optim_laws.laws.adam_sgld(lr, NBETA, h, GAMMA + LAM, 0.9) for h in LEVELS]
-    return optim_laws.spread(law)
-
-
 def _mala_z(kind: type[MALA] | type[SGLD]) -> float:
-    """16 chains; z-score of the mean of U against d / 2."""
-    target, means = CorrelatedGaussian.make(50, condition=10.0), []
+    """z-score of the mean of U against d / 2: 16 chains on a Gaussian of condition number 10."""
+    source = torch.Generator().manual_seed(0)
+    turn, _ = torch.linalg.qr(torch.randn(50, 50, generator=source).double())
+    hessian = turn @ torch.diag(torch.logspace(-1, 0, 50, dtype=torch.float64)) @ turn.T
+    means = []
     for seed in range(16):
-        w = parameter(50, dtype=torch.float64)
+        w = nn.Parameter(torch.zeros(50, dtype=torch.float64))
         chain = kind([w], 0.35, nbeta=2.0, generator=torch.Generator().manual_seed(seed))
 
         def closure(w: nn.Parameter = w) -> Tensor:
-            w.grad = target.gradient(w.detach())
-            return target.loss(w.detach())
+            w.grad = hessian @ w.detach()
+            return w.detach() @ w.grad / 2
 
         energies = [2.0 * float(chain.step(closure)) for _ in range(1_000)]
         means.append(sum(energies[200:]) / 800)
-    found = torch.tensor(means, dtype=torch.float64)
-    return float((found.mean() - 25) / (found.std() / 4))
+    each = torch.tensor(means, dtype=torch.float64)
+    return float((each.mean() - 25) / (each.std() / 4))
 
 
 # Speed

@@ -19,8 +19,9 @@ import numpy as np
 
 import distsampler as ds
 from distsampler.sampling.calibration import BIAS
-from distsampler.truth import Known, Target, certify, networks, targets
+from distsampler.truth import certify, networks, targets
 from distsampler.truth.cases import Case, Course
+from distsampler.truth.targets import Known, Target
 
 SEEDS, NETS, LARGE_NETS = 10, 30, 10
 SHARES = (0.1, 0.2, 0.4, 0.8)  # of 1 / kappa_max: the step sizes of the quadratic grid
@@ -48,7 +49,7 @@ class Truths:
 
     def of(self, target: Target) -> Target:
         """The target, its exact value known."""
-        path = self._folder / f"{slug(target.name)}-gamma={target.gamma:g}.json"
+        path = self._folder / f"{slug(target.name)}-gamma={target.localization:g}.json"
         if not path.exists():
             self._write(path, target.exact._asdict())
         return target.known(Known(**json.loads(path.read_text())))
@@ -170,7 +171,7 @@ def with_momentum(target: Target, kappa: float, *, thin: int, seed: int) -> ds.R
     """
     sampler = ds.SamplerConfig(
         name="sgnht", scheme="badodab", diffusion_factor=0.03, lr=0.15 / kappa,
-        nbeta=target.nbeta, localization=target.gamma,
+        nbeta=target.nbeta, localization=target.localization,
     )  # fmt: skip
     return ds.RunConfig(
         sampler=sampler, chains=2, pack=2, burn_in=200, draws=300, thin=thin, seed=seed,
@@ -208,13 +209,19 @@ def fast() -> dict[str, tuple[Target, Course]]:
     course = Course(lr=3e-5, burn_in=200, draws=800, thin=20, batch_size=64)
     return {
         "quadratic": (
-            targets.quadratic(np.logspace(-1, 1, 50), variance=0.25, n=1024, gamma=300.0),
+            targets.quadratic(np.logspace(-1, 1, 50), variance=0.25, n=1024, localization=300.0),
             replace(course, lr=4e-5, probe=1024),
         ),
         "w^2": (targets.normal_crossing((2,), copies=200), replace(course, lr=1.3e-4)),
-        "w1 w2": (targets.normal_crossing((1, 1), gamma=5.0, copies=200), replace(course, lr=1e-4)),
-        "reduced rank": (networks.unit_network((3, 2, 3), 1, gamma=20.0, copies=5), course),
-        "deep linear net": (networks.unit_network((2, 2, 2, 2), 1, gamma=20.0, copies=5), course),
+        "w1 w2": (
+            targets.normal_crossing((1, 1), localization=5.0, copies=200),
+            replace(course, lr=1e-4),
+        ),
+        "reduced rank": (networks.unit_network((3, 2, 3), 1, localization=20.0, copies=5), course),
+        "deep linear net": (
+            networks.unit_network((2, 2, 2, 2), 1, localization=20.0, copies=5),
+            course,
+        ),
     }
 
 
@@ -287,7 +294,7 @@ def averaged(net: networks.Network) -> networks.Network:
     nbeta = net.nbeta / net.widths[-1]
     inputs = net.data[0]
     return networks.network(
-        f"{net.name} averaged", net.layers, inputs, nbeta=nbeta, gamma=net.gamma
+        f"{net.name} averaged", net.layers, inputs, nbeta=nbeta, localization=net.localization
     )
 
 
@@ -295,7 +302,7 @@ def calibrated(
     target: Target, seed: int, batch_size: int = BATCH, bias: float = BIAS
 ) -> tuple[ds.RunConfig, int, str]:
     """What calibration proposes at the target's nbeta and gamma; its pilots' steps; its sampler."""
-    sampler = ds.SamplerConfig(nbeta=target.nbeta, localization=target.gamma)
+    sampler = ds.SamplerConfig(nbeta=target.nbeta, localization=target.localization)
     given = ds.RunConfig(
         sampler=sampler, chains=CHAINS, pack=CHAINS, batch_size=batch_size, seed=seed, device="cpu",
         thin=THIN, burn_in=STEPS * 8 // 10 // THIN, draws=STEPS * 2 // 10 // THIN,

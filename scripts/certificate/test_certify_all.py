@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from distsampler import truth
+from distsampler.truth import networks, targets
 from scripts.certificate import certify_all
 from scripts.certificate.jobs import Job, Truths
 
@@ -48,9 +48,9 @@ def test_a_job_that_another_process_is_at_is_left_to_it(tmp_path: Path) -> None:
 
 
 def test_truths_are_found_once(tmp_path: Path) -> None:
-    net = truth.unit_network((2, 2), 1).known(truth.Known(2.0, 0.1, "here"))
+    net = networks.unit_network((2, 2), 1).known(targets.Known(2.0, 0.1, "here"))
     truths = Truths(tmp_path, certify_all.write)
     truths.of(net)
-    assert truths.of(net.known(truth.Known(3.0))).exact == (2.0, 0.1, "here")
-    tighter = truth.unit_network((2, 2), 1, gamma=5.0).known(truth.Known(1.5))
+    assert truths.of(net.known(targets.Known(3.0))).exact == (2.0, 0.1, "here")
+    tighter = networks.unit_network((2, 2), 1, localization=5.0).known(targets.Known(1.5))
     assert truths.of(tighter).exact.mean == 1.5  # of another posterior, though of equal name

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from distsampler.optim import LMSGLD, SGLD, SGNHT, Sampler
-from distsampler.truth import BlockGibbs, DeepLinear, ReplicaMean, block_gibbs, sample_copies
+from distsampler.truth.gibbs import BlockGibbs, DeepLinear, ReplicaMean, block_gibbs
+from distsampler.truth.many_copies import sample_copies
 
 NBETA, GAMMA = 100.0, 1.0
 STEPS = (0.02, 0.05, 0.12, 0.3, 0.6)  # lr kappa
@@ -78,7 +79,7 @@ def curvatures(net: DeepLinear, weights: list[Tensor], draws: int = 64) -> Tenso
     flat = torch.cat([w[:draws].flatten(1) for w in weights], dim=1)
     hessians = torch.func.vmap(torch.func.hessian(potential))(flat)
     largest: Tensor = torch.linalg.eigvalsh(hessians)[:, -1]
-    return largest + net.gamma
+    return largest + net.localization
 
 
 def relative_error(net: DeepLinear, known: Posterior, make: Make, lr: float, way: int) -> Tensor:

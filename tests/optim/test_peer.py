@@ -97,7 +97,7 @@ def test_sgnht_has_the_peers_limit_and_another_first_order_law(peer: ModuleType)
         found.append(energy(make([w], **options, **extra), w, target, 10.0))
     ours, theirs = found
     before = discretised_laws.sgnht(0.01, [10.0], 0.1)[0][0] * 10
-    after = discretised_laws.sgnht_damped_after(0.01, [10.0], 0.1)[0][0] * 10
+    after = discretised_laws.sgnht(0.01, [10.0], 0.1, damped_after=True)[0][0] * 10
     assert ours == pytest.approx(100 * before, abs=0.5)
     assert theirs == pytest.approx(100 * after, abs=0.5)
     assert ours < 96

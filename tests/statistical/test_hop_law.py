@@ -87,11 +87,13 @@ def test_chains_that_stay_need_the_correction_even_on_shards_dealt_at_random(
 
 @pytest.mark.parametrize("shards", [4, 16])
 def test_a_singular_net_on_dealt_shards_has_the_llc_that_gibbs_gives(shards: int) -> None:
-    net = networks.unit_network((2, 2, 2, 2), 1, gamma=20.0, copies=5)
+    net = networks.unit_network((2, 2, 2, 2), 1, localization=20.0, copies=5)
     z = z_of(
         net.model, net.data, net.loss, net.copies * net.exact.mean,
         shards=shards, hop_every=50, batch_size=64,
-        sampler={"name": "lmsgld", "lr": 3e-5, "nbeta": net.nbeta, "localization": net.gamma},
+        sampler={
+            "name": "lmsgld", "lr": 3e-5, "nbeta": net.nbeta, "localization": net.localization,
+        },
         burn_in=60, draws=60,
     )  # fmt: skip
     assert abs(z) < 5

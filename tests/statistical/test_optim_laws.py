@@ -6,15 +6,23 @@ refuses.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from distsampler.optim import LMSGLD, SAMPLERS, SGHMC, SGLD, SGNHT, RMSPropSGLD, Sampler
+from distsampler.optim import LMSGLD, SGHMC, SGLD, SGNHT, RMSPropSGLD
 from distsampler.truth import discretised_laws
+from distsampler.truth.law_cases import (
+    CASES,
+    CURVATURE,
+    KAPPAS,
+    POSTERIOR,
+    frozen_preconditioner,
+    spread,
+)
 from tests.assertions import assert_variance
 from tests.targets import NoisyQuadratic, Quadratic, parameter, run
 
@@ -23,155 +31,71 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:noise_level"),
 ]
 
-EACH, LEVELS = 20_000, (0.3, 0.7, 1.0, 1.5, 2.0)
-COORDINATES = EACH * len(LEVELS)
-NBETA, GAMMA, LAM = 10.0, 2.0, 1.0
-KAPPAS = [NBETA * h + GAMMA + LAM for h in LEVELS]
-TARGET = Quadratic(torch.tensor(LEVELS).repeat_interleave(EACH))
-
-
-def spread(variances: list[float]) -> Tensor:
-    """One variance a coordinate from one a curvature."""
-    return torch.tensor(variances, dtype=torch.float64).repeat_interleave(EACH)
-
-
-@dataclass(frozen=True)
-class Case:
-    """A sampler, its options, its law by curvature, and how long it needs."""
-
-    name: str
-    options: dict[str, object]
-    law: Callable[[Sampler], list[float]]
-    steps: int
-    controls: list[dict[str, object]] = field(default_factory=list)
-
-
-def underdamped(
-    law: Callable[[float, list[float], float], tuple[list[float], float]], lr: float, a: float
-) -> Callable[[Sampler], list[float]]:
-    return lambda _: law(lr, KAPPAS, a)[0]
-
-
+NBETA, PRIOR = POSTERIOR.nbeta, POSTERIOR.localization + POSTERIOR.weight_decay
 NOISE = [{"noise_level": 1.03}, {"noise_level": math.sqrt(2)}]
 HOT = [{"nbeta": 1.1 * NBETA}]
-CASES = [
-    Case(
-        "sgld",
-        {"lr": 0.05},
-        lambda _: [discretised_laws.sgld(0.05, k) for k in KAPPAS],
-        150,
-        NOISE + HOT,
-    ),
-    Case("lmsgld", {"lr": 0.08}, lambda _: [1 / k for k in KAPPAS], 120, NOISE + HOT),
-    Case(
-        "sghmc",
-        {"lr": 0.02, "friction": 0.3},
-        lambda _: [discretised_laws.sghmc(0.02, k, 0.3) for k in KAPPAS],
-        150,
-        [*HOT, {"friction": 0.6}],
-    ),
-    Case(
-        "sgnht",
-        {"lr": 0.01, "diffusion_factor": 0.1},
-        underdamped(discretised_laws.sgnht, 0.01, 0.1),
-        600,
-        [*HOT, {"diffusion_factor": 0.2}],
-    ),
-    Case(
-        "sgnht",
-        {"lr": 0.01, "diffusion_factor": 0.1, "scheme": "badodab"},
-        underdamped(discretised_laws.badodab, 0.01, 0.1),
-        600,
-        [*HOT, {"scheme": "ding"}],
-    ),
-]
+CONTROLS: dict[str, list[dict[str, Any]]] = {
+    "sgld": NOISE + HOT,
+    "lmsgld": NOISE + HOT,
+    "rmsprop_sgld": NOISE + HOT,
+    "adam_sgld": [*NOISE, {"beta1": 0.8}],
+    "sghmc": [*HOT, {"friction": 0.6}],
+    "sgnht": [*HOT, {"diffusion_factor": 0.2}],
+    "sgnht badodab": [*HOT, {"scheme": "ding"}],
+}
 
 
-def sample(case: Case, **changes: object) -> tuple[Tensor, Sampler]:
-    w = parameter(COORDINATES)
-    options = {"nbeta": NBETA, "localization": GAMMA, "weight_decay": LAM, **case.options}
-    source = torch.Generator().manual_seed(0)
-    sampler = SAMPLERS[case.name]([w], generator=source, **{**options, **changes})
-    run(sampler, w, TARGET.gradient, case.steps)
-    return w.detach(), sampler
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_the_variance_is_that_of_the_discretised_chain(case: Case) -> None:
-    w, sampler = sample(case)
-    assert_variance(w, spread(case.law(sampler)))
+@pytest.mark.parametrize("name", CASES)
+def test_the_variance_is_that_of_the_discretised_chain(name: str) -> None:
+    case = CASES[name]
+    w, sampler = case.sample()
+    assert_variance(w, case.variance(sampler))
 
 
 @pytest.mark.parametrize(
-    ("case", "wrong"),
+    ("name", "wrong"),
     [
-        pytest.param(case, wrong, id=f"{case.name}-{wrong}")
-        for case in CASES
-        for wrong in case.controls
+        pytest.param(name, wrong, id=f"{name}-{wrong}")
+        for name, controls in CONTROLS.items()
+        for wrong in controls
     ],
 )
-def test_a_slightly_wrong_sampler_is_refused(case: Case, wrong: dict[str, object]) -> None:
-    w, sampler = sample(case, **wrong)
+def test_a_slightly_wrong_sampler_is_refused(name: str, wrong: dict[str, Any]) -> None:
+    case = CASES[name]
+    w, sampler = case.sample(**wrong)
     with pytest.raises(AssertionError, match="standard errors off"):
-        assert_variance(w, spread(case.law(sampler)))
+        assert_variance(w, case.variance(sampler))
 
 
 def test_sghmc_with_three_per_cent_more_noise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = SGHMC._draw
     monkeypatch.setattr(SGHMC, "_draw", lambda self, at, std: draw(self, at, 1.03 * std))
-    w, sampler = sample(CASES[2])
+    w, sampler = CASES["sghmc"].sample()
     with pytest.raises(AssertionError, match="standard errors off"):
-        assert_variance(w, spread(CASES[2].law(sampler)))
+        assert_variance(w, CASES["sghmc"].variance(sampler))
 
 
-@pytest.mark.parametrize("case", CASES[2:], ids=lambda case: case.name)
+@pytest.mark.parametrize("name", ["sghmc", "sgnht", "sgnht badodab"])
 def test_the_same_sampler_without_its_friction_is_refused(
-    case: Case, monkeypatch: pytest.MonkeyPatch
+    name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kick = torch._foreach_mul_
     monkeypatch.setattr(
         "distsampler.optim.kernels.torch._foreach_mul_",
         lambda tensors, by: None if isinstance(by, Tensor | float) else kick(tensors, by),
     )
-    w, sampler = sample(case)
+    w, sampler = CASES[name].sample()
     monkeypatch.undo()
     with pytest.raises(AssertionError, match="standard errors off"):
-        assert_variance(w, spread(case.law(sampler)))
+        assert_variance(w, CASES[name].variance(sampler))
 
 
-def frozen_preconditioner(sampler: Sampler) -> Tensor:
-    """P of each coordinate."""
-    return sampler._current_layouts()[0].columns["root"][0].double().square()
-
-
-@pytest.mark.parametrize("change", [{}, *NOISE, *HOT])
-def test_frozen_rmsprop_has_the_law_of_its_own_step_sizes(change: dict[str, object]) -> None:
-    """P_i differs by coordinate; given P, each is an SGLD chain with step lr P_i."""
-    case = Case("rmsprop_sgld", {"lr": 0.05, "freeze_after": 30, "stability": 0.3}, list, 400)
-    w, sampler = sample(case, **change)
-    kappa = spread(KAPPAS)
-    variance = 1 / (kappa * (1 - 0.05 * frozen_preconditioner(sampler) * kappa / 4))
-    if change:
-        with pytest.raises(AssertionError, match="standard errors off"):
-            assert_variance(w, variance)
-    else:
-        assert_variance(w, variance)
-
-
-@pytest.mark.parametrize("change", [{}, *NOISE, {"beta1": 0.8}])
-def test_frozen_adam_has_the_biased_law_of_a_drift_with_memory(change: dict[str, object]) -> None:
-    """beta2 = 0 and a large stability make P constant; what is left is the memory of m."""
-    options = {"lr": 2.0, "freeze_after": 1, "stability": 100.0, "beta1": 0.9}
-    w, sampler = sample(Case("adam_sgld", options, list, 1500), **change)
-    lr = 2.0 * float(frozen_preconditioner(sampler)[0])
-    variances = [discretised_laws.adam_sgld(lr, NBETA, h, GAMMA + LAM, 0.9) for h in LEVELS]
-    bias = variances[-1] * KAPPAS[-1] - 1
-    assert bias > 10 * lr * KAPPAS[-1] / 4  # what the docstring warns of
-    if change:
-        with pytest.raises(AssertionError, match="standard errors off"):
-            assert_variance(w, spread(variances))
-    else:
-        assert_variance(w, spread(variances))
+def test_the_law_of_adam_is_biased_by_the_memory_of_its_drift() -> None:
+    case = CASES["adam_sgld"]
+    _, sampler = replace(case, steps=2).sample()
+    step = case.options["lr"] * float(frozen_preconditioner(sampler)[0])
+    bias = float(case.variance(sampler)[-1]) * KAPPAS[-1] - 1
+    assert bias > 10 * step * KAPPAS[-1] / 4  # what the docstring warns of
 
 
 @pytest.mark.parametrize("sampler", [SGLD, LMSGLD])
@@ -182,11 +106,11 @@ def test_heat_of_minibatches_and_its_correction(
 ) -> None:
     """The chain has its own law, and only its own: the law of the other setting is refused."""
     lr, variance, batch = 0.03, 30.0, 16
-    target = NoisyQuadratic(TARGET.curvature, variance, batch, torch.Generator().manual_seed(5))
-    w = parameter(COORDINATES)
+    target = NoisyQuadratic(CURVATURE, variance, batch, torch.Generator().manual_seed(5))
+    w = parameter(len(CURVATURE))
     options = {"gradient_variance": variance, "batch_size": batch} if corrected else {}
     source = torch.Generator().manual_seed(0)
-    chain = sampler([w], lr, nbeta=NBETA, localization=GAMMA + LAM, generator=source, **options)
+    chain = sampler([w], lr, nbeta=NBETA, localization=PRIOR, generator=source, **options)
     run(chain, w, target.gradient, 250)
     heat = lr**2 / 4 * NBETA**2 * variance / batch
     left = max(0.0, 1 - heat / lr) if claimed else 1.0
@@ -203,14 +127,14 @@ def test_heat_of_minibatches_and_its_correction(
 def test_heat_correction_follows_the_step_sizes_of_rmsprop(corrected: bool) -> None:
     """Corrected, noise and heat add up to what SGLD with step lr P_i injects."""
     lr, variance, batch = 0.02, 30.0, 16
-    target = NoisyQuadratic(TARGET.curvature, variance, batch, torch.Generator().manual_seed(5))
-    w = parameter(COORDINATES)
-    options = {"gradient_variance": [torch.full((COORDINATES,), variance)], "batch_size": batch}
+    target = NoisyQuadratic(CURVATURE, variance, batch, torch.Generator().manual_seed(5))
+    w = parameter(len(CURVATURE))
+    options = {"gradient_variance": [torch.full((len(CURVATURE),), variance)], "batch_size": batch}
     chain = RMSPropSGLD(
         [w],
         lr,
         nbeta=NBETA,
-        localization=GAMMA + LAM,
+        localization=PRIOR,
         stability=0.5,
         freeze_after=50,
         generator=torch.Generator().manual_seed(0),
@@ -228,13 +152,13 @@ def test_heat_correction_follows_the_step_sizes_of_rmsprop(corrected: bool) -> N
 
 
 def test_lmsgld_with_a_preconditioner_is_exact_too() -> None:
-    w = parameter(COORDINATES)
+    w = parameter(len(CURVATURE))
     scale = 1 / spread(KAPPAS).float()
     source = torch.Generator().manual_seed(0)
     chain = LMSGLD(
         [w], 1.0, nbeta=NBETA, localization=3.0, preconditioner=[scale], generator=source
     )
-    run(chain, w, TARGET.gradient, 60)
+    run(chain, w, Quadratic(CURVATURE).gradient, 60)
     assert_variance(w.detach(), 1 / spread(KAPPAS))
 
 

@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 
 from distsampler.optim import MALA, SAMPLERS, Sampler
-from distsampler.truth import BlockGibbs, DeepLinear, ReplicaMean, block_gibbs, sample_copies
+from distsampler.truth.gibbs import BlockGibbs, DeepLinear, ReplicaMean, block_gibbs
+from distsampler.truth.many_copies import sample_copies
 from tests.assertions import assert_mean
 from tests.targets import CorrelatedGaussian, parameter, run
 
 pytestmark = [pytest.mark.statistical, pytest.mark.slow]
 
 COPIES = 512
-REGULAR = DeepLinear.of_rank((3, 3, 3), 3, t=100.0, gamma=5.0)
-SINGULAR = DeepLinear.of_rank((2, 2, 2, 2), 1, t=100.0, gamma=5.0)
+REGULAR = DeepLinear.of_rank((3, 3, 3), 3, t=100.0, localization=5.0)
+SINGULAR = DeepLinear.of_rank((2, 2, 2, 2), 1, t=100.0, localization=5.0)
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def against_gibbs(
     exact, start = truths[str(net.widths)]
     got = sample_copies(
         net,
-        lambda weights: case.make(weights, nbeta * net.t, net.gamma),
+        lambda weights: case.make(weights, nbeta * net.t, net.localization),
         start,
         steps=2_500,
         burn_in=600,

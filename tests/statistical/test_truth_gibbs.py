@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from distsampler import truth
-from distsampler.truth import BlockGibbs, DeepLinear, ReplicaMean, gibbs
+from distsampler.truth import coefficients, gibbs, networks
+from distsampler.truth.gibbs import BlockGibbs, DeepLinear, ReplicaMean, block_gibbs
+from distsampler.truth.quadrature import linear_regression, quadrature
 from tests.assertions import assert_mean
 
 pytestmark = pytest.mark.statistical
@@ -59,8 +60,9 @@ def test_gibbs_reproduces_the_published_values(
 @pytest.mark.parametrize("t", [1e4, 1e6])
 @pytest.mark.parametrize(("widths", "rank"), [((2, 2, 2), 0), ((2, 2, 2), 1), ((2, 2, 2), 2)])
 def test_gibbs_approaches_the_expansion(t: float, widths: tuple[int, ...], rank: int) -> None:
-    found = truth.block_gibbs(DeepLinear.of_rank(widths, rank, t), sweeps=250)
-    assert float(found.mean) == pytest.approx(truth.deep_linear(widths, rank).at(t), rel=0.02)
+    found = block_gibbs(DeepLinear.of_rank(widths, rank, t), sweeps=250)
+    expected = coefficients.deep_linear(widths, rank).at(t)
+    assert float(found.mean) == pytest.approx(expected, rel=0.02)
 
 
 def two_weights(t: float, gamma: float, a: float, b: float) -> float:
@@ -94,7 +96,7 @@ def test_gibbs_of_two_weights_is_an_integral(
     net = DeepLinear(layers, t)
     exact = two_weights(t, 1.0, a, b)
     if b == 0.0:
-        assert truth.quadrature(lambda x, y: (x * y) ** 2, t, 1.0, anchor).mean == pytest.approx(
+        assert quadrature(lambda x, y: (x * y) ** 2, t, 1.0, anchor).mean == pytest.approx(
             exact, rel=1e-6
         )
     used = DeepLinear(layers, factor_t * t, factor_gamma)
@@ -113,7 +115,7 @@ def prior_average(net: DeepLinear, draws: int) -> tuple[float, float]:
     for _ in range(16):
         weights = [
             w + torch.randn(draws // 16, *w.shape, dtype=w.dtype, generator=source)
-            / math.sqrt(net.gamma)
+            / math.sqrt(net.localization)
             for w in net.anchors
         ]  # fmt: skip
         tk = net.tk(weights)
@@ -128,7 +130,7 @@ def test_gibbs_of_unequal_widths_agrees_with_draws_of_the_prior(factor: float) -
     source = torch.Generator().manual_seed(2)
     shapes = [(3, 2), (1, 3), (2, 1)]
     layers = tuple(torch.randn(s, dtype=torch.float64, generator=source) for s in shapes)
-    net = DeepLinear(layers, t=5.0, gamma=2.0)
+    net = DeepLinear(layers, t=5.0, localization=2.0)
     expected, error = prior_average(net, 1_600_000)
     found = energy(DeepLinear(layers, factor * 5.0, 2.0), net, replicas=1_000)
     both = math.hypot(error, float(found.se))
@@ -152,9 +154,9 @@ def test_moves_along_the_orbit_leave_product_and_law_alone_and_shorten_the_way(
         return float((chains.weights[0] - net.anchors[0]).norm(dim=(-2, -1)).mean())
 
     chains = BlockGibbs(net, 100, torch.Generator().manual_seed(0))
-    before = truth.gibbs.product(chains.weights)
+    before = gibbs.product(chains.weights)
     chains._trade(0)
-    torch.testing.assert_close(truth.gibbs.product(chains.weights), before)
+    torch.testing.assert_close(gibbs.product(chains.weights), before)
     free = way()
     monkeypatch.setattr(BlockGibbs, "_trade", lambda self, s: None)
     assert way() < free / 10
@@ -168,27 +170,27 @@ def test_several_networks_at_once_are_the_same_as_one_by_one() -> None:
 
     layers = (layer(3, 2), layer(2, 3))
     short = {"replicas": 64, "sweeps": 150, "burn_in": 50}
-    together = truth.block_gibbs(DeepLinear(layers, 50.0), **short)
+    together = block_gibbs(DeepLinear(layers, 50.0), **short)
     assert together.mean.shape == together.se.shape == (3,)
     for i in range(3):
         one = DeepLinear(tuple(w[i] for w in layers), 50.0)
-        alone = truth.block_gibbs(one, seed=1 + i, **short)
+        alone = block_gibbs(one, seed=1 + i, **short)
         both = math.hypot(float(alone.se), float(together.se[i]))
         assert_mean(float(together.mean[i]), float(alone.mean), both)
 
 
 def test_one_layer_is_a_linear_regression() -> None:
     """K = |W - T|^2 is a quadratic of curvature 2 in every entry."""
-    net = DeepLinear((torch.ones(2, 3, dtype=torch.float64),), t=7.0, gamma=3.0)
-    found = truth.block_gibbs(net, sweeps=1_000)
-    exact = truth.linear_regression(torch.full((6,), 2.0), nbeta=7.0, gamma=3.0)
+    net = DeepLinear((torch.ones(2, 3, dtype=torch.float64),), t=7.0, localization=3.0)
+    found = block_gibbs(net, sweeps=1_000)
+    exact = linear_regression(torch.full((6,), 2.0), nbeta=7.0, localization=3.0)
     assert_mean(float(found.mean), exact.mean, float(found.se))
     assert float(found.se) == pytest.approx(math.sqrt(exact.variance / 200_000), rel=0.25)
 
 
 def test_in_a_deep_net_rounding_stays_below_gamma(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nine layers whose free directions multiply: the eigenvectors of squares are not enough."""
-    net = truth.deep_linear_10k(5).posterior
+    net = networks.deep_linear_10k(5).posterior
 
     def largest() -> float:
         chains = BlockGibbs(net, 16, torch.Generator().manual_seed(0))

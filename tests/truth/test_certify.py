@@ -9,8 +9,8 @@ import jsonschema
 import numpy as np
 import pytest
 
-from distsampler import truth
 from distsampler.errors import ConfigError
+from distsampler.truth import networks, targets
 from distsampler.truth.cases import SMALL_NET, Case, Course, cases
 from distsampler.truth.certify import Certificate, Row, certify, row
 
@@ -33,7 +33,7 @@ SCHEMA = {
 
 
 def quadratic_case(**options: Any) -> Case:
-    target = truth.quadratic(np.logspace(-1, 1, 400), variance=0.25, n=1024)
+    target = targets.quadratic(np.logspace(-1, 1, 400), variance=0.25, n=1024)
     config = COURSE.config(target, "lmsgld")
     sampler = config.sampler.replaced(**options)
     return Case(target, config.replaced(sampler=sampler))
@@ -62,8 +62,8 @@ def test_a_sampler_with_too_much_noise_fails() -> None:
 
 def test_a_chain_that_leaves_for_infinity_is_a_row_that_fails() -> None:
     case = quadratic_case(lr=1e-2)
-    law_of_a_stable_one = truth.Known(1.0)
-    still = replace(case.target.known(law_of_a_stable_one), find=lambda: law_of_a_stable_one)
+    law_of_a_stable_one = targets.Known(1.0)
+    still = replace(case.target.known(law_of_a_stable_one), solve=lambda: law_of_a_stable_one)
     config = case.config.replaced(sampler=case.config.sampler.replaced(name="sghmc"))
     found = row(Case(still, config))
     assert (found.verdict, found.nan_runs, found.holds) == ("FAILED", 1, False)
@@ -104,7 +104,7 @@ def test_every_sampler_gets_a_row_of_every_kind() -> None:
 def test_your_own_cases_go_the_same_road() -> None:
     told: list[Row] = []
     course = replace(SMALL_NET, burn_in=10, draws=20, thin=2)
-    net = truth.unit_network((2, 2), 1, gamma=5.0).known(truth.Known(2.0))
+    net = networks.unit_network((2, 2), 1, localization=5.0).known(targets.Known(2.0))
     found = certify(only=[Case(net, course.config(net, "sgld"))], say=told.append)
     assert found.rows == tuple(told)
     assert found.rows[0].case == net.name

@@ -5,17 +5,36 @@ import numpy as np
 import pytest
 import torch
 
-from distsampler import truth
 from distsampler.errors import ConfigError, DistsamplerError
+from distsampler.truth import coefficients
+from distsampler.truth.codimension import codimension
+from distsampler.truth.gibbs import DeepLinear
+from distsampler.truth.quadrature import linear_regression, quadrature
 
 SIZES = range(1, 13)
+
+
+def reduced_rank(
+    inputs: int, hidden: int, outputs: int, rank: int
+) -> coefficients.LearningCoefficient:
+    """Return that of ``y = B A x`` by a formula of its own (Aoyagi & Watanabe 2005)."""
+    m, h, n, r = inputs, hidden, outputs, rank
+    if m + h < n + r:  # C2
+        return coefficients.LearningCoefficient((h * m - h * r + n * r) / 2, 1)
+    if n + h < m + r:  # C3
+        return coefficients.LearningCoefficient((h * n - h * r + m * r) / 2, 1)
+    if m + n < h + r:  # C4
+        return coefficients.LearningCoefficient(m * n / 2, 1)
+    eighths = -((h + r) ** 2) - m**2 - n**2 + 2 * (h + r) * (m + n) + 2 * m * n  # C1
+    odd = (m + h + n + r) % 2
+    return coefficients.LearningCoefficient((eighths + odd) / 8, 1 + odd)
 
 
 def test_two_formulas_of_two_layers_agree_in_value_and_multiplicity() -> None:
     cases = 0
     for m, h, n in itertools.product(SIZES, repeat=3):
         for r in range(min(m, h, n) + 1):
-            assert truth.deep_linear((m, h, n), r) == truth.reduced_rank(m, h, n, r), (m, h, n, r)
+            assert coefficients.deep_linear((m, h, n), r) == reduced_rank(m, h, n, r)
             cases += 1
     assert cases == 7_812
 
@@ -38,28 +57,28 @@ def test_two_formulas_of_two_layers_agree_in_value_and_multiplicity() -> None:
 def test_deep_linear_nets_have_their_published_coefficients(
     widths: tuple[int, ...], rank: int, value: float, multiplicity: int
 ) -> None:
-    assert truth.deep_linear(widths, rank) == (value, multiplicity)
+    assert coefficients.deep_linear(widths, rank) == (value, multiplicity)
 
 
 def test_a_chain_of_single_weights_is_a_normal_crossing() -> None:
     for layers in range(1, 8):
-        chain = truth.deep_linear((1,) * (layers + 1), 0)
-        assert chain == truth.normal_crossing((1,) * layers)
+        chain = coefficients.deep_linear((1,) * (layers + 1), 0)
+        assert chain == coefficients.normal_crossing((1,) * layers)
 
 
 def test_the_coefficient_does_not_know_the_order_of_the_widths_at_rank_zero() -> None:
     for widths in itertools.permutations((2, 3, 5, 7)):
-        assert truth.deep_linear(widths, 0) == truth.deep_linear((2, 3, 5, 7), 0)
+        assert coefficients.deep_linear(widths, 0) == coefficients.deep_linear((2, 3, 5, 7), 0)
 
 
 def test_crossings_and_regular_models() -> None:
-    assert truth.normal_crossing((1, 3, 3)) == (1 / 6, 2)
-    assert truth.normal_crossing((2, 0)) == (1 / 4, 1)
-    assert truth.regular(10) == (5, 1)
+    assert coefficients.normal_crossing((1, 3, 3)) == (1 / 6, 2)
+    assert coefficients.normal_crossing((2, 0)) == (1 / 4, 1)
+    assert coefficients.regular(10) == (5, 1)
 
 
 def test_the_expansion_at_finite_t_subtracts_the_multiplicity() -> None:
-    assert truth.LearningCoefficient(1.5, 3).at(math.e**4) == pytest.approx(1.0)
+    assert coefficients.LearningCoefficient(1.5, 3).at(math.e**4) == pytest.approx(1.0)
 
 
 def square(w: np.ndarray) -> np.ndarray:
@@ -86,10 +105,10 @@ def product(k: int) -> object:
 def test_quadrature_reproduces_the_published_values(
     loss: object, anchor: tuple[float, ...], t: float, published: float
 ) -> None:
-    assert truth.quadrature(loss, t, 1.0, anchor).mean == pytest.approx(published, abs=5e-5)
+    assert quadrature(loss, t, 1.0, anchor).mean == pytest.approx(published, abs=5e-5)
     for wrong in (
-        truth.quadrature(loss, t / 2, 1.0, anchor),
-        truth.quadrature(loss, t, 2.0, anchor),
+        quadrature(loss, t / 2, 1.0, anchor),
+        quadrature(loss, t, 2.0, anchor),
     ):
         assert wrong.mean != pytest.approx(published, abs=5e-5)
 
@@ -103,41 +122,41 @@ def test_quadrature_of_a_product_off_the_origin_agrees_with_the_inner_integral_d
     precision = gamma + 2 * t * a**2
     density = np.exp(-gamma / 2 * (a - 1) ** 2) / np.sqrt(precision)
     by_hand = (density * t * a**2 / precision).sum() / density.sum()
-    found = truth.quadrature(product(1), t, gamma, (1.0, 0.0))
+    found = quadrature(product(1), t, gamma, (1.0, 0.0))
     assert found.mean == pytest.approx(by_hand, rel=1e-6)
     assert found.mean == pytest.approx(0.3974, abs=5e-5)
 
 
 def test_a_strong_anchor_on_a_regular_point_is_regular() -> None:
     """At (1, 0) only the second weight is seen once gamma holds the first away from 0."""
-    found = truth.quadrature(product(1), 1e6, 100.0, (1.0, 0.0))
+    found = quadrature(product(1), 1e6, 100.0, (1.0, 0.0))
     assert found.mean == pytest.approx(0.5, rel=1e-3)
 
 
 def test_quadrature_of_a_quadratic_is_the_closed_form() -> None:
-    closed = truth.linear_regression([2.0, 2.0], nbeta=30.0, gamma=3.0)
-    found = truth.quadrature(lambda a, b: a**2 + b**2, 30.0, 3.0)
+    closed = linear_regression([2.0, 2.0], nbeta=30.0, localization=3.0)
+    found = quadrature(lambda a, b: a**2 + b**2, 30.0, 3.0)
     assert found == pytest.approx(closed, rel=1e-6)
 
 
 def test_quadrature_that_cannot_resolve_its_loss_says_so() -> None:
     with pytest.raises(DistsamplerError, match="must not depend on its points"):
-        truth.quadrature(lambda w: (w - 1) ** 2, 1e9, anchor=(1.0,))
+        quadrature(lambda w: (w - 1) ** 2, 1e9, anchor=(1.0,))
 
 
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: truth.deep_linear((3,), 0),
-        lambda: truth.deep_linear((3, 2, 3), 3),
-        lambda: truth.reduced_rank(3, 2, 3, 3),
-        lambda: truth.normal_crossing(()),
-        lambda: truth.normal_crossing((0, 0)),
-        lambda: truth.quadrature(square, 1.0, 0.0, (0.0,)),
-        lambda: truth.quadrature(square, 1.0, 1.0, (0.0, 0.0, 0.0)),
-        lambda: truth.DeepLinear((), 1.0),
-        lambda: truth.DeepLinear((torch.zeros(2, 3), torch.zeros(2, 3)), 1.0),
-        lambda: truth.DeepLinear((torch.zeros(2, 3),), 1.0, gamma=0.0),
+        lambda: coefficients.deep_linear((3,), 0),
+        lambda: coefficients.deep_linear((3, 2, 3), 3),
+        lambda: coefficients.deep_linear((3, 2, 3), -1),
+        lambda: coefficients.normal_crossing(()),
+        lambda: coefficients.normal_crossing((0, 0)),
+        lambda: quadrature(square, 1.0, 0.0, (0.0,)),
+        lambda: quadrature(square, 1.0, 1.0, (0.0, 0.0, 0.0)),
+        lambda: DeepLinear((), 1.0),
+        lambda: DeepLinear((torch.zeros(2, 3), torch.zeros(2, 3)), 1.0),
+        lambda: DeepLinear((torch.zeros(2, 3),), 1.0, localization=0.0),
     ],
 )
 def test_what_has_no_answer_is_refused(call: object) -> None:
@@ -149,11 +168,11 @@ def test_the_gradient_of_a_deep_linear_net_is_that_of_autograd() -> None:
     source = torch.Generator().manual_seed(0)
     shapes = [(3, 2), (1, 3), (4, 1), (2, 4)]
     layers = [torch.randn(5, *s, dtype=torch.float64, generator=source) for s in shapes]
-    net = truth.DeepLinear(tuple(w[0] + 1 for w in layers), t=3.0)
+    net = DeepLinear(tuple(w[0] + 1 for w in layers), t=3.0)
     leaves = [w.requires_grad_() for w in layers]
-    loss, slopes = net.gradient(leaves)
+    loss, gradients = net.gradient(leaves)
     torch.testing.assert_close(net.t * loss, net.tk(leaves))
-    torch.testing.assert_close(slopes, list(torch.autograd.grad(loss.sum(), leaves)))
+    torch.testing.assert_close(gradients, list(torch.autograd.grad(loss.sum(), leaves)))
 
 
 @pytest.mark.parametrize("ranks", [(3, 3, 3), (3, 1, 3), (1, 3, 2), (2, 0, 3), (0, 0, 1)])
@@ -165,4 +184,4 @@ def test_the_codimension_at_w_star_is_the_rank_of_the_jacobian(ranks: tuple[int,
         layers.append(left @ torch.randn(rank, columns, dtype=torch.float64, generator=source))
     found = torch.autograd.functional.jacobian(lambda a, b, c: c @ b @ a, tuple(layers))
     dense = torch.cat([part.reshape(9, -1) for part in found], 1)
-    assert truth.codimension(layers) == torch.linalg.matrix_rank(dense, rtol=1e-9)
+    assert codimension(layers) == torch.linalg.matrix_rank(dense, rtol=1e-9)

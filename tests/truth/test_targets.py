@@ -8,27 +8,28 @@ import pytest
 import torch
 
 import distsampler as ds
-from distsampler import truth
 from distsampler.errors import ConfigError
-from distsampler.truth import DeepLinear, networks, targets
+from distsampler.truth import networks, targets
+from distsampler.truth.gibbs import DeepLinear, block_gibbs
+from distsampler.truth.quadrature import linear_regression
 from tests.assertions import assert_mean
 
 
 def test_a_quadratic_has_the_gradient_noise_it_says() -> None:
-    target = truth.quadratic([0.5, 2.0], variance=4.0, n=64)
+    target = targets.quadratic([0.5, 2.0], variance=4.0, n=64)
     w = target.model.get_parameter("w")
     losses = target.loss(target.model, target.data)
-    slopes = torch.stack([torch.autograd.grad(x, w, retain_graph=True)[0] for x in losses])
-    torch.testing.assert_close(slopes.mean(0), torch.zeros(2), atol=1e-6, rtol=0)
-    torch.testing.assert_close(slopes.var(0, correction=0), torch.full((2,), 4.0))
+    gradients = torch.stack([torch.autograd.grad(x, w, retain_graph=True)[0] for x in losses])
+    torch.testing.assert_close(gradients.mean(0), torch.zeros(2), atol=1e-6, rtol=0)
+    torch.testing.assert_close(gradients.var(0, correction=0), torch.full((2,), 4.0))
     torch.nn.init.ones_(w)
     assert target.loss(target.model, target.data).mean().item() == pytest.approx(1.25, rel=1e-5)
 
 
 def test_a_quadratic_law_is_the_closed_formula() -> None:
-    target = truth.quadratic(np.logspace(-1, 1, 20), variance=4.0, gamma=100.0)
+    target = targets.quadratic(np.logspace(-1, 1, 20), variance=4.0, localization=100.0)
     lr, m = 0.3 / float(target.kappa.max()), 64
-    options = {"lr": lr, "localization": target.gamma, "nbeta": target.nbeta}
+    options = {"lr": lr, "localization": target.localization, "nbeta": target.nbeta}
     share = target.nbeta * target.curvature / target.kappa
     heat = 1 + lr * target.nbeta**2 * target.variance / (4 * m)
     plain = share * heat / (1 - lr * target.kappa / 4) / 2
@@ -74,7 +75,7 @@ def test_a_normal_crossing_knows_its_answers(
 
 
 def test_a_network_computes_its_product_and_copies_add() -> None:
-    one, three = (truth.unit_network((4, 3, 2), 1, copies=copies) for copies in (1, 3))
+    one, three = (networks.unit_network((4, 3, 2), 1, copies=copies) for copies in (1, 3))
     source = torch.Generator().manual_seed(0)
     layers = [torch.randn(w.shape, generator=source) for w in one.layers]
     with torch.no_grad():
@@ -90,12 +91,12 @@ def test_a_network_computes_its_product_and_copies_add() -> None:
 
 
 def test_inputs_of_a_unit_network_have_the_identity_as_second_moment() -> None:
-    x, _ = truth.unit_network((5, 2, 3), 1).data  # type: ignore[misc]
+    x, _ = networks.unit_network((5, 2, 3), 1).data  # type: ignore[misc]
     torch.testing.assert_close(x.T @ x / len(x), torch.eye(5), atol=1e-5, rtol=0)
 
 
 def test_benchmark_nets_follow_from_their_seed() -> None:
-    one, again, other = (truth.deep_linear_1k(seed, n=200) for seed in (3, 3, 4))
+    one, again, other = (networks.deep_linear_1k(seed, n=200) for seed in (3, 3, 4))
     assert one.widths == again.widths != other.widths
     for a, b in zip(one.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -104,7 +105,7 @@ def test_benchmark_nets_follow_from_their_seed() -> None:
 
 @pytest.mark.parametrize(
     ("make", "depths", "sizes"),
-    [(truth.deep_linear_1k, (2, 5), (5, 50)), (truth.deep_linear_10k, (2, 10), (5, 100))],
+    [(networks.deep_linear_1k, (2, 5), (5, 50)), (networks.deep_linear_10k, (2, 10), (5, 100))],
 )
 def test_benchmark_nets_have_the_published_statistics(
     make: object, depths: tuple[int, int], sizes: tuple[int, int]
@@ -139,7 +140,7 @@ def test_cut_layers_have_uniform_ranks() -> None:
 
 
 def test_inputs_of_a_benchmark_net_are_uniform() -> None:
-    net = truth.deep_linear_1k(12)
+    net = networks.deep_linear_1k(12)
     x, y = net.data  # type: ignore[misc]
     assert len(x) == 100_000
     assert net.nbeta == pytest.approx(1e5 / math.log(1e5))
@@ -149,8 +150,8 @@ def test_inputs_of_a_benchmark_net_are_uniform() -> None:
 
 
 def test_a_rescaled_net_is_the_same_function() -> None:
-    net = truth.unit_network((3, 2, 3), 2)
-    far = truth.rescaled(net, 4.0)
+    net = networks.unit_network((3, 2, 3), 2)
+    far = networks.rescaled(net, 4.0)
     x, y = net.data  # type: ignore[misc]
     torch.testing.assert_close(far.model(x), net.model(x))
     torch.testing.assert_close(far.data[1], y)  # type: ignore[index]
@@ -159,8 +160,8 @@ def test_a_rescaled_net_is_the_same_function() -> None:
 
 
 def test_dead_weights_add_parameters_and_change_no_loss() -> None:
-    net = truth.unit_network((3, 2, 3), 1)
-    dead = truth.with_dead_weights(net, 1_000)
+    net = networks.unit_network((3, 2, 3), 1)
+    dead = networks.with_dead_weights(net, 1_000)
     count = sum(p.numel() for p in net.model.parameters())
     assert sum(p.numel() for p in dead.model.parameters()) == count + 1_000
     torch.testing.assert_close(dead.loss(dead.model, net.data), net.loss(net.model, net.data))
@@ -171,13 +172,13 @@ def test_gibbs_of_a_network_is_found_once_and_can_be_given(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(networks, "ENOUGH", 0.02)
-    net = truth.unit_network((3, 3, 3), 3, t=200.0)
+    net = networks.unit_network((3, 3, 3), 3, t=200.0)
     assert net.exact is net.exact
     assert 0 < net.exact.se < 0.02 * net.exact.mean
-    again = truth.block_gibbs(net.posterior, replicas=50, sweeps=100, burn_in=50, seed=5)
+    again = block_gibbs(net.posterior, replicas=50, sweeps=100, burn_in=50, seed=5)
     both = math.hypot(net.exact.se, float(again.se))
     assert_mean(net.exact.mean, float(again.mean), both)
-    given = net.known(truth.Known(3.0, 0.1, "elsewhere"))
+    given = net.known(targets.Known(3.0, 0.1, "elsewhere"))
     assert given.exact == (3.0, 0.1, "elsewhere")
     assert pickle.loads(pickle.dumps(given)).exact.mean == 3.0
 
@@ -187,8 +188,8 @@ def test_a_finite_sample_of_inputs_hardly_changes_the_truth() -> None:
     x = networks.uniform_inputs(10_000, 40, seed=1)
     nbeta, gamma, moment = 1_000.0, 1.0, float(x.square().mean())
     h = 2 * torch.linalg.eigvalsh(x.mT @ x / len(x))
-    true = truth.linear_regression(h.numpy(), nbeta, gamma).mean
-    taken = truth.linear_regression(np.full(40, 2 * moment), nbeta, gamma).mean
+    true = linear_regression(h.numpy(), nbeta, gamma).mean
+    taken = linear_regression(np.full(40, 2 * moment), nbeta, gamma).mean
     assert taken == pytest.approx(true, rel=1e-3)
     assert DeepLinear((torch.zeros(1, 40).double(),), nbeta * moment, gamma).t > nbeta
 
@@ -196,14 +197,14 @@ def test_a_finite_sample_of_inputs_hardly_changes_the_truth() -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: truth.quadratic([1.0, -1.0], 0.0),
-        lambda: truth.quadratic([1.0], -1.0),
+        lambda: targets.quadratic([1.0, -1.0], 0.0),
+        lambda: targets.quadratic([1.0], -1.0),
         lambda: targets.normal_crossing((0, 0)),
         lambda: targets.normal_crossing((1, 1), anchor=(1.0, 1.0)),
         lambda: targets.normal_crossing((1, 1), anchor=(0.0,)),
-        lambda: truth.rescaled(truth.unit_network((2, 2), 1), 2.0),
-        lambda: truth.rescaled(truth.unit_network((2, 2, 2), 1), 0.0),
-        lambda: truth.unit_network((2, 1, 2), 2),
+        lambda: networks.rescaled(networks.unit_network((2, 2), 1), 2.0),
+        lambda: networks.rescaled(networks.unit_network((2, 2, 2), 1), 0.0),
+        lambda: networks.unit_network((2, 1, 2), 2),
     ],
 )
 def test_what_has_no_answer_is_refused(call: object) -> None:
