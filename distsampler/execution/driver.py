@@ -1,4 +1,4 @@
-"""The driver: takes events from the pool, lets ``transition`` decide, performs what it says.
+"""The driver: takes events from the pool, lets ``transition`` decide, and does what it says.
 
 Only the driver commits, so a draw exists exactly once however often something died.
 """
@@ -30,12 +30,10 @@ from distsampler.execution.run_state import (
     Judge,
     Judged,
     Keep,
-    Note,
     Phase,
     RecordAnchor,
     Refused,
     Restart,
-    Retire,
     RunSetup,
     State,
     Stop,
@@ -48,21 +46,21 @@ from distsampler.store.events import Lost, Retired, RunEvent, Started, StepTooLa
 from distsampler.store.trace import Trace
 
 WAIT_SECONDS = 0.2
-COMMIT_SHARE = 10.0  # of its time at most about one part in so many goes into long commits
-SHORT_COMMIT = 0.5  # seconds: those that take no longer are made as often as asked
-SHOW_SHARE = 20.0  # of the driver's time at most one part in so many goes into showing progress
+COMMIT_SHARE = 10.0  # long commits take at most about this part of the driver's time
+SHORT_COMMIT = 0.5  # seconds: commits that take no longer are made as often as asked
+SHOW_SHARE = 20.0  # showing the progress takes at most this part of the driver's time
 
 
 class Driver:
-    """The loop: performs what ``transition`` decides, and tells it what came of it.
+    """The loop: performs what ``transition`` decides, and reports to it what came of that.
 
     Args:
         spec: the recipe of every chain.
-        pool: where work is done; started and stopped here.
+        pool: where work is done; its first places have been started.
         trace: where draws are committed.
-        judge: the verdict on the first draws after burn-in.
-        observer: of the progress.
-        stopped: a reason to stop, asked for several times a second.
+        judge: gives the verdict on the first counted draws; see ``Schedule``.
+        observer: is shown the progress.
+        stopped: gives a reason to stop, if there is one; called several times a second.
     """
 
     def __init__(
@@ -76,44 +74,31 @@ class Driver:
     ) -> None:
         self._spec, self._pool, self._trace = spec, pool, trace
         self._judge, self._observer, self._stopped = judge, observer, stopped
-        self._at_anchor = trace.constants.at_anchor()
-        self._pending: list[DrawBlock] = []
-        self._states: dict[int, bytes | StateFile] = {}
-        self._events: deque[Event] = deque()
-        self._too_large: set[int] = set()
-        self._restarts: list[tuple[float, int, int]] = []
-        self._incarnations: dict[int, int] = {}  # of places that were started again
-        self._last_commit = time.monotonic()
-        self._commit_took = 0.0
-        self._shown: Phase | None = None
-        self._show_again = 0.0
-        self._schedule = Schedule.of(spec.config)
+        self._schedule, self._at_anchor = Schedule.of(spec.config), trace.constants.at_anchor()
         self._received = trace.restart_points()
         burn_in, total = self._schedule.provisional_burn_in, self._schedule.total
         self._progress = Progress(self._received, burn_in, total - burn_in, spec.nbeta)
+        self._events: deque[Event] = deque()
+        self._pending: list[DrawBlock] = []
+        self._states: dict[int, bytes | StateFile] = {}  # the newest of each chain
+        self._too_large: set[int] = set()  # chains of which it is logged
+        self._restarts: dict[int, tuple[float, int]] = {}  # place -> when, which incarnation
+        self._incarnations: dict[int, int] = {}  # of places that were started again
+        self._last_commit, self._commit_took = time.monotonic(), 0.0
+        self._shown: Phase | None = None
+        self._show_again = 0.0
 
     def run(self, places: tuple[int, ...]) -> State:
-        """Runs to the end.
+        """Run to the end.
 
         Args:
-            places: that the pool has begun to bring up.
+            places: numbers of the places that the pool has begun to start.
 
         Returns:
             The last state; its phase is FINISHED or FAILED.
         """
-        config = self._spec.config
-        setup = RunSetup(
-            self._schedule,
-            config.min_chains,
-            config.placement.block,
-            anchor_pass.parts_of(self._spec, len(places)),
-            config.together,
-        )
-        retired = frozenset(self._trace.manifest.retired)
-        anchored = self._at_anchor is not None
-        committed = self._trace.committed
-        state = begin(setup, places, committed, retired, anchored, self._received)
-        self._see_anchor()
+        state = self._begin(places)
+        self._check_anchor()
         try:
             while not state.over:
                 for event in self._next_events(state):
@@ -131,92 +116,79 @@ class Driver:
         self._show(state)
         return state
 
+    def _begin(self, places: tuple[int, ...]) -> State:
+        config, trace = self._spec.config, self._trace
+        parts = anchor_pass.parts_of(self._spec, len(places))
+        block, together = config.placement.block, config.together
+        return begin(
+            RunSetup(self._schedule, config.min_chains, block, parts, together),
+            places,
+            trace.committed,
+            frozenset(trace.manifest.retired),
+            anchored=self._at_anchor is not None,
+            received=self._received,
+        )
+
     def _show(self, state: State) -> None:
-        """Tells the observer how the run goes: a new phase at once, the rest now and then."""
+        """Show the progress: a new phase at once, the rest now and then."""
         began = time.monotonic()
         if state.phase is self._shown and began < self._show_again:
             return
         made = {}
         if state.phase is Phase.ANCHORING:
             made = anchor_pass.progress(state.setup.parts, state.parts)
-        committed = self._trace.committed
-        self._observer.show(
-            self._progress.snapshot(str(state.phase), state.retired, committed, made)
-        )
+        phase, committed = str(state.phase), self._trace.committed
+        self._observer.show(self._progress.snapshot(phase, state.retired, committed, made))
         ended = time.monotonic()
         self._shown, self._show_again = state.phase, ended + SHOW_SHARE * (ended - began)
 
     def _next_events(self, state: State) -> list[Event]:
-        """What the loop itself has to say, else what the pool reports."""
-        self._bring_up()
+        """What the driver itself reports, else what the pool does."""
+        self._restart()
         reason = self._stopped()
         if reason is not None and state.phase is not Phase.DRAINING:
             self._events.append(Stop(reason))
-        pause = max(
-            self._spec.config.commit_seconds, COMMIT_SHARE * (self._commit_took - SHORT_COMMIT)
-        )
-        if time.monotonic() - self._last_commit > pause:
+        pause = COMMIT_SHARE * (self._commit_took - SHORT_COMMIT)
+        if time.monotonic() - self._last_commit > max(self._spec.config.commit_seconds, pause):
             self._commit()
         if not self._events:
-            self._events.extend(self._reported())
+            self._events.extend(map(self._numbered, self._pool.wait(WAIT_SECONDS)))
         events = list(self._events)
         self._events.clear()
         return events
 
-    def _reported(self) -> list[PoolEvent]:
-        """What the pool reports, with the incarnation of each place."""
-        return [
-            replace(event, incarnation=self._incarnations.get(event.place, 1))
-            for event in self._pool.wait(WAIT_SECONDS)
-        ]
+    def _numbered(self, event: PoolEvent) -> PoolEvent:
+        """A pool's event with the incarnation of its place, of which the pool does not know."""
+        return replace(event, incarnation=self._incarnations.get(event.place, 1))
 
     def _perform(self, action: Action) -> None:
         match action:
             case Submit(place, work):
-                self._pool.submit(place, self._filled(work))
+                self._pool.submit(place, self._completed(work))
             case Restart(place, incarnation, losses):
                 delay = random.uniform(2.0, 3.0 + 0.5 * min(losses, 4))
-                self._restarts.append((time.monotonic() + delay, place, incarnation))
+                self._restarts[place] = (time.monotonic() + delay, incarnation)
             case Keep(block):
                 self._pending.append(block)
                 self._states[block.chain] = block.state
                 self._progress.add(block)
-                self._see_step(block)
+                self._check_step(block)
             case CommitNow():
                 self._commit()
             case RecordAnchor(parts):
-                self._record(parts)
+                self._at_anchor = anchor_pass.reduce(parts, self._spec)
+                self._trace.record_facts(self._spec.facts, self._at_anchor)
+                self._check_anchor()
             case Judge(draws):
                 verdict = self._judge(draws)
                 self._progress.judged(verdict)
                 self._events.append(Judged(verdict))
-            case Retire(chain, reason):
-                self._trace.log(Retired(chain, reason))
-                self._trace.retire(chain, reason)
-            case Note(event):
-                self._note(event)
+            case RunEvent():
+                self._log(action)
             case _:
                 assert_never(action)
 
-    def _see_step(self, block: DrawBlock) -> None:
-        """Notes, once a chain, that its step is too large for the curvature it has met."""
-        if "curvature" not in block.values or block.chain in self._too_large:
-            return
-        curvature = np.asarray(block.values["curvature"], np.float64)
-        reason = bias.too_large(curvature, self._spec.facts)
-        if reason is not None:
-            self._too_large.add(block.chain)
-            self._trace.log(StepTooLarge(block.chain, reason))
-
-    def _note(self, event: RunEvent) -> None:
-        if isinstance(event, Started):
-            self._trace.record_device(str(event.info["device"]))
-        elif isinstance(event, Lost):
-            for chain in event.chains or ():
-                self._progress.lost(chain)
-        self._trace.log(event)
-
-    def _filled(self, work: Work) -> Work:
+    def _completed(self, work: Work) -> Work:
         """The work with all that its place needs."""
         if isinstance(work, AnchorPass):
             return work
@@ -226,18 +198,33 @@ class Driver:
         )
         return replace(work, at_anchor=self._at_anchor, states=states, files=self._trace.files)
 
-    def _record(self, parts: tuple[anchor_pass.AnchorPart, ...]) -> None:
-        self._at_anchor = anchor_pass.reduce(parts, self._spec)
-        self._trace.record_facts(self._spec.facts, self._at_anchor)
-        self._see_anchor()
+    def _log(self, event: RunEvent) -> None:
+        if isinstance(event, Started):
+            self._trace.record_device(str(event.info["device"]))
+        self._trace.log(event)
+        if isinstance(event, Retired):
+            self._trace.retire(event.chain, event.reason)
+        elif isinstance(event, Lost):
+            for chain in event.chains or ():
+                self._progress.lost(chain)
 
-    def _see_anchor(self) -> None:
-        """Refuses to sample where w* has no loss, or hopping would bring too much of an error."""
-        if self._at_anchor is None:
+    def _check_step(self, block: DrawBlock) -> None:
+        """Log, once a chain, that its step is too large for the curvature it has met."""
+        if "curvature" not in block.values or block.chain in self._too_large:
             return
-        reason = _not_finite(self._at_anchor) or hop.refusal(self._at_anchor.hop_bias, self._spec)
+        curvature = np.asarray(block.values["curvature"], np.float64)
+        reason = bias.too_large(curvature, self._spec.facts)
         if reason is not None:
-            self._events.append(Refused(reason))
+            self._too_large.add(block.chain)
+            self._trace.log(StepTooLarge(block.chain, reason))
+
+    def _check_anchor(self) -> None:
+        """Refuse to sample where w* has no loss, or hopping would cause too large an error."""
+        at_anchor = self._at_anchor
+        if at_anchor is not None:
+            reason = _not_finite(at_anchor) or hop.refusal(at_anchor.hop_bias, self._spec)
+            if reason is not None:
+                self._events.append(Refused(reason))
 
     def _commit(self) -> None:
         self._last_commit = time.monotonic()
@@ -247,28 +234,29 @@ class Driver:
             self._pending.clear()
             self._events.append(Committed(self._trace.committed))
 
-    def _bring_up(self) -> None:
+    def _restart(self) -> None:
+        """Start the places again whose time has come."""
         now = time.monotonic()
-        for entry in [entry for entry in self._restarts if entry[0] <= now]:
-            self._restarts.remove(entry)
-            _, place, self._incarnations[place] = entry
+        for place, (when, incarnation) in list(self._restarts.items()):
+            if when > now:
+                continue
+            del self._restarts[place]
+            self._incarnations[place] = incarnation
             try:
                 self._pool.start(self._spec, [place])
             except DistsamplerError as error:
-                self._events.append(
-                    PlaceLost(place, str(error), "fatal", self._incarnations[place])
-                )
+                self._events.append(PlaceLost(place, str(error), "fatal", incarnation))
 
 
-def _not_finite(found: AtAnchor) -> str | None:
-    """Why no excess over the loss at w* can be told; None if it can."""
-    losses = found.losses
+def _not_finite(at_anchor: AtAnchor) -> str | None:
+    """Why no excess over the loss at w* can be computed; None if it can."""
+    losses = at_anchor.losses
     if losses is not None and not np.isfinite(losses).all():
         bad = np.flatnonzero(~np.isfinite(losses))
         first = ", ".join(map(str, bad[:3])) + (", ..." if len(bad) > 3 else "")
         got = f"{len(bad)} of {len(losses)} examples give {losses[bad[0]]} (rows {first})"
-    elif not np.isfinite([found.init_loss, *found.probe_losses]).all():
-        got = f"its mean over all data is {found.init_loss}"
+    elif not np.isfinite([at_anchor.init_loss, *at_anchor.probe_losses]).all():
+        got = f"its mean over all data is {at_anchor.init_loss}"
     else:
         return None
     return (

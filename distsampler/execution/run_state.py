@@ -1,6 +1,6 @@
-"""Situation: where a run stands, what can happen to it, and what can be done about it.
+"""Where a run stands, what can happen to it, and what can be done about it.
 
-Frozen values, of which ``transition`` makes decisions and ``driver`` deeds.
+Frozen values: ``transition`` decides by them, and ``driver`` does what they say.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from distsampler.execution.pool import LostReason, PoolEvent
 from distsampler.schedule import Schedule
 from distsampler.store.events import RunEvent
 
-FIRST_BLOCK = 10
+FIRST_BLOCK = 10  # draws, until it is known how long they take
 
 
 class Phase(StrEnum):
@@ -33,14 +33,14 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True)
 class RunSetup:
-    """What does not change while a run runs.
+    """What does not change during a run.
 
     Args:
         schedule: how many draws each chain makes, and when the gate judges them.
-        min_chains: with fewer left, the run fails.
-        block: draws of a block; None: sized by time.
-        parts: of the anchor pass.
-        together: chains of a pack, which are advanced as one.
+        min_chains: number of chains with fewer of which the run fails.
+        block: number of draws of a block; None: sized by time.
+        parts: parts of the anchor pass.
+        together: number of chains in a pack, which advance as one.
     """
 
     schedule: Schedule
@@ -55,11 +55,11 @@ class Place:
     """One place.
 
     Args:
-        up: whether it can work.
-        work: what it does.
-        incarnation: how often it was brought up; what an earlier one says is not heard.
-        draining: its node goes away: it gets no new work.
-        losses: how often it was lost, by kind.
+        up: whether the place can work.
+        work: what it does now.
+        incarnation: how often it was started; what an earlier incarnation says is not heard.
+        draining: whether its node goes away: it gets no new work.
+        losses: how often it was lost, by reason.
     """
 
     up: bool = False
@@ -71,7 +71,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Committed:
-    """A commit is durable; the draws of each chain."""
+    """Draws are durable: so many of each chain."""
 
     counts: tuple[int, ...]
 
@@ -85,7 +85,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Stop:
-    """End the run cleanly: a signal, or the time is up."""
+    """The run is to end cleanly: a signal came, or the time is up."""
 
     reason: str
 
@@ -102,7 +102,7 @@ Event = PoolEvent | Committed | Judged | Stop | Refused
 
 @dataclass(frozen=True)
 class Submit:
-    """Give a place its next work; the loop adds the chain's state and the losses at w*."""
+    """Give a place its next work, completed with what the driver holds."""
 
     place: int
     work: Work
@@ -110,7 +110,7 @@ class Submit:
 
 @dataclass(frozen=True)
 class Restart:
-    """Bring a place up anew, after a while."""
+    """Start a place again, after a while that grows with its losses."""
 
     place: int
     incarnation: int
@@ -131,7 +131,7 @@ class CommitNow:
 
 @dataclass(frozen=True)
 class RecordAnchor:
-    """The anchor pass is complete."""
+    """Write down what the anchor pass, now complete, has measured."""
 
     parts: tuple[AnchorPart, ...]
 
@@ -143,27 +143,31 @@ class Judge:
     draws: int
 
 
-@dataclass(frozen=True)
-class Retire:
-    """Take a chain out of the posterior."""
-
-    chain: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Note:
-    """Write an event that needs nothing else done."""
-
-    event: RunEvent
-
-
-Action = Submit | Restart | Keep | CommitNow | RecordAnchor | Judge | Retire | Note
+Action = Submit | Restart | Keep | CommitNow | RecordAnchor | Judge | RunEvent
+"""What the driver is to do; an event of the run is to be logged, and done as far as it asks."""
 
 
 @dataclass(frozen=True)
 class State:
-    """Everything the next decision depends on."""
+    """Everything that the next decision depends on.
+
+    Args:
+        setup: what does not change.
+        places: places that are up or being started, by number.
+        received: draws of each chain that the driver has received.
+        committed: draws of each chain that are durable.
+        phase: where the run is.
+        todo: parts of the anchor pass that no place has.
+        parts: parts of the anchor pass that are done.
+        pace: rows per second that a place last made in the anchor pass; None: not known yet.
+        retired: chains that were taken out.
+        gate_round: number of the next gate round, from 0.
+        judging: whether the gate was asked to judge it.
+        block: number of draws of the next blocks.
+        kept: counted draws that all chains are cut to at the end; None: not decided.
+        reason: why the run ends.
+        interrupted: whether it ends before its gate says so.
+    """
 
     setup: RunSetup
     places: Mapping[int, Place]
@@ -172,7 +176,7 @@ class State:
     phase: Phase = Phase.STARTING
     todo: tuple[Part, ...] = ()
     parts: tuple[AnchorPart, ...] = ()
-    pace: float | None = None  # rows a second that a place last made in the anchor pass
+    pace: float | None = None
     retired: frozenset[int] = frozenset()
     gate_round: int = 0
     judging: bool = False
@@ -199,7 +203,7 @@ class State:
 
     @property
     def settled(self) -> bool:
-        """Whether all draws that count are committed: what befalls those beyond is no matter."""
+        """Whether all draws that count are committed: no fault matters any more."""
         return self.kept is not None
 
     @property

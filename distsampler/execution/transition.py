@@ -1,11 +1,11 @@
 """What the driver decides: ``transition(state, event) -> (state, actions)``, pure and total.
 
-It knows no clock, no disk and no Ray; ``driver`` takes the events from the pool and performs the
-actions.
+It knows no clock, no disk and no Ray: ``driver`` takes the events from the pool and performs the
+actions. Inside, each function returns the next state and appends the actions that go with it.
 
-A chain advances in blocks; a free place takes the chain that is furthest behind, so that all
-chains keep together however many places there are. The gate looks at fixed draws, when all chains
-have committed them: a fault can delay a look but not move it.
+A chain advances in blocks. A free place takes the chain that is furthest behind, so that all chains
+keep together however many places there are. The gate judges at fixed draws, once all chains have
+committed them: a fault can delay a gate round but not move it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from heapq import heapify, heappop
 from operator import ge
 from typing import assert_never
 
+from distsampler.analysis.verdict import Verdict
 from distsampler.chains.anchor_pass import BLOCK, AnchorPart, Part
 from distsampler.chains.steps import Advanced
 from distsampler.chains.worker import Advance, AnchorPass, NotResident, Work
-from distsampler.draws import DrawBlock
 from distsampler.errors import StoreError
 from distsampler.execution.pool import (
     LostReason,
@@ -40,19 +40,17 @@ from distsampler.execution.run_state import (
     Judge,
     Judged,
     Keep,
-    Note,
     Phase,
     Place,
     RecordAnchor,
     Refused,
     Restart,
-    Retire,
     RunSetup,
     State,
     Stop,
     Submit,
 )
-from distsampler.store.events import Draining, GateRound, Lost, Started
+from distsampler.store.events import Draining, GateRound, Lost, Retired, Started
 
 BUDGETS: dict[LostReason, float] = {  # losses of one place until it is given up
     "infrastructure": 5,  # without progress between them
@@ -62,9 +60,8 @@ BUDGETS: dict[LostReason, float] = {  # losses of one place until it is given up
     "fatal": 0,
 }
 BLOCK_SECONDS = 2.0
-REPLIES = 100.0  # a second, at most: what a driver takes in without being late
-STATE_SHARE = 40.0  # a block takes so many times as long as its state to write
-Step = tuple[State, list[Action]]
+REPLIES = 100.0  # that a driver takes in per second without being late
+STATE_SHARE = 40.0  # a block takes at least this many times as long as writing its state
 
 
 def begin(
@@ -75,15 +72,15 @@ def begin(
     anchored: bool = False,
     received: tuple[int, ...] | None = None,
 ) -> State:
-    """The state before anything has happened.
+    """Return the state before anything has happened.
 
     Args:
-        setup: of the run.
-        places: that are being brought up.
+        setup: what does not change during the run.
+        places: numbers of the places that are being started.
         committed: draws of each chain that exist already.
         retired: chains that were taken out already.
         anchored: whether the anchor pass is recorded already.
-        received: draws from which each chain goes on, where its last states were lost.
+        received: draws from which each chain continues, where its last states were lost.
     """
     state = State(
         setup,
@@ -97,172 +94,168 @@ def begin(
     return _enough_left(state, "they were lost before")
 
 
-def transition(state: State, event: Event) -> Step:
-    """What happens next. Pure and total: the same state and event always give the same answer."""
-    if state.over:
-        return state, []
+def transition(state: State, event: Event) -> tuple[State, list[Action]]:
+    """Return what follows: the same state and event always give the same answer."""
+    actions: list[Action] = []
+    if state.over or (isinstance(event, PoolEvent) and _is_late(state, event)):
+        return state, actions
     match event:
-        case PlaceReady() | WorkDone() | WorkFailed() | PlaceLost() | PlaceDraining():
-            place = state.places.get(event.place)
-            if place is None or place.incarnation != event.incarnation:
-                return state, []  # a late word of one that was given up
-            state, actions = _heard(state, event)
-        case Committed():
-            state, actions = replace(state, committed=event.counts), []
-        case Judged():
-            state, actions = _judged(state, event)
-        case Stop():
-            state, actions = _stop(state, event.reason), []
-        case Refused():
-            state, actions = _fail(state, event.reason), []
+        case Committed(counts):
+            state = replace(state, committed=counts)
+        case Judged(verdict):
+            state = _judged(state, verdict, actions)
+        case Stop(reason):
+            state = _stop(state, reason)
+        case Refused(reason):
+            state = _fail(state, reason)
         case _:
-            assert_never(event)
-    return _proceed(state, actions)
+            state = _reported(state, event, actions)
+    return _proceed(state, actions), actions
 
 
-def _heard(state: State, event: PoolEvent) -> Step:
+def _is_late(state: State, event: PoolEvent) -> bool:
+    """Whether an event is about an earlier incarnation of its place."""
+    place = state.places.get(event.place)
+    return place is None or place.incarnation != event.incarnation
+
+
+def _reported(state: State, event: PoolEvent, actions: list[Action]) -> State:
     match event:
         case PlaceReady():
-            return _ready(state, event)
+            return _ready(state, event, actions)
         case WorkDone():
-            return _done(state, event)
+            return _done(state, event, actions)
         case WorkFailed():
-            return _failed(state, event)
+            return _failed(state, event, actions)
         case PlaceLost():
-            return _lost(state, event)
+            return _lost(state, event, actions)
         case PlaceDraining():
-            return _draining(state, event)
+            return _draining(state, event, actions)
         case _:
             assert_never(event)
 
 
-def _ready(state: State, event: PlaceReady) -> Step:
-    if state.places[event.place].up:
-        return state, []
-    place = replace(state.places[event.place], up=True)
-    note = Note(Started(event.place, event.info))
-    return _with_place(state, event.place, place), [note]
+def _ready(state: State, event: PlaceReady, actions: list[Action]) -> State:
+    place = state.places[event.place]
+    if place.up:
+        return state
+    actions.append(Started(event.place, event.info))
+    return _with_place(state, event.place, replace(place, up=True))
 
 
-def _done(state: State, event: WorkDone) -> Step:
+def _done(state: State, event: WorkDone, actions: list[Action]) -> State:
     if state.places[event.place].work != event.work:
-        return state, []  # a reply that came twice
-    if isinstance(event.result, NotResident):
-        return _sent_again(state, event)
-    state, actions = _freed(state, event.place, progress=True)
+        return state  # a reply that came twice
     match event.result:
+        case NotResident():
+            return _with_states(state, event, actions)
         case AnchorPart(part):
+            state = _freed(state, event.place, actions, progress=True)
             pace = state.pace
             if part.what == "losses":
                 pace = (part.stop - part.start) / max(event.seconds, 1e-3)
-            return replace(state, parts=(*state.parts, event.result), pace=pace), actions
+            return replace(state, parts=(*state.parts, event.result), pace=pace)
         case Advanced() as done:
-            state, more = _advanced(replace(state, block=_block_size(state, event, done)), done)
-            return state, actions + more
+            state = _freed(state, event.place, actions, progress=True)
+            state = replace(state, block=_block_size(state, event, done))
+            return _advanced(state, done, actions)
 
 
-def _sent_again(state: State, event: WorkDone) -> Step:
-    """Gives the place the same work, with the states of its chains."""
+def _with_states(state: State, event: WorkDone, actions: list[Action]) -> State:
+    """Give a place that does not hold the chains the same work again, with their states."""
     assert isinstance(event.work, Advance), "no other work has chains"
     work = replace(event.work, with_states=True)
-    place = replace(state.places[event.place], work=work)
-    return _with_place(state, event.place, place), [Submit(event.place, work)]
+    return _at_work(state, {event.place: work}, actions)
 
 
-def _advanced(state: State, done: Advanced) -> Step:
-    """Keeps the draws that are new, and retires the chains that diverged."""
+def _advanced(state: State, done: Advanced, actions: list[Action]) -> State:
+    """Keep the draws that are new, and retire the chains that diverged."""
     if state.settled and done.diverged:
-        return state, []
-    actions: list[Action] = []
+        return state
+    received = list(state.received)
     for block in (*done.blocks, *(error.block for error in done.diverged)):
-        if block.draws and block.first_draw == state.received[block.chain]:
-            state = _received(state, block)
+        if block.draws and block.first_draw == received[block.chain]:
+            received[block.chain] = block.end
             actions.append(Keep(block))
+    state = replace(state, received=tuple(received))
     for error in done.diverged:
-        state, more = _retired(state, (error.chain,), str(error))
-        actions += more
-    return state, actions
+        state = _retired(state, (error.chain,), str(error), actions)
+    return state
 
 
-def _retired(state: State, chains: tuple[int, ...], cause: str) -> Step:
-    """Takes chains out; the run fails where too few are left."""
-    actions: list[Action] = [Retire(chain, cause) for chain in chains]
-    state = replace(state, retired=state.retired.union(chains))
-    return _enough_left(state, cause), [*actions, CommitNow()]
+def _retired(state: State, chains: tuple[int, ...], cause: str, actions: list[Action]) -> State:
+    """Take chains out; the run fails where too few are left."""
+    actions += [*(Retired(chain, cause) for chain in chains), CommitNow()]
+    return _enough_left(replace(state, retired=state.retired.union(chains)), cause)
 
 
-def _failed(state: State, event: WorkFailed) -> Step:
+def _failed(state: State, event: WorkFailed, actions: list[Action]) -> State:
     if state.places[event.place].work != event.work:
-        return state, []
-    state, actions = _freed(state, event.place, progress=True)
+        return state
+    state = _freed(state, event.place, actions, progress=True)
     if state.settled:
-        return state, actions
+        return state
     if isinstance(event.work, AnchorPass) or isinstance(event.error, StoreError):
-        return _fail(state, str(event.error)), actions  # the store's fault is no chain's
-    state, more = _retired(state, event.work.chains, str(event.error))
-    return state, actions + more
+        return _fail(state, str(event.error))  # the store's fault is no chain's
+    return _retired(state, event.work.chains, str(event.error), actions)
 
 
-def _lost(state: State, event: PlaceLost) -> Step:
-    before = state.places[event.place]
-    losses = {**before.losses, event.kind: before.losses.get(event.kind, 0) + 1}
-    chains = before.work.chains if isinstance(before.work, Advance) else None
-    note = Note(Lost(event.place, event.kind, chains, losses[event.kind], event.reason))
-    if isinstance(before.work, AnchorPass):
-        state = replace(state, todo=(*state.todo, before.work.part))
-    if losses[event.kind] <= BUDGETS[event.kind]:
-        place = Place(incarnation=before.incarnation + 1, losses=losses)
-        state = _with_place(state, event.place, place)
-        return state, [note, Restart(event.place, place.incarnation, losses[event.kind])]
-    places = {p: place for p, place in state.places.items() if p != event.place}
+def _lost(state: State, event: PlaceLost, actions: list[Action]) -> State:
+    """Start a lost place again, unless its budget of losses is used up."""
+    place, reason = state.places[event.place], event.kind
+    losses = {**place.losses, reason: place.losses.get(reason, 0) + 1}
+    chains = place.work.chains if isinstance(place.work, Advance) else None
+    actions.append(Lost(event.place, reason, chains, losses[reason], event.reason))
+    if isinstance(place.work, AnchorPass):
+        state = replace(state, todo=(*state.todo, place.work.part))
+    if losses[reason] <= BUDGETS[reason]:
+        place = Place(incarnation=place.incarnation + 1, losses=losses)
+        actions.append(Restart(event.place, place.incarnation, losses[reason]))
+        return _with_place(state, event.place, place)
+    places = {number: each for number, each in state.places.items() if number != event.place}
     state = replace(state, places=places)
     if state.settled:
-        return state, [note]
-    if event.kind == "memory":
-        state = _fail(
+        return state
+    if reason == "memory":
+        return _fail(
             state,
-            f"a place ran out of memory {losses[event.kind]} times: lower batch_size or "
+            f"a place ran out of memory {losses[reason]} times: lower batch_size or "
             f"placement.chains_per_actor, or give each chain more of a node: {event.reason}",
         )
-    elif not places:
-        state = _fail(state, f"no place is left to run on: {event.reason}")
-    return state, [note]
+    return state if places else _fail(state, f"no place is left to run on: {event.reason}")
 
 
-def _draining(state: State, event: PlaceDraining) -> Step:
+def _draining(state: State, event: PlaceDraining, actions: list[Action]) -> State:
     place = state.places[event.place]
     if place.draining:
-        return state, []
-    note = Note(Draining(event.place, event.reason))
+        return state
+    actions.append(Draining(event.place, event.reason))
     state = _with_place(state, event.place, replace(place, draining=True))
-    if place.work is not None:
-        return state, [note]
-    state, actions = _freed(state, event.place)
-    return state, [note, *actions]
+    return state if place.work is not None else _freed(state, event.place, actions)
 
 
-def _freed(state: State, number: int, progress: bool = False) -> Step:
-    """A place without work: ready for the next, or brought up elsewhere if its node goes away."""
+def _freed(state: State, number: int, actions: list[Action], progress: bool = False) -> State:
+    """Make a place ready for its next work, or start it elsewhere if its node goes away."""
     place = state.places[number]
     losses = place.losses
     if progress:
         losses = {kind: n for kind, n in losses.items() if kind not in ("infrastructure", "start")}
     if not place.draining:
-        return _with_place(state, number, replace(place, work=None, losses=losses)), []
+        return _with_place(state, number, replace(place, work=None, losses=losses))
     place = Place(incarnation=place.incarnation + 1, losses=losses)
-    return _with_place(state, number, place), [Restart(number, place.incarnation)]
+    actions.append(Restart(number, place.incarnation))
+    return _with_place(state, number, place)
 
 
-def _judged(state: State, event: Judged) -> Step:
+def _judged(state: State, verdict: Verdict, actions: list[Action]) -> State:
     rounds = state.setup.schedule.gate_rounds
-    draws = rounds[state.gate_round]
+    draws, last = rounds[state.gate_round], state.gate_round == len(rounds) - 1
+    actions.append(GateRound(draws, verdict.status, verdict.reason))
     state = replace(state, judging=False)
-    note = Note(GateRound(draws, event.verdict.status, event.verdict.reason))
-    last = state.gate_round == len(rounds) - 1
-    if event.verdict.converged or last:
-        reason = "converged" if event.verdict.converged else "the draw budget is used up"
-        return replace(state, phase=Phase.DRAINING, kept=draws, reason=reason), [note]
-    return replace(state, gate_round=state.gate_round + 1), [note]
+    if verdict.converged or last:
+        reason = "converged" if verdict.converged else "the draw budget is used up"
+        return replace(state, phase=Phase.DRAINING, kept=draws, reason=reason)
+    return replace(state, gate_round=state.gate_round + 1)
 
 
 def _stop(state: State, reason: str) -> State:
@@ -282,39 +275,35 @@ def _fail(state: State, reason: str) -> State:
     return replace(state, phase=Phase.FAILED, reason=reason)
 
 
-def _proceed(state: State, actions: list[Action]) -> Step:
-    """Moves on to the next phase where this one is done, and gives free places work."""
+def _proceed(state: State, actions: list[Action]) -> State:
+    """Begin the next phase where this one is done, and give free places work."""
     if state.phase is Phase.STARTING and any(place.up for place in state.places.values()):
         state = replace(state, phase=Phase.ANCHORING)
     if state.phase is Phase.ANCHORING:
-        state, more = _anchor(state)
-        actions = actions + more
+        state = _anchor(state, actions)
     if state.phase is Phase.SAMPLING:
-        state, more = _sample(state)
-        actions = actions + more
+        state = _sample(state, actions)
     if state.phase is Phase.DRAINING and not state.busy:
         if all(map(ge, state.committed, state.received)):
-            state = replace(state, phase=Phase.FINISHED)
-        else:
-            actions = [*actions, CommitNow()]
-    return state, actions
+            return replace(state, phase=Phase.FINISHED)
+        actions.append(CommitNow())
+    return state
 
 
-def _anchor(state: State) -> Step:
-    """Parts of the anchor pass to the free places; sampling once all are in."""
-    given = dict[int, Work]()
+def _anchor(state: State, actions: list[Action]) -> State:
+    """Give free places parts of the anchor pass; sample once all are done."""
+    works = dict[int, Work]()
     for place in _free(state):
         if state.todo:
             part, *rest = _cut(state.todo[0], state.pace)
-            given[place] = AnchorPass(part)
+            works[place] = AnchorPass(part)
             state = replace(state, todo=(*rest, *state.todo[1:]))
-    state = _all_at_work(state, given)
-    actions: list[Action] = [Submit(place, work) for place, work in given.items()]
+    state = _at_work(state, works, actions)
     if state.todo or state.busy:
-        return state, actions
+        return state
     if state.parts:
         actions.append(RecordAnchor(state.parts))
-    return replace(state, phase=Phase.SAMPLING), actions
+    return replace(state, phase=Phase.SAMPLING)
 
 
 def _cut(part: Part, pace: float | None) -> tuple[Part, ...]:
@@ -326,21 +315,20 @@ def _cut(part: Part, pace: float | None) -> tuple[Part, ...]:
     return part._replace(stop=stop), part._replace(start=stop)
 
 
-def _sample(state: State) -> Step:
+def _sample(state: State, actions: list[Action]) -> State:
     """Judge where a gate round has ended, and give each free place a block."""
-    actions: list[Action] = []
     if all(state.committed[c] >= state.boundary for c in state.alive):
         if not state.judging:
             actions.append(Judge(state.setup.schedule.gate_rounds[state.gate_round]))
             state = replace(state, judging=True)
     elif all(state.received[c] >= state.boundary for c in state.alive):
         actions.append(CommitNow())
-    given = dict(zip(_free(state), _next_blocks(state), strict=False))
-    return _all_at_work(state, given), actions + [Submit(p, work) for p, work in given.items()]
+    works = dict(zip(_free(state), _next_blocks(state), strict=False))
+    return _at_work(state, works, actions)
 
 
 def _next_blocks(state: State) -> Iterator[Advance]:
-    """The next blocks of the idle packs, those furthest behind first; none crosses a round."""
+    """The next blocks of the idle packs, those furthest behind first; none crosses a gate round."""
     works = [place.work for place in state.places.values()]
     taken = {chain for work in works if isinstance(work, Advance) for chain in work.chains}
     received, size = state.received, state.setup.together
@@ -362,7 +350,7 @@ def _next_blocks(state: State) -> Iterator[Advance]:
 def _block_size(state: State, event: WorkDone, done: Advanced) -> int:
     """Draws that take about two seconds, longer for many places and for large states.
 
-    At most twice as before.
+    At most twice as many as before.
     """
     if state.setup.block is not None or not done.blocks:
         return state.block
@@ -373,13 +361,8 @@ def _block_size(state: State, event: WorkDone, done: Advanced) -> int:
     return max(1, min(int(wanted), 2 * state.block))
 
 
-def _received(state: State, block: DrawBlock) -> State:
-    received = list(state.received)
-    received[block.chain] = block.end
-    return replace(state, received=tuple(received))
-
-
 def _free(state: State) -> list[int]:
+    """Places that can be given work, in ascending order."""
     return sorted(
         number
         for number, place in state.places.items()
@@ -387,12 +370,11 @@ def _free(state: State) -> list[int]:
     )
 
 
-def _all_at_work(state: State, given: Mapping[int, Work]) -> State:
-    """Gives places their works, in one go: there may be thousands of them."""
-    if not given:
-        return state
-    changed = {number: replace(state.places[number], work=work) for number, work in given.items()}
-    return replace(state, places={**state.places, **changed})
+def _at_work(state: State, works: Mapping[int, Work], actions: list[Action]) -> State:
+    """Give places their works, in one go: there may be thousands of them."""
+    actions += [Submit(number, work) for number, work in works.items()]
+    changed = {number: replace(state.places[number], work=work) for number, work in works.items()}
+    return replace(state, places={**state.places, **changed}) if works else state
 
 
 def _with_place(state: State, number: int, place: Place) -> State:

@@ -40,7 +40,6 @@ from distsampler.execution.run_state import (
     Phase,
     RecordAnchor,
     Restart,
-    Retire,
     RunSetup,
     State,
     Stop,
@@ -48,6 +47,7 @@ from distsampler.execution.run_state import (
 )
 from distsampler.execution.transition import BUDGETS, begin, transition
 from distsampler.schedule import Schedule
+from distsampler.store.events import Retired
 
 SETUP = RunSetup(
     Schedule(10, (30, 45)), min_chains=2, block=8, parts=(Part(0, 0, "probe"), Part(0, 1024))
@@ -348,7 +348,7 @@ def test_a_diverged_chain_is_retired_and_its_finite_draws_are_kept() -> None:
     done = diverged(work, 3)
     play.send(WorkDone(1, work, done, 1.0))
     (chain,) = work.chains
-    assert Retire(chain, str(done.diverged[0])) in play.actions
+    assert Retired(chain, str(done.diverged[0])) in play.actions
     assert play.ends[chain] == 3
     play.run()
     assert play.state.phase is Phase.FINISHED
@@ -444,7 +444,7 @@ def test_a_fault_beyond_the_draws_that_count_takes_no_chain_out_and_fails_no_run
                     play.fail(place, {"failed": WorkFailedError, "store": StoreError}[fault](""))
             play.commit()
             assert (play.state.phase, play.state.kept) == (Phase.FINISHED, 30)
-            assert not any(isinstance(action, Retire) for action in play.actions)
+            assert not any(isinstance(action, Retired) for action in play.actions)
             assert play.ends == ends
 
 
