@@ -6,7 +6,6 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Self, TextIO
 
 from rich.console import Console, Group
@@ -41,12 +40,7 @@ class Reporter:
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._live is not None:
             self._live.stop()
 

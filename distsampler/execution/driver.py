@@ -59,7 +59,7 @@ class Driver:
         pool: where work is done; its first places have been started.
         trace: where draws are committed.
         judge: gives the verdict on the first counted draws; see ``Schedule``.
-        observer: is shown the progress.
+        observer: shows the progress.
         stopped: gives a reason to stop, if there is one; called several times a second.
     """
 
@@ -138,7 +138,7 @@ class Driver:
         if state.phase is Phase.ANCHORING:
             made = anchor_pass.progress(state.setup.parts, state.parts)
         phase, committed = str(state.phase), self._trace.committed
-        self._observer.show(self._progress.snapshot(phase, state.retired, committed, made))
+        self._observer(self._progress.snapshot(phase, state.retired, committed, made))
         ended = time.monotonic()
         self._shown, self._show_again = state.phase, ended + SHOW_SHARE * (ended - began)
 

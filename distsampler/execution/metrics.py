@@ -1,7 +1,7 @@
-"""Numbers of a run under way, for other programs: Ray's metrics, and a function of the user's.
+"""Numbers of a run under way, for other programs: metrics, and a function of the user's.
 
-They are provisional: from the draws so far, on a thinned series, and without a verdict; but for the
-worst R-hat and the smallest ESS that the gate found when it last looked.
+They are provisional, from the draws so far; but for the worst R-hat and the smallest ESS, which are
+those of the last gate round.
 """
 
 from __future__ import annotations
@@ -11,28 +11,27 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
-from distsampler.analysis.verdict import Verdict
 from distsampler.execution.progress import Snapshot
 
 Log = Callable[[int, dict[str, float]], object]
-EXPORT_SECONDS = 5.0  # between two exports, unless there was a commit
+EXPORT_SECONDS = 5.0  # between two exports, unless there was a commit or a gate round
 STATES = ("running", "restarting", "lost", "done")
 METRICS = {
     "distsampler_draws_committed": "Draws that are durable, of all chains, burn-in included.",
     "distsampler_chains": "Chains by state: running, restarting, lost, done.",
-    "distsampler_restarts": "How often a chain had to go on elsewhere.",
+    "distsampler_restarts": "How often a chain had to continue elsewhere.",
     "distsampler_r_hat": "Split R-hat of the probe's loss, the draws so far; no verdict.",
     "distsampler_ess": "Bulk ESS of the probe's loss, the draws so far; no verdict.",
-    "distsampler_worst_r_hat": "The worst R-hat of all that the gate reads, at its last look.",
-    "distsampler_smallest_ess": "The smallest ESS of all that the gate reads, at its last look.",
+    "distsampler_worst_r_hat": "The worst R-hat of all that the gate reads, at its last round.",
+    "distsampler_smallest_ess": "The smallest ESS of all that the gate reads, at its last round.",
     "distsampler_llc_running": "LLC of the draws so far after burn-in; provisional.",
 }
 
 
 def measured(snapshot: Snapshot) -> Iterator[tuple[str, dict[str, str], float]]:
-    """Name, tags and value of each metric that is known."""
+    """Yield the name, tags and value of each metric that is known."""
     states = Counter(chain.state for chain in snapshot.chains)
     yield "distsampler_draws_committed", {}, float(sum(snapshot.committed))
     for state in STATES:
@@ -47,32 +46,27 @@ def measured(snapshot: Snapshot) -> Iterator[tuple[str, dict[str, str], float]]:
             yield f"distsampler_{name}", {}, value
 
 
-class News(NamedTuple):
-    """What makes others want to hear of a run again."""
-
-    committed: tuple[int, ...]
-    verdict: Verdict | None
-
-
 class Metrics:
-    """Exports a run's metrics.
+    """Exports the progress of a run as metrics; ``show`` is an observer.
 
     Args:
-        gauge: makes one: ``gauge(name, description=..., tag_keys=...)``, with ``set(value, tags)``.
-        run: its name, a tag of each.
+        gauge: makes a metric: ``gauge(name, description=..., tag_keys=...)``, with a method
+            ``set(value, tags)``, as Ray's.
+        run: name of the run, a tag of each metric.
     """
 
     def __init__(self, gauge: Callable[..., Any], run: str) -> None:
         self._gauge, self._run = gauge, run
         self._gauges: dict[str, Any] = {}
-        self._said, self._news = -math.inf, News((), None)
+        self._exported = -math.inf
+        self._last: tuple[object, ...] = ()
 
     def show(self, snapshot: Snapshot) -> None:
-        """Set all, after a commit or a gate round, or when it is time."""
-        now, news = time.monotonic(), News(snapshot.committed, snapshot.verdict)
-        if news == self._news and now - self._said < EXPORT_SECONDS:
+        """Set all metrics, after a commit or a gate round, or when it is time."""
+        now, news = time.monotonic(), snapshot.news
+        if news == self._last and now - self._exported < EXPORT_SECONDS:
             return
-        self._said, self._news = now, news
+        self._exported, self._last = now, news
         for name, tags, value in measured(snapshot):
             if name not in self._gauges:
                 keys = ("run", *tags)
@@ -81,7 +75,7 @@ class Metrics:
 
 
 class Logger:
-    """Calls a function of the user's at each commit, and when the gate has looked.
+    """Calls a function of the user's after each commit and gate round; ``show`` is an observer.
 
     Args:
         log: ``log(step, values)``; what it raises is a warning, once, and never ends the run.
@@ -89,28 +83,27 @@ class Logger:
 
     def __init__(self, log: Log) -> None:
         self._log, self._warned = log, False
-        self._news = News((), None)
+        self._last: tuple[object, ...] = ()
 
     def show(self, snapshot: Snapshot) -> None:
-        """Called by the driver several times a second."""
-        news = News(snapshot.committed, snapshot.verdict)
-        if news == self._news or not any(snapshot.committed):
+        """Call the function, if there are new draws or a new verdict."""
+        if snapshot.news == self._last or not any(snapshot.committed):
             return
-        self._news = news
+        self._last = snapshot.news
         try:
             self._log(*logged(snapshot))
         except Exception as error:  # the user's code: anything can come
             if not self._warned:
                 self._warned = True
                 warnings.warn(
-                    f"the run's log function raised {type(error).__name__}: {error}; the run goes "
-                    "on, and this is said once",
+                    f"the run's log function raised {type(error).__name__}: {error}; the run "
+                    "continues, and this is said once",
                     stacklevel=2,
                 )
 
 
 def logged(snapshot: Snapshot) -> tuple[int, dict[str, float]]:
-    """Draws that every chain has, burn-in included, and the numbers that are known."""
+    """Return the draws that every chain has, burn-in included, and the numbers that are known."""
     chains = zip(snapshot.chains, snapshot.committed, strict=True)
     draws = [committed for chain, committed in chains if not chain.retired]
     numbers = {

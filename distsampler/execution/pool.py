@@ -105,19 +105,15 @@ class ChainPool(Protocol):
 
         Once a place is started again, nothing more is reported of what it was before.
         """
-        ...
 
     def submit(self, place: int, work: Work) -> None:
         """Give a ready place its next work."""
-        ...
 
     def wait(self, timeout: float) -> Sequence[PoolEvent]:
         """Return what has happened since the last call, after at most timeout seconds."""
-        ...
 
     def stop(self) -> None:
         """End every place, and what this pool itself started."""
-        ...
 
 
 @runtime_checkable
@@ -126,7 +122,6 @@ class KnowsPlaces(Protocol):
 
     def place_count(self) -> int:
         """Return the number of places."""
-        ...
 
 
 @runtime_checkable
@@ -137,7 +132,6 @@ class InspectsShards(Protocol):
         self, sources: Sequence[Source], rows: Sequence[NDArray[np.int64] | None]
     ) -> Sequence[ShardSummary]:
         """Return the size, and the digest or the examples of some rows, of each shard."""
-        ...
 
 
 @runtime_checkable
@@ -146,7 +140,6 @@ class ExportsMetrics(Protocol):
 
     def metrics(self, run: str) -> Observer:
         """Return what passes the progress of the run of this name on."""
-        ...
 
 
 class LendsPlaces(Protocol):
@@ -157,15 +150,12 @@ class LendsPlaces(Protocol):
 
     def room(self, config: RunConfig) -> int:
         """Return the number of places that the cluster has now."""
-        ...
 
     def sharing(self, stock: deque[Any], places: int) -> ChainPool:
         """Return a pool of at most so many places, which takes idle actors from the stock."""
-        ...
 
     def discard(self, stock: deque[Any], kept: int) -> None:
         """End actors of the stock until at most so many are left."""
-        ...
 
 
 class SerialPool:

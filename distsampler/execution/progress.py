@@ -12,7 +12,6 @@ from array import array
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 import xarray as xr
@@ -117,6 +116,11 @@ class Snapshot:
         """Whether the run has ended."""
         return self.phase in ENDED
 
+    @property
+    def news(self) -> tuple[object, ...]:
+        """What changes with a commit or a gate round, and only then."""
+        return self.committed, self.verdict
+
     @cached_property
     def r_hat(self) -> float:
         """Split R-hat of the thinned series, NaN for a single chain; or ``StoreStatus.r_hat``."""
@@ -142,28 +146,18 @@ class Snapshot:
             return float(statistic(data)["probe_loss"])
 
 
-class Observer(Protocol):
-    """Shows the progress of a run."""
-
-    def show(self, snapshot: Snapshot) -> None:
-        """Take the progress; called several times a second."""
-        ...
+Observer = Callable[[Snapshot], object]
+"""Shows the progress of a run; called several times a second."""
 
 
-class Observers:
-    """Several observers as one.
+def together(*observers: Observer) -> Observer:
+    """Return several observers as one."""
 
-    Args:
-        *observers: who is shown the progress, in this order.
-    """
+    def show(snapshot: Snapshot) -> None:
+        for observer in observers:
+            observer(snapshot)
 
-    def __init__(self, *observers: Observer) -> None:
-        self._observers = observers
-
-    def show(self, snapshot: Snapshot) -> None:
-        """Show the progress to each."""
-        for observer in self._observers:
-            observer.show(snapshot)
+    return show
 
 
 class _Running:

@@ -186,7 +186,7 @@ class RayPool:
         """Return what exports the progress of the run of this name as Ray metrics."""
         from distsampler.execution.metrics import Metrics
 
-        return Metrics(Gauge, run)
+        return Metrics(Gauge, run).show
 
     @contextlib.contextmanager
     def joined(self) -> Iterator[Self]:

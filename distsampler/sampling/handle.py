@@ -55,12 +55,11 @@ class Running:
         assert self._outcome is not None
         raise self._outcome
 
-    def show(self, snapshot: Snapshot) -> None:
-        """Keep the progress, which the driver shows several times a second."""
+    def _show(self, snapshot: Snapshot) -> None:
         self._progress = snapshot
 
     def _run(self, job: RunJob) -> None:
         try:
-            self._outcome = job(self, lambda: self._reason)
+            self._outcome = job(self._show, lambda: self._reason)
         except BaseException as error:  # raised again by wait
             self._outcome = error

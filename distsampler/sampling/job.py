@@ -17,7 +17,7 @@ from distsampler.config import RunConfig
 from distsampler.errors import ConfigError, RunFailed, StoreError
 from distsampler.execution.driver import Driver
 from distsampler.execution.pool import ChainPool, ExportsMetrics, KnowsPlaces
-from distsampler.execution.progress import Observer, Observers
+from distsampler.execution.progress import Observer, together
 from distsampler.execution.run_state import Phase, State
 from distsampler.models.replica import ChainSpec
 from distsampler.recipe import Recipe
@@ -103,7 +103,7 @@ class Job:
         """Run it to its end.
 
         Args:
-            observer: is shown the progress.
+            observer: shows the progress.
             stopped: says why the run must end early, if it must.
 
         Raises:
@@ -148,7 +148,7 @@ class Job:
         if self._asked != 1:
             trace.log(Packed(self._asked, **asdict(self._packing)))
         if isinstance(pool, ExportsMetrics):
-            observer = Observers(observer, pool.metrics(self._spec.run))
+            observer = together(observer, pool.metrics(self._spec.run))
         arviz_bridge.load()  # takes a second or more: now, while places start, and not later
         began = time.monotonic() - trace.manifest.seconds
         stopped = stop_after(self._spec.config.max_seconds, stopped)

@@ -23,7 +23,7 @@ from distsampler.config import RunConfig
 from distsampler.execution.display import Reporter
 from distsampler.execution.metrics import Log, Logger
 from distsampler.execution.pool import ChainPool
-from distsampler.execution.progress import Observer, Observers
+from distsampler.execution.progress import Observer, together
 from distsampler.models.loss import LossFn
 from distsampler.recipe import Recipe
 from distsampler.sampling.handle import Running
@@ -155,11 +155,11 @@ def sample_recipe(
     """Sample what a recipe asks for; see ``sample``."""
     job = check(recipe, store, pool, resume)
     with Reporter(quiet) as reporter, stop_on_signals() as stopped:
-        return job.run(_with_log(reporter, log), stopped)
+        return job.run(_with_log(reporter.show, log), stopped)
 
 
 def _with_log(observer: Observer, log: Log | None) -> Observer:
-    return observer if log is None else Observers(observer, Logger(log))
+    return observer if log is None else together(observer, Logger(log).show)
 
 
 def _longer(config: RunConfig, draws: int | None, max_draws: int | None) -> RunConfig:

@@ -178,7 +178,7 @@ def test_the_file_to_reproduce_a_calibrated_run_can_be_read(tmp_path: Path) -> N
     short = wanted.config.replaced(draws=3)
     spec = prepare(wanted.model, wanted.data, wanted.loss, short)
     job = Job(spec, tmp_path / "run", ds.SerialPool(), "never", record)
-    done = job.run(Reporter(quiet=True), lambda: None)
+    done = job.run(Reporter(quiet=True).show, lambda: None)
     found = unescape(Path(run_report.write(done, tmp_path / "page.html")).read_text())
     (lines,) = re.findall(r"<pre[^>]*>([^<]*^model: [^<]*)</pre>", found, re.MULTILINE)
     (tmp_path / "again.yaml").write_text(lines)
