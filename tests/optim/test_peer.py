@@ -1,10 +1,10 @@
 """Against devinterp 1.3.2, installed beside the project and not in it; in float64 to 1e-12."""
 
-import importlib
+import importlib.util
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from importlib.machinery import PathFinder
 from types import ModuleType
 
 import pytest
@@ -22,20 +22,21 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
+def peer(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """Its optimizers, which need torch and numpy only."""
     folder = tmp_path_factory.mktemp("peer")
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder)]
     done = subprocess.run([*install, "devinterp==1.3.2"], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"devinterp 1.3.2 cannot be had: {done.stderr.strip()[-200:]}")
-    sys.path.insert(0, str(folder))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield importlib.import_module("devinterp.optim")
-    finally:
-        sys.path.remove(str(folder))
+    spec = PathFinder.find_spec("devinterp", [str(folder)])
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[spec.name] = package = importlib.util.module_from_spec(spec)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        spec.loader.exec_module(package)
+        return importlib.import_module("devinterp.optim")
 
 
 OPTIONS = [
