@@ -29,12 +29,11 @@ from distsampler.data.rows import Rows
 from distsampler.errors import ConfigError
 from distsampler.facts import Posterior
 from distsampler.models.replica import ChainSpec, Replica
-from distsampler.models.sampler import signature_options
+from distsampler.models.sampler import names, ours, signature_options
 from distsampler.seeding import Stream, generator, probe_rows
 
 MOST = 1024  # rows of a shard whose curvature is measured
 TOLERATED = 0.02  # of the LLC: a larger predicted bias is refused
-PREDICTED = ("sgld", "lmsgld")  # samplers whose chain is a recursion of w alone
 Array = NDArray[np.float64]
 
 
@@ -87,10 +86,11 @@ def check(config: RunConfig, rows: Rows) -> None:
         )
     if rows.shards is None:
         return
-    if not rows.shards.dealt and config.sampler.name not in PREDICTED:
+    if not rows.shards.dealt and not ours(config.sampler.name).hop_bias_known:
         raise ConfigError(
             "of shards that were not dealt at random the bias must be predicted, which is known "
-            f"for the samplers {', '.join(PREDICTED)}, got {config.sampler.name!r}: use one of "
+            f"for the samplers {names(lambda kind: kind.hop_bias_known)}, got "
+            f"{config.sampler.name!r}: use one of "
             "them, or give the data whole, to be dealt"
         )
     sizes = rows.shards.sizes
@@ -171,7 +171,7 @@ def predict(parts: Sequence[Array], spec: ChainSpec) -> tuple[float, float] | No
         data. None if it cannot be predicted.
     """
     config, shards = spec.config, spec.rows.shards
-    if shards is None or config.sampler.name not in PREDICTED:
+    if shards is None or not ours(config.sampler.name).hop_bias_known:
         return None
     shares, halves = parts[0][0], np.array([part[1:] for part in parts])  # (shard, half, direction)
     if not np.isfinite(halves).all():

@@ -1,4 +1,4 @@
-"""A sampler is tried before a run starts: on four numbers, with errors that say what to do.
+"""A sampler is tried before a run starts, on four numbers, with errors that say what to do.
 
 What a chain asks of a sampler, and what is tried: it is built from its options; ``step()`` needs no
 closure, moves its parameters in place and draws its noise from ``generator=`` alone; and all that
@@ -18,7 +18,7 @@ from distsampler.chains.state import dump, parse
 from distsampler.config import RunConfig
 from distsampler.errors import ConfigError
 from distsampler.models.sampler import Ground, build, check_options, mover
-from distsampler.optim import SGLD, Sampler
+from distsampler.optim import Sampler
 
 SIZE = 4
 
@@ -27,8 +27,8 @@ class Trial:
     """A sampler of four zeros, on a constant gradient.
 
     Args:
-        sampler: its class.
-        config: of the run.
+        sampler: class of the optimizer.
+        config: the run's config.
         nbeta: inverse temperature times n.
     """
 
@@ -46,7 +46,7 @@ class Trial:
         self.sampler: Any = build(sampler, config, nbeta, ground, self.generator)
 
     def step(self) -> None:
-        """One step, as a chain makes it."""
+        """Make one step, as a chain does."""
 
         def closure() -> Tensor:
             self.parameter.grad = torch.ones(SIZE)
@@ -57,21 +57,22 @@ class Trial:
 
 
 def needs_closure(sampler: type[torch.optim.Optimizer]) -> bool:
-    """Whether a step evaluates the loss itself, and so takes all data; of ours only, MALA."""
+    """Return whether a step evaluates the loss itself, and so takes all data."""
     return issubclass(sampler, Sampler) and sampler.needs_closure
 
 
 def measures_acceptance(sampler: type[torch.optim.Optimizer], config: RunConfig) -> bool:
-    """Whether the acceptance of the step behind each draw is asked for, and has a meaning."""
-    return bool(config.sampler.options.get("save_mala_vars")) and issubclass(sampler, SGLD)
+    """Return whether the acceptance of the step behind each draw is asked for, and can be had."""
+    asked = bool(config.sampler.options.get("save_mala_vars"))
+    return asked and issubclass(sampler, Sampler) and sampler.has_side
 
 
 def check(sampler: type[torch.optim.Optimizer], config: RunConfig, nbeta: float) -> tuple[str, ...]:
-    """Tries the sampler.
+    """Try the sampler.
 
     Args:
-        sampler: its class.
-        config: of the run.
+        sampler: class of the optimizer.
+        config: the run's config.
         nbeta: inverse temperature times n.
 
     Returns:
@@ -129,7 +130,7 @@ def _check_step(trial: Trial, name: str, quiet: bool) -> None:
 
 
 def _check_state(trial: Trial, other: Trial, name: str) -> None:
-    """Continues another sampler from the state of the tried one: both must take the same step."""
+    """Continue another sampler from the state of the tried one: both must take the same step."""
     must = f"the state_dict() of sampler {name!r} must hold all that the next step depends on"
     try:
         state = parse(dump(trial.sampler.state_dict()))

@@ -17,17 +17,38 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distsampler.analysis.bias import Ritz
 from distsampler.models.replica import ChainSpec, Replica, view_like
 
 STEPS = 12
 PARTS = 16  # of the rows, where the loss gives means
+
+
+class Ritz(NamedTuple):
+    """What one walk of Lanczos measured: sums over it stand for traces over all directions.
+
+    ``sum(weights f(values))`` is tr f(H), ``sum(noise f(values))`` is tr f(H) C, and
+    ``sum(removed f(values))`` is tr f(H) D, in expectation over walks.
+    """
+
+    values: NDArray[np.float64]
+    """Curvatures of the mean loss, rising."""
+    weights: NDArray[np.float64]
+    noise: NDArray[np.float64]
+    """With the covariance C of the gradient between examples."""
+    removed: NDArray[np.float64]
+    """With the diagonal D that a heat correction takes away."""
+
+    @property
+    def largest(self) -> float:
+        """The largest curvature, from below."""
+        return float(self.values[-1])
 
 
 class Curvature:

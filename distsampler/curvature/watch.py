@@ -8,18 +8,20 @@ walk of Lanczos on a few rows, drawn for it alone, and holds until the next.
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from distsampler.analysis.bias import PREDICTED, Law, Step, predict, unpredicted
-from distsampler.curvature.hessian import Curvature, measure
+from distsampler.analysis.bias import PREDICTED, unpredicted
+from distsampler.curvature.hessian import Curvature, Ritz, measure
 from distsampler.draws import CURVATURE, DISCRETISATION_BIAS, HEAT_BIAS, Variable
 from distsampler.errors import WorkFailedError
+from distsampler.facts import Posterior
 from distsampler.models.replica import ChainSpec, Replica
-from distsampler.models.sampler import signature_options
+from distsampler.models.sampler import law_of, signature_options
+from distsampler.optim.law import Bias, Quadratic, QuadraticLaw
 from distsampler.seeding import Stream, generator
 
 FIRST, FACTOR = 400, 1.5  # steps
@@ -50,6 +52,20 @@ def due(first: int, stop: int) -> bool:
     while position < first:
         position = math.ceil(position * FACTOR)
     return position < stop
+
+
+class Step(NamedTuple):
+    """A sampler's step: what its biases depend on beside the curvature."""
+
+    law: QuadraticLaw
+    lr: float
+    posterior: Posterior
+    batch_size: int
+
+    @property
+    def heat(self) -> float:
+        """``u = lr nbeta^2 / (4 m)``, the heat beside the injected noise where v is 1."""
+        return self.lr * self.posterior.nbeta**2 / (4 * self.batch_size)
 
 
 class Watch:
@@ -133,18 +149,29 @@ def attempt(spec: ChainSpec) -> None:
 
 
 def step_of(spec: ChainSpec) -> Step | None:
-    """Return what biases depend on of a sampler's step; None where nothing is predicted of it."""
-    config, known = spec.config, spec.facts
-    if known.law is None or unpredicted(config, known.law).keys() >= set(PREDICTED):
+    """Return the step of a run's sampler; None where nothing is predicted of it."""
+    config, law = spec.config, law_of(spec.config.sampler)
+    if law is None or unpredicted(config, spec.facts.law).keys() >= set(PREDICTED):
         return None
-    options = signature_options(config.sampler)
-    return Step(
-        cast(Law, known.law.name),
-        lr=options["lr"],
-        posterior=known.posterior,
-        batch_size=config.batch_size,
-        friction=options.get("friction", options.get("diffusion_factor", 0.0)),
-    )
+    lr = signature_options(config.sampler)["lr"]
+    return Step(law, lr, spec.posterior, config.batch_size)
+
+
+def predict(step: Step, ritz: Ritz, made: float = math.inf) -> Bias:
+    """Return the biases of a step around the point where the spectrum was measured.
+
+    Args:
+        step: a sampler's step.
+        ritz: the spectrum there.
+        made: steps that the chain has made: a thermostat needs about A / lr of them to answer.
+    """
+    up = ritz.values > 0
+    h, weights, noise, removed = (array[up] for array in ritz)
+    kappa = step.posterior.kappa(h)
+    share = step.posterior.nbeta * h / kappa / 2
+    mean_noise = float(ritz.noise.sum() / ritz.weights.sum())
+    around = Quadratic(step.lr, kappa, share, weights, noise, removed, mean_noise, step.heat, made)
+    return step.law.bias(around)
 
 
 def _removed(spec: ChainSpec, step: Step, variance: list[Tensor] | None) -> Tensor | None:

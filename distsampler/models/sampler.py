@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from inspect import Parameter
@@ -14,31 +14,24 @@ from torch import Tensor
 
 from distsampler.config import RunConfig, SamplerConfig
 from distsampler.errors import ConfigError, unknown_name
-from distsampler.facts import Facts, Posterior
-from distsampler.optim import SAMPLERS
-from distsampler.optim.sampler import Sampler
+from distsampler.facts import Facts, Law, Posterior
+from distsampler.optim import SAMPLERS, Sampler
+from distsampler.optim.heat_correction import HeatCorrected
+from distsampler.optim.law import QuadraticLaw
 from distsampler.schedule import Schedule
-from distsampler.store.manifest import _unrecorded_law
 
 GIVEN = ("self", "params", "generator")  # what the chain gives, so no option
-HEAT = ("gradient_variance", "batch_size")
-TENSORS = {
-    "optimize_over": "give boolean masks by parameter name to restrict_to of the run",
-    "preconditioner": "use the optimizer in a loop of your own, or rmsprop_sgld, which learns one",
-    "gradient_variance": "pass a number, or correct_heat=True, which measures it",
-}
-"""Options that hold a tensor a parameter: a config holds plain values only."""
 
 
 @dataclass(frozen=True)
 class Ground:
-    """What a chain stands on: one tensor for each dtype of the model's parameters.
+    """What a chain stands on: one flat tensor for each dtype of the model's parameters.
 
     Args:
-        parameters: that move, flat.
+        parameters: the parameters that move.
         anchors: w*, shared with whoever else reads it.
-        masks: boolean, True where an entry moves; None: all do.
-        variance: of the gradient between examples; None: not measured.
+        masks: True where an entry moves; None: all do.
+        variance: variance of the gradient between examples; None: not measured.
     """
 
     parameters: Sequence[Tensor]
@@ -89,11 +82,21 @@ def mover(optimizer: torch.optim.Optimizer) -> Sampler | UsersOptimizer:
     return optimizer if isinstance(optimizer, Sampler) else UsersOptimizer(optimizer)
 
 
+def ours(name: str) -> type[Sampler]:
+    """Return the class of one of our samplers; of others, of which nothing is known, the base."""
+    return SAMPLERS.get(name, Sampler)
+
+
+def names(of: Callable[[type[Sampler]], bool]) -> str:
+    """Return the names of our samplers of which something holds, for a sentence."""
+    return ", ".join(name for name, kind in SAMPLERS.items() if of(kind))
+
+
 def resolve(name: str) -> type[torch.optim.Optimizer]:
-    """The class of a sampler.
+    """Return the class of a sampler.
 
     Args:
-        name: of ``SAMPLERS``, or ``"package.module:Class"``.
+        name: a name of ``SAMPLERS``, or ``"package.module:Class"``.
 
     Raises:
         ConfigError: if there is none, or it is no optimizer that takes a generator.
@@ -106,22 +109,24 @@ def resolve(name: str) -> type[torch.optim.Optimizer]:
             unknown_name("sampler", name, SAMPLERS) + "; one of your own is 'package.module:Class'"
         )
     try:
-        found = getattr(import_module(module), attribute)
+        sampler = getattr(import_module(module), attribute)
     except Exception as error:  # importing runs the user's code: anything can come
         raise ConfigError(
             f"sampler.name must be importable, got {name!r}: {type(error).__name__}: {error}"
         ) from error
-    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
-        raise ConfigError(f"sampler.name must name a torch.optim.Optimizer, got {name!r}: {found}")
-    if "generator" not in inspect.signature(found).parameters:
+    if not (isinstance(sampler, type) and issubclass(sampler, torch.optim.Optimizer)):
+        raise ConfigError(
+            f"sampler.name must name a torch.optim.Optimizer, got {name!r}: {sampler}"
+        )
+    if "generator" not in inspect.signature(sampler).parameters:
         raise ConfigError(
             f"a sampler must take generator=, the torch.Generator of its noise: {name!r} does not"
         )
-    return found
+    return sampler
 
 
 def signature_options(config: SamplerConfig) -> dict[str, Any]:
-    """All options of the sampler, those not given at their defaults.
+    """Return all options of the sampler, those not given at their defaults.
 
     Raises:
         ConfigError: if one is given that its signature does not know.
@@ -149,52 +154,64 @@ def posterior_of(config: SamplerConfig, nbeta: float) -> Posterior:
 
 def facts_of(config: SamplerConfig, nbeta: float, n: int) -> Facts:
     """Return what is known of a run of n examples before its first draw."""
-    lr = signature_options(config).get("lr")
-    law = _unrecorded_law(config)
-    return Facts(n, posterior_of(config, nbeta), None if lr is None else float(lr), law)
+    lr, law = signature_options(config).get("lr"), law_of(config)
+    return Facts(
+        n,
+        posterior_of(config, nbeta),
+        None if lr is None else float(lr),
+        law and Law(law.name, law.limit),
+    )
+
+
+def law_of(config: SamplerConfig) -> QuadraticLaw | None:
+    """Return the law of a sampler's chain on a quadratic; None: not known."""
+    return ours(config.name).law(signature_options(config))
 
 
 def check_options(config: RunConfig) -> None:
-    """Sees that the options can be those of a run.
+    """Check that the options can be those of a run, whose config holds plain values.
 
     Raises:
         ConfigError: says which cannot, and what to do instead.
     """
     sampler = config.sampler
-    known = signature_options(sampler)
-    for name, do in TENSORS.items():
+    options = signature_options(sampler)
+    tensor_options = {k: do for kind in SAMPLERS.values() for k, do in kind.tensor_options.items()}
+    for name, do in tensor_options.items():
         value = sampler.options.get(name)
-        if value is not None and not (name in HEAT and isinstance(value, int | float)):
+        number = name in HeatCorrected.heat_options and isinstance(value, int | float)
+        if value is not None and not number:
             raise ConfigError(
                 f"sampler.{name} must be left out of a run, got {type(value).__name__}: {do}"
             )
     if sampler.correct_heat:
-        _check_heat(config, known)
+        _check_heat(config, options)
     if sampler.options.get("save_mala_vars") and config.data_mode == "hop":
         raise ConfigError(
             "save_mala_vars needs the loss whose gradient moves the chain, and data_mode='hop' "
             "corrects the gradient alone: leave save_mala_vars out"
         )
-    if isinstance(config.restrict_to, dict) and "optimize_over" not in known:
+    if isinstance(config.restrict_to, dict) and "optimize_over" not in options:
         raise ConfigError(
             f"masks need a sampler with the option optimize_over=, which {sampler.name!r} has not: "
             "restrict to whole parameters by name, or use another sampler"
         )
-    if "freeze_after" in known:
+    if "freeze_after" in options:
         _check_freeze(config)
 
 
-def _check_heat(config: RunConfig, known: dict[str, Any]) -> None:
-    missing = [name for name in HEAT if name not in known]
-    if missing:
+def _check_heat(config: RunConfig, options: Container[str]) -> None:
+    needed = HeatCorrected.heat_options
+    if not all(name in options for name in needed):
         raise ConfigError(
-            f"sampler.correct_heat needs a sampler with the options gradient_variance= and "
-            f"batch_size=, which {config.sampler.name!r} has not: use sgld, lmsgld or rmsprop_sgld"
+            f"sampler.correct_heat needs a sampler with the options {'= and '.join(needed)}=, "
+            f"which {config.sampler.name!r} has not: use one of "
+            + names(lambda kind: issubclass(kind, HeatCorrected))
         )
-    given = [name for name in HEAT if config.sampler.options.get(name) is not None]
+    given = [name for name in needed if config.sampler.options.get(name) is not None]
     if given:
         raise ConfigError(
-            f"sampler.correct_heat supplies {' and '.join(HEAT)}: leave out {' and '.join(given)}"
+            f"sampler.correct_heat supplies {' and '.join(needed)}: leave out {' and '.join(given)}"
         )
     if config.batches != "replacement":
         raise ConfigError(
@@ -226,22 +243,21 @@ def _check_freeze(config: RunConfig) -> None:
 
 
 def freeze_after(config: RunConfig) -> int:
-    """Steps in which the sampler adapts; 0 for one that does not."""
-    known = signature_options(config.sampler)
-    if "freeze_after" not in known:
+    """Return the steps in which the sampler adapts; 0 for one that does not."""
+    options = signature_options(config.sampler)
+    if "freeze_after" not in options:
         return 0
-    given = known["freeze_after"]
+    given = options["freeze_after"]
     return Schedule.of(config).adapting * config.thin if given is None else int(given)
 
 
 def supplied(config: RunConfig, nbeta: float) -> dict[str, Any]:
-    """The options that the run gives where the user did not: nbeta, freeze_after, batch_size."""
-    known = signature_options(config.sampler)
-    options = {"nbeta": nbeta, "freeze_after": Schedule.of(config).adapting * config.thin}
-    if known.get("gradient_variance") is not None:
-        options["batch_size"] = config.batch_size
-    given = config.sampler.options
-    return {k: v for k, v in options.items() if k in known and given.get(k) is None}
+    """Return what the run gives where the user does not: nbeta, freeze_after, batch_size."""
+    options, given = signature_options(config.sampler), config.sampler.options
+    supply = {"nbeta": nbeta, "freeze_after": Schedule.of(config).adapting * config.thin}
+    if options.get("gradient_variance") is not None:
+        supply["batch_size"] = config.batch_size
+    return {k: v for k, v in supply.items() if k in options and given.get(k) is None}
 
 
 def build(
@@ -251,14 +267,14 @@ def build(
     ground: Ground,
     generator: torch.Generator,
 ) -> torch.optim.Optimizer:
-    """The sampler of a chain.
+    """Make the sampler of a chain.
 
     Args:
-        sampler: its class.
-        config: of the run.
+        sampler: class of the optimizer.
+        config: the run's config.
         nbeta: inverse temperature times n.
-        ground: what the chain stands on.
-        generator: of its noise.
+        ground: the tensors that the chain stands on.
+        generator: source of its noise.
 
     Raises:
         ConfigError: if an option's value is refused.

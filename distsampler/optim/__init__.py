@@ -39,11 +39,11 @@ from distsampler.optim.sgnht import SGNHT
 
 SAMPLERS: dict[str, type[Sampler]] = {
     "sgld": SGLD,
-    "sgnht": SGNHT,
+    "lmsgld": LMSGLD,
     "rmsprop_sgld": RMSPropSGLD,
     "adam_sgld": AdamSGLD,
     "sghmc": SGHMC,
-    "lmsgld": LMSGLD,
+    "sgnht": SGNHT,
     "mala": MALA,
 }
 """The samplers by the names that a configuration uses."""

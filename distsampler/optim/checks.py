@@ -10,6 +10,9 @@ from torch import Tensor
 
 from distsampler.errors import ConfigError
 
+DENSITY_OPTIONS = ("localization", "weight_decay", "nbeta", "bounding_box_size", "noise_level")
+"""Options that say which density is sampled, whatever the sampler."""
+
 
 def refuse(must: str, got: object, do: str) -> NoReturn:
     """Raise ConfigError with what must hold, what was got, and what to do."""

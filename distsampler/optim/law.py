@@ -57,6 +57,8 @@ class QuadraticLaw(NamedTuple):
     safe: float | None
     """``lr kappa`` that leaves the curvature room to grow; None: calibration does not choose it."""
     bias: Callable[[Quadratic], Bias]
+    friction_bias: float = 0.0
+    """Discretisation bias by friction, relative to the LLC."""
 
 
 def inflation(x: Array) -> Array:

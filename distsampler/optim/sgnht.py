@@ -210,10 +210,10 @@ class SGNHT(Sampler):
         that is never.
         """
         a, badodab = float(options["diffusion_factor"]), options["scheme"] == "badodab"
-        bias = partial(_bias, a, _warmth if badodab else _ding_friction)
-        return QuadraticLaw(
-            "badodab" if badodab else "sgnht", limit=4.0, safe=0.25 if badodab else 0.2, bias=bias
-        )
+        if badodab:
+            return QuadraticLaw("badodab", limit=4.0, safe=0.25, bias=partial(_bias, a, _warmth))
+        bias = partial(_bias, a, _ding_friction)
+        return QuadraticLaw("sgnht", limit=4.0, safe=0.2, bias=bias, friction_bias=-0.5)
 
 
 def _friction_noise(xi: Tensor, lr: float, a: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pilots: short runs through the ordinary road, from whose stores a calibration reads."""
+"""Pilots: short runs of the ordinary kind, from whose stores a calibration reads."""
 
 from __future__ import annotations
 
@@ -16,48 +16,67 @@ from distsampler.config import GateConfig, RunConfig, SamplerConfig
 from distsampler.errors import ConfigError, RunFailed
 from distsampler.execution.pool import ChainPool
 from distsampler.models.replica import ChainSpec
-from distsampler.models.sampler import signature_options
+from distsampler.models.sampler import ours, signature_options
 from distsampler.sampling.sample import sample
 
 PILOT_CHAINS, THIN = 2, 10
-MOMENTUM = {"sgnht": "diffusion_factor", "sghmc": "friction"}
-"""Samplers with momentum, and what their friction is called."""
-COMMON = ("localization", "weight_decay", "nbeta", "bounding_box_size", "noise_level")
 
 Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
 class Pilot:
-    """What one short run gave.
+    """What one short run gave; numbers are NaN if it diverged.
 
     Args:
-        sampler: that it ran with.
-        h: largest curvature of the mean loss at the last look; NaN if it diverged.
-        discretisation: bias of the step, relative to the LLC, predicted there.
-        heat: bias of minibatch noise, likewise.
-        ess: effective draws a draw, of the slowest gated quantity.
-        steps: of all its chains.
-        diverged: whether every chain was retired.
+        sampler: the sampler it ran with.
+        steps: steps of all its chains together.
+        h: largest curvature of the mean loss when it was last measured.
+        discretisation: bias of the step predicted there, relative to the LLC.
+        heat: bias of minibatch noise predicted there, relative to the LLC.
+        ess: effective draws per draw, of the slowest gated quantity.
+        diverged: whether a chain diverged.
     """
 
     sampler: SamplerConfig
-    h: float
-    discretisation: float
-    heat: float
-    ess: float
     steps: int
+    h: float = math.nan
+    discretisation: float = math.nan
+    heat: float = math.nan
+    ess: float = math.nan
     diverged: bool = False
 
 
 class Pilots:
-    """Runs short runs of a model on a pool, each into a store that is gone afterwards."""
+    """Runs pilots on a pool, each into a store that is deleted afterwards.
+
+    Args:
+        spec: recipe of the run that is calibrated.
+        pool: where the pilots' chains run.
+    """
 
     def __init__(self, spec: ChainSpec, pool: ChainPool) -> None:
         self._spec, self._pool = spec, pool
 
+    def pilot(
+        self, config: RunConfig, sampler: SamplerConfig, draws: int, thin: int = THIN
+    ) -> Pilot:
+        """Run one pilot of a run and read it.
+
+        Args:
+            config: config of the run.
+            sampler: the sampler to try.
+            draws: draws per chain, half of them burn-in.
+            thin: steps per draw.
+        """
+        steps = PILOT_CHAINS * draws * thin
+        pilot = self.run(
+            short(config, sampler, draws, thin=thin), lambda run: read_pilot(run, sampler, steps)
+        )
+        return pilot or Pilot(sampler, steps, diverged=True)
+
     def run(self, config: RunConfig, read: Callable[[Run], Read]) -> Read | None:
-        """What is read of a finished run; None where a chain diverged."""
+        """Return what is read from a finished run; None where a chain diverged."""
         with tempfile.TemporaryDirectory(prefix="distsampler-pilot-") as home:
             store = f"{home}/run"
             try:
@@ -77,13 +96,13 @@ class Pilots:
             if run.manifest.status == "interrupted":
                 raise RunFailed(f"the calibration was interrupted: {run.manifest.reason}")
             for reason in run.lost_chains.values():
-                if "diverged" not in reason:  # it says nothing of the step
+                if "diverged" not in reason:  # it says nothing about the step
                     raise RunFailed(f"a pilot lost a chain: {reason}")
             return None if run.lost_chains else read(run)
 
 
 def read_pilot(run: Run, sampler: SamplerConfig, steps: int) -> Pilot:
-    """What a pilot's store says, of its last draw where a look is meant.
+    """Read a pilot from its store: curvature and biases as they are at the last draw.
 
     Raises:
         ConfigError: if no curvature could be measured.
@@ -108,11 +127,11 @@ def read_pilot(run: Run, sampler: SamplerConfig, steps: int) -> Pilot:
     relative = 1 / scale if scale > 0 else 0.0
     return Pilot(
         sampler,
+        steps,
         float(stats["curvature"].values[:, -1].max()),
         discretisation * relative,
         heat * relative,
         float(np.nanmin(ess)) / size if np.isfinite(ess).any() else math.nan,
-        steps,
     )
 
 
@@ -122,9 +141,9 @@ def short(config: RunConfig, sampler: SamplerConfig, draws: int, *, thin: int = 
     It keeps nothing that a calibration does not read.
 
     Args:
-        config: of the run that is calibrated.
-        sampler: of the pilot.
-        draws: per chain, half of them burn-in.
+        config: config of the run that is calibrated.
+        sampler: the sampler to try.
+        draws: draws per chain, half of them burn-in.
         thin: steps per draw.
     """
     burn_in = draws // 2
@@ -149,21 +168,14 @@ def short(config: RunConfig, sampler: SamplerConfig, draws: int, *, thin: int = 
     )
 
 
-def sampler_like(name: str, given: SamplerConfig) -> SamplerConfig:
-    """A sampler with those of the given options that every sampler has."""
-    options = {key: value for key, value in given.options.items() if key in COMMON}
-    return SamplerConfig(**{**options, "name": name})
-
-
 def reach(sampler: SamplerConfig) -> float:
-    """The step of Langevin dynamics that spreads as fast over slow directions."""
-    options = signature_options(sampler)
-    name = MOMENTUM.get(sampler.name)
-    return float(options["lr"]) * (1.0 if name is None else 2 / float(options[name]))
+    """Return the step of Langevin dynamics that spreads as fast over slow directions."""
+    options, friction = signature_options(sampler), ours(sampler.name).friction_option
+    return float(options["lr"]) * (1.0 if friction is None else 2 / float(options[friction]))
 
 
 def label(sampler: SamplerConfig) -> str:
-    """What people call it."""
+    """Return what people call a sampler."""
     scheme = sampler.options.get("scheme")
     heat = ", heat corrected," if sampler.correct_heat else ""
     return f"{scheme or sampler.name}{heat}"

@@ -1,4 +1,4 @@
-"""The choice of sampler, step, localisation and length from pilots; see ``calibration``."""
+"""The choice of sampler, step, localization and length from pilots; see ``calibration``."""
 
 from __future__ import annotations
 
@@ -12,43 +12,28 @@ from distsampler.analysis.bias import unpredicted
 from distsampler.config import RunConfig, SamplerConfig
 from distsampler.errors import ConfigError, RunFailed
 from distsampler.models.replica import ChainSpec
-from distsampler.models.sampler import HEAT, facts_of, posterior_of
-from distsampler.sampling.pilots import (
-    MOMENTUM,
-    PILOT_CHAINS,
-    THIN,
-    Pilot,
-    Pilots,
-    label,
-    reach,
-    read_pilot,
-    sampler_like,
-    short,
-)
+from distsampler.models.sampler import facts_of, law_of, ours, posterior_of, signature_options
+from distsampler.optim import SAMPLERS
+from distsampler.optim.checks import DENSITY_OPTIONS
+from distsampler.sampling.pilots import THIN, Pilot, Pilots, label, reach, short
 from distsampler.schedule import Schedule
 
-STEPS, MOST_STEPS = 10_000, 100_000  # of a chain, burn-in included
-PILOT, REHEARSAL = 41, 136  # draws: just past the curvature's looks at steps 400 and 1,350
-ATTEMPTS = 8  # of one candidate
+PLAIN, FAST = "lmsgld", "sgnht"  # the candidates: without momentum, and with it
+STEPS, MOST_STEPS = 10_000, 100_000  # per chain, burn-in included
+PILOT, REHEARSAL = 41, 136  # draws: just past steps 400 and 1,350, where curvature is measured
+ATTEMPTS = 8  # pilots of one candidate
 REHEARSALS = 3
-GROWN, JUMP = 1.3, 1e3  # of kappa: where a pilot is repeated; and how, if it diverged
-HEATED = 2.0  # times less than curvature allows: where a larger batch_size is advised
-GUESSED = 30.0  # times what a pilot met: kappa was a guess
-RELAXATIONS = 20  # of a flat direction within the run, where localization is free
-PREFERRED = 1.5  # times the reach of a sampler without momentum, for one with it
-FRICTION = (0.03, 0.5)  # bounds of A
-FRACTIONS: dict[str, float] = {
-    "sgld": 0.2,
-    "lmsgld": 0.7,
-    "sghmc": 0.2,
-    "sgnht": 0.2,
-    "badodab": 0.25,
-}
-"""Lr kappa: what curvature allows, with room for it to grow along the run."""
+GROWN = 1.3  # a pilot is repeated where kappa has grown by this factor
+JUMP = 1e3  # the factor on kappa after a pilot that diverged
+GUESSED = 30.0  # where a pilot meets this factor less, kappa was a guess
+HEATED = 2.0  # a larger batch_size is advised where heat makes the step this factor smaller
+RELAXATIONS = 20  # times that a flat direction relaxes within the run, where localization is free
+PREFERRED = 1.5  # a sampler with momentum is taken where its reach is longer by this factor
+FRICTION = (0.03, 0.5)  # bounds of the friction A
 
 
 class Tuned(NamedTuple):
-    """What was chosen, why, and what was seen: as ``Calibration`` has it."""
+    """What was chosen, why, and what was measured: the first fields of ``Calibration``."""
 
     config: RunConfig
     reasons: dict[str, str]
@@ -59,23 +44,29 @@ class Tuned(NamedTuple):
 
 
 class Tuner:
-    """Decides from pilots what the run should be."""
+    """Decides from pilots what the run should be.
 
-    def __init__(self, spec: ChainSpec, runs: Pilots, bias: float) -> None:
-        self._spec, self._runs, self._bias = spec, runs, bias
+    Args:
+        spec: recipe of the run.
+        pilots: runs the pilots.
+        bias: relative bias of the LLC that the step may bring, and that minibatches may.
+    """
+
+    def __init__(self, spec: ChainSpec, pilots: Pilots, bias: float) -> None:
+        self._spec, self._pilots, self._bias = spec, pilots, bias
         self._config = spec.config
         self._given = set(spec.config.sampler.options)
         self._named = bool(spec.config.sampler.model_fields_set & {"name", "correct_heat"})
-        self._pilots: list[Pilot] = []
+        self._made: list[Pilot] = []
         self._reasons: dict[str, str] = {}
         self._h = math.nan
-        self._warmth = 0.0  # heat of minibatches, relative to the LLC, by reach
+        self._warmth = 0.0  # heat of minibatches, relative to the LLC, per reach
 
     def run(self) -> Tuned:
-        """The whole: curvature at w*, pilots of what is to be chosen, a rehearsal of the choice."""
+        """Measure the curvature at w*, run pilots of what is to be chosen, rehearse the choice."""
         given = self._config.sampler
         self._check(given)
-        first = given if "lr" in self._given else sampler_like("lmsgld", given)
+        first = given if "lr" in self._given else self._plain(given)
         self._h = self._at_anchor(first)
         gamma = self._localization()
         if "lr" in self._given:
@@ -91,19 +82,20 @@ class Tuner:
         for name in ("sampler.lr", "draws", "burn_in", "thin"):
             self._reasons.setdefault(name, "as given")
         heat = last.heat
-        if merged.name in MOMENTUM:
+        if ours(merged.name).friction_option is not None:
             heat = max(heat, self._warmth * reach(merged), key=abs)
-        pilots = tuple(self._pilots)
-        return Tuned(config, self._reasons, self._h, last.discretisation, heat, pilots)
+        made = tuple(self._made)
+        return Tuned(config, self._reasons, self._h, last.discretisation, heat, made)
 
     def _check(self, given: SamplerConfig) -> None:
-        """Sees that what is to be chosen by its biases has biases that are predicted."""
-        law = facts_of(given, self._spec.nbeta, len(self._spec.rows)).law
-        if law is None or law.name not in FRACTIONS:
+        """Check that what is chosen by its biases has biases that are predicted."""
+        if not _calibrated(given):
+            names = sorted(name for name in SAMPLERS if _calibrated(SamplerConfig(name=name)))
             raise ConfigError(
-                f"calibrate knows the laws of {', '.join(sorted({*FRACTIONS} - {'badodab'}))}, and "
-                f"not that of {given.name!r}: name one of them, or leave sampler.name out"
+                f"calibrate knows the laws of {', '.join(names)}, and not that of {given.name!r}: "
+                "name one of them, or leave sampler.name out"
             )
+        law = facts_of(given, self._spec.nbeta, len(self._spec.rows)).law
         if missing := unpredicted(short(self._config, given, PILOT), law):
             raise ConfigError(
                 "calibrate chooses by the biases that are predicted, and here one cannot be: "
@@ -111,13 +103,18 @@ class Tuner:
                 "localization and run without calibration"
             )
 
+    def _plain(self, given: SamplerConfig) -> SamplerConfig:
+        """The candidate without momentum, on the density that was asked for."""
+        options = {key: value for key, value in given.options.items() if key in DENSITY_OPTIONS}
+        return SamplerConfig(**{**options, "name": PLAIN})
+
     def _at_anchor(self, sampler: SamplerConfig) -> float:
-        """The largest curvature at w*: the first look of a chain that has not moved."""
+        """The largest curvature at w*, as a chain measures it that has not moved."""
         lr = self._config.sampler.options.get("lr", 1e-12)
         return self._pilot(sampler.replaced(lr=lr), 1, thin=1).h
 
     def _localization(self) -> float:
-        """As given; else such that a flat direction relaxes often enough within the run."""
+        """The given one; else such that a flat direction relaxes often enough within the run."""
         if "localization" in self._given:
             self._reasons["sampler.localization"] = "as given"
             return float(self._config.sampler.options["localization"])
@@ -134,57 +131,54 @@ class Tuner:
         return gamma
 
     def _steps(self) -> int:
-        """Of a chain, as far as they are given."""
+        """Steps of a chain, as far as they are given."""
         config = self._config
         if not ({"draws", "burn_in"} & config.model_fields_set):
             return STEPS
         return Schedule.of(config).total * config.thin
 
-    def _choose(self, probe: SamplerConfig) -> SamplerConfig:
+    def _choose(self, first: SamplerConfig) -> SamplerConfig:
         """The candidate of the longest reach within the wanted bias, or the one that was named."""
-        pilot = self._fit(probe)
+        pilot = self._fit(first)
         self._warmth = abs(pilot.heat) / pilot.sampler.options["lr"]
         if self._named:
             self._reasons["sampler.name"] = "as given"
             return self._within(self._settled(pilot.sampler), self._warmth)
-        found = [self._within(pilot.sampler, self._warmth)]
+        candidates = [self._within(pilot.sampler, self._warmth)]
         whole = self._config.batches == "replacement" and self._config.data_mode == "replicate"
         if whole and pilot.heat > self._bias / 10:
             cooled = self._pilot(pilot.sampler.replaced(correct_heat=True), PILOT)
             if not cooled.diverged:
                 warmth = abs(cooled.heat) / cooled.sampler.options["lr"]
-                found.append(self._within(cooled.sampler, warmth))
-        plain = max(found, key=reach)
-        if not {"noise_level", *HEAT} & self._given:  # which a thermostat has not
-            found.append(self._within(self._momentum("sgnht", pilot.sampler), self._warmth))
-        fast = max(found, key=reach)
-        chosen = fast if reach(fast) > PREFERRED * reach(plain) else plain
-        reaches = ", ".join(f"{label(each)} {reach(each):.2g}" for each in found)
+                candidates.append(self._within(cooled.sampler, warmth))
+        plain = max(candidates, key=reach)
+        if signature_options(SamplerConfig(name=FAST)).keys() >= self._given:
+            candidates.append(self._within(self._momentum(FAST, pilot.sampler), self._warmth))
+        fast = max(candidates, key=reach)
+        reaches = ", ".join(f"{label(each)} {reach(each):.2g}" for each in candidates)
         self._reasons["sampler.name"] = (
             f"the longest reach (lr, or 2 lr / A) at a heat of {self._bias:.1%}: {reaches}"
         )
-        return chosen
+        return fast if reach(fast) > PREFERRED * reach(plain) else plain
 
     def _settled(self, like: SamplerConfig) -> SamplerConfig:
-        """The sampler that was named, with the localisation that was chosen."""
-        given, gamma = self._config.sampler, like.options["localization"]
-        if given.name in MOMENTUM:
+        """The sampler that was named, with the localization that was chosen."""
+        given = self._config.sampler
+        if ours(given.name).friction_option is not None:
             return self._momentum(given.name, like)
-        return given.replaced(localization=gamma, lr=like.options["lr"])
+        return given.replaced(localization=like.options["localization"], lr=like.options["lr"])
 
     def _momentum(self, name: str, like: SamplerConfig) -> SamplerConfig:
-        """A sampler with momentum; the thermostat in its second-order form unless told."""
-        options = {MOMENTUM[name]: 0.1, "scheme": "badodab", **like.options}
-        if name == "sghmc":
-            del options["scheme"]
-        return SamplerConfig(**{**options, **self._config.sampler.options, "name": name})
+        """A sampler with momentum, with the options of another where they are not given."""
+        options = {**ours(name).pilot_options, **like.options, **self._config.sampler.options}
+        return SamplerConfig(**{**options, "name": name})
 
     def _fit(self, sampler: SamplerConfig) -> Pilot:
-        """A pilot whose step fits the curvature that it met."""
+        """Repeat a pilot until its step fits the curvature that it met."""
         for _ in range(ATTEMPTS):
             before = self._h
             kappa = self._kappa(sampler)
-            sampler = sampler.replaced(lr=self._fraction(sampler) / kappa)
+            sampler = sampler.replaced(lr=_safe(sampler) / kappa)
             pilot = self._pilot(sampler, PILOT)
             if pilot.diverged:
                 self._h = JUMP * kappa / self._spec.nbeta
@@ -198,24 +192,20 @@ class Tuner:
             f"{sampler.options['lr']:.3g}: raise sampler.localization, or give sampler.lr"
         )
 
-    def _fraction(self, sampler: SamplerConfig) -> float:
-        law = facts_of(sampler, self._spec.nbeta, len(self._spec.rows)).law
-        return math.nan if law is None else FRACTIONS[law.name]  # None was refused before
-
     def _kappa(self, sampler: SamplerConfig) -> float:
-        """Nbeta h + gamma + lam, of the largest curvature so far."""
+        """Curvature of the log posterior where that of the loss was largest so far."""
         kappa = posterior_of(sampler, self._spec.nbeta).kappa(max(self._h, 0.0))
         return kappa if kappa > 0 else 1.0
 
     def _within(self, sampler: SamplerConfig, warmth: float) -> SamplerConfig:
-        """At the step that curvature allows, or, where its heat would be too much, slower."""
-        lr, most = self._fraction(sampler) / self._kappa(sampler), self._bias / max(warmth, 1e-300)
-        name = MOMENTUM.get(sampler.name)
-        if name is None:
+        """Take the step that curvature allows, or a slower one where its heat would be too much."""
+        lr, most = _safe(sampler) / self._kappa(sampler), self._bias / max(warmth, 1e-300)
+        name, law = ours(sampler.name).friction_option, law_of(sampler)
+        if name is None or law is None:
             return sampler.replaced(lr=_round(min(lr, most)))
         low, high = FRICTION
-        if sampler.options.get("scheme") == "ding":
-            high = 2 * self._bias  # its LLC is A / 2 too low
+        if law.friction_bias:
+            high = self._bias / abs(law.friction_bias)
         if name in self._given:
             low = high = float(self._config.sampler.options[name])
         friction = min(max(2 * lr / most, low), high)
@@ -223,7 +213,7 @@ class Tuner:
         return sampler.replaced(lr=_round(lr), **{name: float(f"{friction:.2g}")})
 
     def _rehearse(self, sampler: SamplerConfig) -> Pilot:
-        """A longer pilot of what was chosen, slower if it turns out to be too fast."""
+        """Run a longer pilot of what was chosen, and a slower one where it was too fast."""
         for _ in range(REHEARSALS):
             pilot = self._pilot(sampler, REHEARSAL)
             if "lr" in self._given:
@@ -241,27 +231,27 @@ class Tuner:
         return replace(pilot, sampler=sampler)
 
     def _slower(self, pilot: Pilot) -> float | None:
-        """The lr that a pilot should have had; None: its own."""
+        """The lr that a pilot should have had; None: the one it had."""
         lr: float = pilot.sampler.options["lr"]
         if pilot.diverged:
             return lr / 4
         self._h = max(self._h, pilot.h)
-        limit = self._fraction(pilot.sampler) / self._kappa(pilot.sampler)
+        limit = _safe(pilot.sampler) / self._kappa(pilot.sampler)
         factor = max(lr / limit / GROWN, pilot.discretisation / self._bias / GROWN)
         return None if factor <= 1 else lr / factor / GROWN
 
     def _explain(self, last: Pilot) -> None:
-        """The reasons of the step."""
+        """Note the reasons for the step."""
         sampler, kappa = last.sampler, self._kappa(last.sampler)
         self._reasons["sampler.lr"] = (
             f"{sampler.options['lr'] * kappa:.2g} / kappa; the largest kappa = nbeta h + gamma met "
             f"is {kappa:.3g}"
         )
-        if sampler.options["lr"] * kappa < self._fraction(sampler) / HEATED:
+        if sampler.options["lr"] * kappa < _safe(sampler) / HEATED:
             self._reasons["sampler.lr"] += (
                 "; minibatches limit it: k times the batch_size would allow k times the step"
             )
-        name = MOMENTUM.get(sampler.name)
+        name = ours(sampler.name).friction_option
         if name is not None:
             self._reasons[f"sampler.{name}"] = (
                 "as given"
@@ -270,7 +260,7 @@ class Tuner:
             )
 
     def _length(self, config: RunConfig, last: Pilot) -> RunConfig:
-        """Burn-in, draws and thin where they are free: long enough for the gate's ESS."""
+        """Choose burn-in, draws and thin where they are free: long enough for the gate's ESS."""
         given = self._config.model_fields_set
         thin = config.thin if "thin" in given else THIN
         every = last.ess * thin / THIN  # effective draws a draw
@@ -294,16 +284,25 @@ class Tuner:
         return config.replaced(**changes)
 
     def _pilot(self, sampler: SamplerConfig, draws: int, thin: int = THIN) -> Pilot:
-        """One short run into a temporary store."""
-        seed = np.random.SeedSequence(self._config.seed, spawn_key=(77, len(self._pilots)))
+        """Run a pilot with a seed of its own."""
+        seed = np.random.SeedSequence(self._config.seed, spawn_key=(77, len(self._made)))
         number = int(seed.generate_state(1, np.uint64)[0] >> np.uint64(1))
-        config = short(self._config.replaced(seed=number), sampler, draws, thin=thin)
-        steps = PILOT_CHAINS * draws * thin
-        pilot = self._runs.run(config, lambda run: read_pilot(run, sampler, steps))
-        if pilot is None:
-            pilot = Pilot(sampler, math.nan, math.nan, math.nan, math.nan, steps, diverged=True)
-        self._pilots.append(pilot)
+        pilot = self._pilots.pilot(self._config.replaced(seed=number), sampler, draws, thin)
+        self._made.append(pilot)
         return pilot
+
+
+def _calibrated(sampler: SamplerConfig) -> bool:
+    """Whether a law tells which step to take."""
+    law = law_of(sampler)
+    return law is not None and law.safe is not None
+
+
+def _safe(sampler: SamplerConfig) -> float:
+    """The ``lr kappa`` to take."""
+    law = law_of(sampler)
+    assert law is not None and law.safe is not None  # noqa: PT018 (checked first)
+    return law.safe
 
 
 def _round(lr: float) -> float:

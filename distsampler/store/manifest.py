@@ -15,21 +15,22 @@ from distsampler.store.files import Files
 
 MANIFEST = "run.json"
 SCHEMA_VERSION = 1
-LAWS_BY_NAME = ("sgld", "lmsgld", "sghmc", "sgnht", "mala")
-"""Samplers whose law was known when stores did not record it, and went by the sampler's name."""
-
 RunStatus = Literal["running", "finished", "interrupted", "failed"]
 
 
 def _unrecorded_law(sampler: SamplerConfig) -> Law | None:
-    """Return the law of a run whose store does not record it."""
-    if sampler.name not in LAWS_BY_NAME:
-        return None
-    if sampler.name == "mala":
-        return Law("mala", None)
-    friction = float(sampler.options.get("friction", 0.0)) if sampler.name == "sghmc" else 0.0
-    name = "badodab" if sampler.options.get("scheme") == "badodab" else sampler.name
-    return Law(name, 4 * (1 - friction / 2))
+    """Return the law of a run whose store does not record it, as it was known before."""
+    options = sampler.options
+    match sampler.name:
+        case "mala":
+            return Law("mala", None)
+        case "sghmc":
+            return Law("sghmc", 4 * (1 - float(options.get("friction", 0.0)) / 2))
+        case "sgnht" if options.get("scheme") == "badodab":
+            return Law("badodab", 4.0)
+        case "sgld" | "lmsgld" | "sgnht":
+            return Law(sampler.name, 4.0)
+    return None
 
 
 class Manifest(Frozen):

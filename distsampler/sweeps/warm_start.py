@@ -25,18 +25,9 @@ from distsampler.errors import RunFailed
 from distsampler.execution.pool import ChainPool
 from distsampler.models.loss import LossFn
 from distsampler.models.replica import ChainSpec
-from distsampler.models.sampler import signature_options
+from distsampler.models.sampler import ours, signature_options
 from distsampler.sampling.calibration import calibrate
-from distsampler.sampling.pilots import (
-    MOMENTUM,
-    PILOT_CHAINS,
-    THIN,
-    Pilot,
-    Pilots,
-    reach,
-    read_pilot,
-    short,
-)
+from distsampler.sampling.pilots import Pilot, Pilots, reach
 from distsampler.sampling.prepare import inspector, prepare
 from distsampler.sampling.tuning import ATTEMPTS, FRICTION, PILOT
 
@@ -108,8 +99,8 @@ def follow(
     lr = float(sampler.options["lr"])
     for attempt in range(ATTEMPTS):
         tried = sampler.replaced(lr=lr / LOWER**attempt)
-        pilot = _pilot(spec, tried, pilots)
-        if pilot is not None:
+        pilot = pilots.pilot(spec.config, tried, PILOT)
+        if not pilot.diverged:
             ratio = _kappa(spec, first.curvature) / _kappa(spec, pilot.h)
             limit = float(f"{min(tried.options['lr'], lr * ratio):.3g}")
             cool = cooled(tried.replaced(lr=limit), pilot, first.bias, config.sampler.options)
@@ -135,7 +126,7 @@ def cooled(
     """
     lr, heat = float(sampler.options["lr"]), abs(pilot.heat)
     most = bias * reach(pilot.sampler) / max(heat, 1e-300)  # the longest reach within the bias
-    name = MOMENTUM.get(sampler.name)
+    name = ours(sampler.name).friction_option
     if name is None:
         return sampler.replaced(lr=float(f"{min(lr, most):.3g}"))
     friction = float(signature_options(sampler)[name])
@@ -147,18 +138,11 @@ def cooled(
 def _scaled(first: Chosen, sampler: SamplerConfig, h: float) -> Chosen:
     lr = f"the first checkpoint's {first.sampler['lr']:.3g}, for a curvature of {h:.3g} here"
     reasons = {**first.reasons, "sampler.lr": f"{lr} and {first.curvature:.3g} there"}
-    name = MOMENTUM.get(sampler.name)
+    name = ours(sampler.name).friction_option
     if name is not None and sampler.options.get(name) != first.sampler.get(name):
         reasons[f"sampler.{name}"] = f"minibatches would heat by more than {first.bias:.1%}"
     options = sampler.model_dump(exclude_unset=True)
     return first.replaced(sampler=options, curvature=h, reasons=reasons)
-
-
-def _pilot(spec: ChainSpec, sampler: SamplerConfig, pilots: Pilots) -> Pilot | None:
-    """A short run; None if it diverged."""
-    config = short(spec.config, sampler, PILOT)
-    steps = PILOT_CHAINS * PILOT * THIN
-    return pilots.run(config, lambda run: read_pilot(run, sampler, steps))
 
 
 def _kappa(spec: ChainSpec, h: float) -> float:

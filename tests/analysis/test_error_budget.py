@@ -9,10 +9,12 @@ import pytest
 import xarray as xr
 from numpy.typing import NDArray
 
-from distsampler.analysis.bias import Ritz, Step, predict
 from distsampler.analysis.diagnosis import diagnose
 from distsampler.analysis.error_budget import ErrorBudget, budget
+from distsampler.curvature.hessian import Ritz
+from distsampler.curvature.watch import Step, predict
 from distsampler.facts import Posterior
+from distsampler.optim import SGLD
 
 PLAIN = ErrorBudget(0.1, 0.1, None, None, 0.0, 0.0, 0.0)
 
@@ -101,7 +103,7 @@ def sampled(step: Step, h: NDArray[np.float64], v: float, runs: int) -> NDArray[
 def test_the_interval_holds_the_truth_in_95_of_100_runs(share: float, v: float) -> None:
     """400 runs on a quadratic with gradient noise, each predicting its bias from four walks."""
     h = np.linspace(0.5, 2, 10)
-    step = Step("sgld", share / (100 * 2 + 10), Posterior(100.0, 10.0), 32)
+    step = Step(SGLD.law({}), share / (100 * 2 + 10), Posterior(100.0, 10.0), 32)
     exact = float((100 * h / (100 * h + 10)).sum() / 2)
     rng, covered, naive = np.random.default_rng(2), 0, 0
     for excess in sampled(step, h, v, 400):

@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distsampler.analysis.bias import Bias, Law, Ritz, Step, predict
-from distsampler.curvature.hessian import Curvature, measure
+from distsampler.curvature.hessian import Curvature, Ritz, measure
+from distsampler.curvature.watch import Step, predict
 from distsampler.facts import Posterior
 from distsampler.models.replica import ChainSpec, Replica
+from distsampler.optim import SAMPLERS
+from distsampler.optim.law import Bias, QuadraticLaw
 from distsampler.sampling.prepare import prepare
 from distsampler.truth import discretised_laws
 from tests.problems import Tilted, config, mean_squared_error, regression, squared_error, tilted
@@ -189,6 +191,14 @@ POSTERIOR = Posterior(NBETA, GAMMA)
 SHARES = (0.1, 0.3, 0.6, 1.0)  # lr kappa_max
 
 
+def law(name: str, friction: float = 0.1) -> QuadraticLaw:
+    """The law of a sampler; that of SGNHT's second scheme by the scheme's name."""
+    options = {"friction": friction, "diffusion_factor": friction, "scheme": name}
+    found = SAMPLERS["sgnht" if name == "badodab" else name].law(options)
+    assert found is not None
+    return found
+
+
 def known(corrected: bool) -> Ritz:
     """A spectrum given in full."""
     h = np.linspace(0.1, 10, 60)
@@ -198,31 +208,31 @@ def known(corrected: bool) -> Ritz:
 
 def exact_bias(step: Step, ritz: Ritz) -> float:
     """By the stationary law of each direction."""
-    law = {"sgld": discretised_laws.sgld, "lmsgld": discretised_laws.lmsgld}[step.law]
+    exact = {"sgld": discretised_laws.sgld, "lmsgld": discretised_laws.lmsgld}[step.law.name]
     total = 0.0
     for h, weight, v, d in zip(*ritz, strict=True):
         kappa, u = step.posterior.kappa(h), step.heat
         heat, left = step.lr * u * v / weight, 1 - u * d / weight
         total += (
-            weight * step.posterior.nbeta * h / 2 * (law(step.lr, kappa, heat, left) - 1 / kappa)
+            weight * step.posterior.nbeta * h / 2 * (exact(step.lr, kappa, heat, left) - 1 / kappa)
         )
     return total
 
 
 @pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize("corrected", [True, False])
-@pytest.mark.parametrize("law", ["sgld", "lmsgld"])
+@pytest.mark.parametrize("name", ["sgld", "lmsgld"])
 def test_the_bias_of_a_known_spectrum_is_that_of_the_stationary_law(
-    law: Law, corrected: bool, share: float
+    name: str, corrected: bool, share: float
 ) -> None:
     ritz = known(corrected)
-    step = Step(law, share / (NBETA * 10 + GAMMA), POSTERIOR, BATCH)
+    step = Step(law(name), share / (NBETA * 10 + GAMMA), POSTERIOR, BATCH)
     assert sum(predict(step, ritz)) == pytest.approx(exact_bias(step, ritz), rel=1e-9)
 
 
 def test_the_bias_of_sghmc_is_that_of_the_stationary_law() -> None:
     ritz, lr, alpha = known(False), 1e-4, 0.1
-    step = Step("sghmc", lr, POSTERIOR, BATCH, alpha)
+    step = Step(law("sghmc", alpha), lr, POSTERIOR, BATCH)
     exact = 0.0
     for h, v in zip(ritz.values, ritz.noise, strict=True):
         kappa = NBETA * h + GAMMA
@@ -238,26 +248,26 @@ def test_the_bias_of_a_thermostat_is_that_of_its_law(noise: float) -> None:
     ritz, lr, a = Ritz(*(array[::5] for array in known(False))), 1e-7, 0.1
     ritz = ritz._replace(noise=ritz.noise**2 * noise)
 
-    def law(xi: float) -> tuple[list[float], float]:
+    def moments(xi: float) -> tuple[list[float], float]:
         sources = [2 * lr * a + (lr * NBETA) ** 2 * v / BATCH for v in ritz.noise]
         pairs = zip(ritz.values, sources, strict=True)
         found = [discretised_laws._underdamped(lr, NBETA * h + GAMMA, 1 - xi, s) for h, s in pairs]
         return [float(s[0, 0]) for s in found], sum(float(s[1, 1]) for s in found) / len(found)
 
-    variances, _ = discretised_laws._settled(law, lr, a)
+    variances, _ = discretised_laws._settled(moments, lr, a)
     kappa = NBETA * ritz.values + GAMMA
     exact = float((NBETA * ritz.values / 2) @ (np.array(variances) - 1 / kappa))
-    bias = predict(Step("sgnht", lr, POSTERIOR, BATCH, a), ritz)
+    bias = predict(Step(law("sgnht", a), lr, POSTERIOR, BATCH), ritz)
     assert sum(bias) == pytest.approx(exact, rel=0.001)
     assert bias.discretisation == pytest.approx(-a / 2 * 6, rel=0.1)
     assert (abs(bias.heat) > 0.1) == bool(noise)
 
 
-@pytest.mark.parametrize("law", ["sgnht", "badodab"])
-def test_a_thermostat_that_has_not_answered_yet_leaves_the_heat_of_its_friction(law: Law) -> None:
+@pytest.mark.parametrize("name", ["sgnht", "badodab"])
+def test_a_thermostat_that_has_not_answered_yet_leaves_the_heat_of_its_friction(name: str) -> None:
     ritz, lr, a = known(False), 1e-9, 0.01
-    step = Step(law, lr, POSTERIOR, BATCH, a)
-    cold = predict(step._replace(law="lmsgld"), ritz).heat * 2 / a
+    step = Step(law(name, a), lr, POSTERIOR, BATCH)
+    cold = predict(step._replace(law=law("lmsgld")), ritz).heat * 2 / a
     found = [predict(step, ritz, made).heat for made in (0, 3 * a / lr, 1e3 * a / lr)]
     assert found[0] == pytest.approx(cold, rel=0.01)
     assert found[0] > found[1] > found[2]
@@ -266,12 +276,12 @@ def test_a_thermostat_that_has_not_answered_yet_leaves_the_heat_of_its_friction(
 
 def test_badodab_and_mala_have_none_without_noise() -> None:
     quiet = known(False)._replace(noise=np.zeros(60))
-    for law in ("badodab", "mala"):
-        assert predict(Step(law, 1e-3, POSTERIOR, BATCH, 0.01), quiet) == Bias(0.0, 0.0)
+    for name in ("badodab", "mala"):
+        assert predict(Step(law(name, 0.01), 1e-3, POSTERIOR, BATCH), quiet) == Bias(0.0, 0.0)
 
 
 def test_a_step_beyond_stability_gives_a_large_number_not_infinity() -> None:
-    found = predict(Step("sgld", 1.0, POSTERIOR, BATCH), known(False))
+    found = predict(Step(law("sgld"), 1.0, POSTERIOR, BATCH), known(False))
     assert math.isfinite(found.discretisation)
     assert found.discretisation > 8 * 60 / 2 * 0.9
 
@@ -292,9 +302,9 @@ def averaged(biases: list[Bias]) -> float:
 
 @pytest.mark.statistical
 @pytest.mark.parametrize("corrected", [True, False])
-@pytest.mark.parametrize("law", ["sgld", "lmsgld"])
+@pytest.mark.parametrize("name", ["sgld", "lmsgld"])
 def test_a_measured_spectrum_predicts_the_true_bias_within_five_percent(
-    law: Law, corrected: bool
+    name: str, corrected: bool
 ) -> None:
     """Sixteen walks, as four chains make them in a run, on rows of which each sees its own."""
     spec, vectors, covariance = tilted_spec()
@@ -311,7 +321,7 @@ def test_a_measured_spectrum_predicts_the_true_bias_within_five_percent(
         for seed in range(16)
     ]
     for share in SHARES:
-        step = Step(law, share / (NBETA * 10 + GAMMA), POSTERIOR, BATCH)
+        step = Step(law(name), share / (NBETA * 10 + GAMMA), POSTERIOR, BATCH)
         exact = exact_bias(step, Ritz(values, np.ones(D), along, taken))
         without = exact_bias(step, Ritz(values, np.ones(D), along, 0 * taken))
         found = averaged([predict(step, ritz) for ritz in walks])
@@ -319,5 +329,5 @@ def test_a_measured_spectrum_predicts_the_true_bias_within_five_percent(
         hotter = step._replace(posterior=Posterior(1.1 * NBETA, GAMMA))
         hot = averaged([predict(hotter, ritz) for ritz in walks])
         assert abs(hot - exact) > 0.05 * exact, share
-        if not (law == "lmsgld" and corrected):
+        if not (name == "lmsgld" and corrected):
             assert found == pytest.approx(exact, rel=0.05), share
