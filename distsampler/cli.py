@@ -91,18 +91,18 @@ def calibrate(
     as_json: Json = False,
 ) -> None:
     """Choose sampler, step size and length by short pilots."""
-    from distsampler import recipe
+    from distsampler.recipe import load, write
 
-    given = recipe.load(config, changes or [])
+    recipe = load(config, changes or [])
     _check_writable(out, heatmap)
     if heatmap is not None:
         _check_figure(heatmap)
     from distsampler.sampling.calibration import calibrate_recipe
 
-    chosen, calibration = calibrate_recipe(given, heatmap=heatmap is not None, bias=bias)
+    chosen, calibration = calibrate_recipe(recipe, heatmap=heatmap is not None, bias=bias)
     _say(json.dumps(calibration.as_dict()) if as_json else str(calibration))
     if out is not None:
-        recipe.write(chosen, out)
+        write(chosen, out)
     if calibration.heatmap is not None and heatmap is not None:
         from matplotlib.figure import Figure
 

@@ -42,8 +42,8 @@ class Frozen(BaseModel):
 
     def replaced(self, **changes: Any) -> Self:  # noqa: ANN401 (its fields)
         """Return a copy with other values, validated; fields not set so far remain not set."""
-        given = {name: getattr(self, name) for name in self.model_fields_set}
-        return type(self)(**given | changes)
+        values = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**values | changes)
 
 
 class Config(Frozen):
@@ -289,9 +289,9 @@ class RunConfig(Config):
         """Say of fields that cannot stand together why, and what to do."""
         hop, auto = self.data_mode == "hop", self.draws == "auto"
         dispersed = self.init == "dispersed"
-        given = [name for name in ("shards", "hop_every") if getattr(self, name) is not None]
-        if self.data_mode == "replicate" and given:
-            yield f"{given[0]} belongs to data_mode='hop', and it is 'replicate'"
+        of_hop = [name for name in ("shards", "hop_every") if getattr(self, name) is not None]
+        if self.data_mode == "replicate" and of_hop:
+            yield f"{of_hop[0]} belongs to data_mode='hop', and it is 'replicate'"
         if hop and self.batches == "epoch":
             yield (
                 "batches='epoch' walks through all data, and data_mode='hop' sits on one shard: "

@@ -116,8 +116,8 @@ def write(recipe: Recipe, path: str | Path) -> None:
     for name, function in fields.get("observables", {}).items():
         fields["observables"][name] = _seen_from(out, function, folder)
     if record["restrict_to"] is not None:
-        given = record["restrict_to"]
-        fields["restrict_to"] = str((folder / given).resolve()) if isinstance(given, str) else given
+        moves = record["restrict_to"]
+        fields["restrict_to"] = str((folder / moves).resolve()) if isinstance(moves, str) else moves
     out.write_text(yaml.safe_dump(fields, sort_keys=False))
 
 
@@ -144,19 +144,21 @@ def with_functions(config: RunConfig, folder: Path) -> RunConfig:
     return config.replaced(observables=functions) if functions else config
 
 
-def restriction(given: object, folder: Path) -> object:
+def restriction(restrict_to: object, folder: Path) -> object:
     """Return ``restrict_to``; the masks themselves where it names a file of them.
 
     Raises:
         ConfigError: if the file holds none.
     """
-    if not (isinstance(given, str) and given.endswith(".npz")):
-        return given
+    if not (isinstance(restrict_to, str) and restrict_to.endswith(".npz")):
+        return restrict_to
     try:
-        with np.load(folder / given) as file:
+        with np.load(folder / restrict_to) as file:
             return dict(file)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"restrict_to: {given} must be a file of numpy.savez: {error}") from None
+        raise ConfigError(
+            f"restrict_to: {restrict_to} must be a file of numpy.savez: {error}"
+        ) from None
 
 
 def set_field(fields: dict[str, Any], change: str) -> None:

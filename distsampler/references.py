@@ -35,32 +35,32 @@ class Named:
     function: Callable[..., Any] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def of(cls, given: object) -> Named:
+    def of(cls, function: object) -> Named:
         """Return a function, or what has the name of one, by its name.
 
         Raises:
             ConfigError: if it is neither.
         """
-        if isinstance(given, Named):
-            return given
-        if isinstance(given, str):
-            return cls(given)
-        if not callable(given):
-            raise ConfigError(f"must be a function, or 'module:callable', got {given!r}")
-        function = given.func if isinstance(given, functools.partial) else given
-        known = function if hasattr(function, "__qualname__") else type(function)
-        return cls(f"{known.__module__}:{known.__qualname__}{_bound(given)}", given)
+        if isinstance(function, Named):
+            return function
+        if isinstance(function, str):
+            return cls(function)
+        if not callable(function):
+            raise ConfigError(f"must be a function, or 'module:callable', got {function!r}")
+        inner = function.func if isinstance(function, functools.partial) else function
+        home = inner if hasattr(inner, "__qualname__") else type(inner)
+        return cls(f"{home.__module__}:{home.__qualname__}{_bound(function)}", function)
 
     def __str__(self) -> str:
         return self.name
 
 
-def _bound(given: object) -> str:
+def _bound(function: object) -> str:
     """Return what a partial function has bound: with other values it is another function."""
-    if not isinstance(given, functools.partial):
+    if not isinstance(function, functools.partial):
         return ""
-    pairs = (f"{key}={value!r}" for key, value in given.keywords.items())
-    return f"({', '.join([*map(repr, given.args), *pairs])})"
+    pairs = (f"{key}={value!r}" for key, value in function.keywords.items())
+    return f"({', '.join([*map(repr, function.args), *pairs])})"
 
 
 def find_callable(part: str, name: object, folder: Path) -> Callable[..., Any]:
@@ -126,21 +126,19 @@ class Mask:
     entries: NDArray[np.bool_] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def of(cls, given: object) -> Mask:
+    def of(cls, mask: object) -> Mask:
         """Return the mask of a boolean tensor, array or nested list, or, by a text, its digest.
 
         Raises:
             ConfigError: if the entries are no booleans.
         """
-        if isinstance(given, Mask):
-            return given
-        if isinstance(given, str):
-            return cls(given)
-        tensor: Any = given
-        if hasattr(tensor, "detach"):
-            given = tensor.detach().cpu().numpy()
+        if isinstance(mask, Mask):
+            return mask
+        if isinstance(mask, str):
+            return cls(mask)
+        tensor: Any = mask
         try:
-            entries = np.asarray(given)
+            entries = np.asarray(tensor.detach().cpu() if hasattr(tensor, "detach") else mask)
         except ValueError as error:  # rows of different lengths
             raise ConfigError(f"a mask must be rectangular: {error}") from None
         if entries.dtype != np.bool_:
@@ -156,30 +154,30 @@ class Mask:
         return self.text
 
 
-def patterns_or_masks(given: object) -> object:
+def patterns_or_masks(restrict_to: object) -> object:
     """Return ``restrict_to`` as patterns, or as masks by name.
 
     Raises:
         ConfigError: if it is neither, or a mask is wrong.
     """
-    match given:
+    match restrict_to:
         case None:
             return None
         case str():
-            return (given,)
+            return (restrict_to,)
         case Mapping():
-            return {str(name): _mask(str(name), mask) for name, mask in given.items()}
-        case list() | tuple() if all(isinstance(pattern, str) for pattern in given):
-            return tuple(given)
+            return {str(name): _mask(str(name), mask) for name, mask in restrict_to.items()}
+        case list() | tuple() if all(isinstance(pattern, str) for pattern in restrict_to):
+            return tuple(restrict_to)
         case _:
             raise ConfigError(
                 "must be names or regular expressions of parameters, or masks by name, got "
-                f"{given!r}"
+                f"{restrict_to!r}"
             )
 
 
-def _mask(name: str, given: object) -> Mask:
+def _mask(name: str, mask: object) -> Mask:
     try:
-        return Mask.of(given)
+        return Mask.of(mask)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None

@@ -3,8 +3,8 @@
 A run counts its draws in one of two ways:
 
 - ``burn_in`` is a number: those draws come first, and budget and gate rounds count what follows;
-- ``burn_in="auto"``: budget and gate rounds count every draw, and each gate round chooses anew how
-  many of them are burn-in, at most half.
+- ``burn_in="auto"``: budget and gate rounds count every draw, and each gate round chooses how many
+  of them are burn-in, at most half.
 """
 
 from __future__ import annotations
@@ -74,5 +74,5 @@ class Schedule:
 
     @property
     def adapting(self) -> int:
-        """Draws in which a sampler may adapt unless told: burn-in, or a quarter of round one."""
+        """Draws in which samplers adapt: the burn-in, or a quarter of the first gate round."""
         return self.gate_rounds[0] // 4 if self.burn_in is None else self.burn_in

@@ -94,9 +94,9 @@ def _model_digest(model: nn.Module) -> str:
     return state.hexdigest()
 
 
-def _function_digest(given: object) -> str:
+def _function_digest(function: object) -> str:
     """Return the name of a loss or observable and a digest of its source, not of what it calls."""
-    function = given.func if isinstance(given, functools.partial) else given
+    function = function.func if isinstance(function, functools.partial) else function
     if not inspect.isfunction(function):
         function = type(function)
     try:
