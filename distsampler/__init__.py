@@ -46,88 +46,27 @@ Four laws:
 3. A draw exists once, when its commit is durable; only the driver commits.
 4. No silent number: what has not converged, was lost or is biased says so wherever it is printed.
 
-Importing this package loads neither torch nor ray nor arviz: names are resolved when used.
+Importing this package loads neither torch nor ray nor arviz: public names, listed in
+``__init__.pyi``, are resolved when they are used.
 """
 
+import re
 from importlib import import_module
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from distsampler.analysis.diagnosis import Diagnosis as Diagnosis
-    from distsampler.analysis.estimators import LLCEstimate as LLCEstimate
-    from distsampler.analysis.estimators import WBICEstimate as WBICEstimate
-    from distsampler.analysis.run import Run as Run
-    from distsampler.analysis.run import open_run as open  # noqa: F401 (a public name)
-    from distsampler.analysis.verdict import Verdict as Verdict
-    from distsampler.config import GateConfig as GateConfig
-    from distsampler.config import PlacementConfig as PlacementConfig
-    from distsampler.config import RunConfig as RunConfig
-    from distsampler.config import SamplerConfig as SamplerConfig
-    from distsampler.errors import ConfigError as ConfigError
-    from distsampler.errors import DistsamplerError as DistsamplerError
-    from distsampler.errors import NotConverged as NotConverged
-    from distsampler.errors import NotConvergedWarning as NotConvergedWarning
-    from distsampler.errors import PlacementError as PlacementError
-    from distsampler.errors import RunFailed as RunFailed
-    from distsampler.errors import StoreError as StoreError
-    from distsampler.errors import WorkFailedError as WorkFailedError
-    from distsampler.execution.pool import SerialPool as SerialPool
-    from distsampler.execution.ray_pool import RayPool as RayPool
-    from distsampler.facts import optimal_nbeta as optimal_nbeta
-    from distsampler.optim import SGLD as SGLD
-    from distsampler.optim import SGNHT as SGNHT
-    from distsampler.report.plots import plot_acceptance as plot_acceptance
-    from distsampler.report.plots import plot_autocorrelation as plot_autocorrelation
-    from distsampler.report.plots import plot_budget as plot_budget
-    from distsampler.report.plots import plot_heatmap as plot_heatmap
-    from distsampler.report.plots import plot_llc_curve as plot_llc_curve
-    from distsampler.report.plots import plot_norms as plot_norms
-    from distsampler.report.plots import plot_rank as plot_rank
-    from distsampler.report.plots import plot_running_llc as plot_running_llc
-    from distsampler.report.plots import plot_trace as plot_trace
-    from distsampler.sampling.calibration import Calibration as Calibration
-    from distsampler.sampling.calibration import calibrate as calibrate
-    from distsampler.sampling.handle import Running as Running
-    from distsampler.sampling.sample import resume as resume
-    from distsampler.sampling.sample import sample as sample
-    from distsampler.sampling.sample import start as start
-    from distsampler.sweeps.results import Sweep as Sweep
-    from distsampler.sweeps.results import open_sweep as open_sweep
-    from distsampler.sweeps.sweep import sweep as sweep
-    from distsampler.truth.certify import certify as certify
+from pathlib import Path
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "analysis.diagnosis": "Diagnosis",
-    "analysis.estimators": "LLCEstimate WBICEstimate",
-    "analysis.run": "Run open",
-    "analysis.verdict": "Verdict",
-    "config": "GateConfig PlacementConfig RunConfig SamplerConfig",
-    "errors": "ConfigError DistsamplerError NotConverged NotConvergedWarning PlacementError "
-    "RunFailed StoreError WorkFailedError",
-    "execution.pool": "SerialPool",
-    "execution.ray_pool": "RayPool",
-    "facts": "optimal_nbeta",
-    "optim": "SGLD SGNHT",
-    "report.plots": "plot_acceptance plot_autocorrelation plot_budget plot_heatmap plot_llc_curve "
-    "plot_norms plot_rank plot_running_llc plot_trace",
-    "sampling.calibration": "Calibration calibrate",
-    "sampling.handle": "Running",
-    "sampling.sample": "resume sample start",
-    "sweeps.results": "Sweep open_sweep",
-    "sweeps.sweep": "sweep",
-    "truth.certify": "certify",
-}
-_HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
-__all__ = sorted(_HOME)
+_NAMES = re.compile(r"from (\S+) import (\S+) as (\S+)")
+_STUB = Path(__file__).with_suffix(".pyi").read_text("utf-8")
+_HOMES = {public: (module, name) for module, name, public in _NAMES.findall(_STUB)}
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOME:
+    if name not in _HOMES:
         raise AttributeError(f"module 'distsampler' has no attribute {name!r}")
-    attribute = "open_run" if name == "open" else name
-    value: object = getattr(import_module(f"distsampler.{_HOME[name]}"), attribute)
+    module, attribute = _HOMES[name]
+    value: object = getattr(import_module(module), attribute)
     return value
 
 

@@ -370,9 +370,9 @@ def _check_figure(path: Path) -> None:
 
 
 def _open(store: str) -> Run:
-    from distsampler.analysis.run import open_run
+    from distsampler.analysis.run import Run
 
-    return open_run(store)
+    return Run(store)
 
 
 def _code(run: Run) -> int:

@@ -142,7 +142,7 @@ def test_a_stopped_run_exits_130_diagnoses_as_3_and_goes_on(
 
 @pytest.mark.ray
 def test_observables_of_a_file_are_measured_and_found_again_by_resume(tmp_path: Path) -> None:
-    from distsampler.analysis.run import open_run
+    import distsampler as ds
 
     (tmp_path / "own.py").write_text(
         "def size(model, batch):\n    return model.weight.norm()\n"
@@ -154,7 +154,7 @@ def test_observables_of_a_file_are_measured_and_found_again_by_resume(tmp_path: 
     assert out.returncode == 3, out.stderr
     out = command("resume", tmp_path / "run", "--quiet", "--set", "draws=30", cwd=tmp_path.parent)
     assert out.returncode == 3, out.stderr
-    run = open_run(tmp_path / "run")
+    run = ds.open(tmp_path / "run")
     assert run.posterior["size"].sizes == {"chain": 2, "draw": 30}
     assert run.wide["outputs"].shape == (2, 30, 256, 1)
     assert bool((run.losses >= 0).all())

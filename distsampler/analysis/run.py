@@ -234,6 +234,6 @@ class Run:
         return f"Run({str(self.store)!r}, status={self.manifest.status!r})"
 
 
-def open_run(store: str | Path) -> Run:
-    """Opens a run directory for reading; needs neither Ray nor model nor data."""
+def open(store: str | Path) -> Run:
+    """Open a run directory for reading; needs neither Ray nor model nor data."""
     return Run(store)
