@@ -35,42 +35,25 @@ Group = Literal["posterior", "sample_stats"]
 
 @dataclass(frozen=True)
 class Variable:
-    """One recorded quantity: what it is called, where it is stored, what shape a draw has.
-
-    Args:
-        name: of the variable.
-        group: of the InferenceData it belongs to.
-        meaning: one line for people.
-        dims: names of the dimensions behind (chain, draw).
-        shape: of one draw.
-        dtype: of the stored array.
-    """
+    """One recorded quantity: what it is called, where it is stored, what shape a draw has."""
 
     name: str
-    group: Group
-    meaning: str
-    dims: tuple[str, ...] = ()
+    group: Group  # of the InferenceData it belongs to
+    meaning: str  # one line for people
+    dims: tuple[str, ...] = ()  # names of the dimensions behind (chain, draw)
     shape: tuple[int, ...] = ()
     dtype: str = "float64"
 
 
 @dataclass(frozen=True)
 class WideVariable:
-    """One quantity too large to travel: the chain's owner writes it to the store, as float32.
-
-    Args:
-        name: of its array.
-        meaning: one line for people.
-        dims: names of the dimensions behind (chain, draw).
-        shape: of one draw.
-        every: saved at every k-th draw, counted from the chain's start.
-    """
+    """One quantity too large to travel: the chain's owner writes it to the store, as float32."""
 
     name: str
-    meaning: str
-    dims: tuple[str, ...]
+    meaning: str  # one line for people
+    dims: tuple[str, ...]  # names of the dimensions behind (chain, draw)
     shape: tuple[int, ...]
-    every: int = 1
+    every: int = 1  # saved at every k-th draw, counted from the chain's start
 
     def saved(self, draws: int) -> int:
         """Return at how many of a chain's first draws it was saved."""
@@ -83,36 +66,24 @@ class WideVariable:
 
 @dataclass(frozen=True)
 class StateFile:
-    """A chain's state that lies in the store already.
+    """A chain's state that lies in the store already."""
 
-    Args:
-        name: of the file, within the run directory; it contains the digest.
-        size: bytes.
-    """
-
-    name: str
+    name: str  # of the file, within the run directory; it contains the digest
     size: int
 
 
 @dataclass(frozen=True)
 class DrawBlock:
-    """Consecutive draws of one chain, and the state behind the last of them.
+    """Consecutive draws of one chain, and the state behind the last of them."""
 
-    Args:
-        chain: index of the chain.
-        first_draw: position of the first draw, counted from the chain's start (burn-in included).
-        values: name -> array of shape (draws, ...).
-        state: the chain after the last draw; bytes to everybody but the chain, or the file that
-            holds them.
-        state_seconds: time it took to serialise the state.
-        wide: names of the wide variables whose values of these draws lie in the store already.
-    """
-
-    chain: int
-    first_draw: int
-    values: Mapping[str, NDArray[np.generic]]
+    chain: int  # index of the chain
+    first_draw: int  # position of the first draw, counted from the chain's start (burn-in included)
+    values: Mapping[str, NDArray[np.generic]]  # name -> array of shape (draws, ...)
+    # the chain after the last draw; bytes to everybody but the chain, or the file that
+    # holds them
     state: bytes | StateFile = field(repr=False)
-    state_seconds: float = 0.0
+    state_seconds: float = 0.0  # time it took to serialise the state
+    # names of the wide variables whose values of these draws lie in the store already
     wide: tuple[str, ...] = ()
 
     @property
@@ -133,25 +104,20 @@ class DrawBlock:
 
 @dataclass(frozen=True)
 class AtAnchor:
-    """What the anchor pass measures at w*.
+    """What the anchor pass measures at w*."""
 
-    Args:
-        losses: per-example losses, shape (n,), float32; None if the loss gives batch means.
-        init_loss: L_n(w*), the mean over all data.
-        probe_init_loss: the mean over the probe's examples.
-        probe_losses: the probe's per-example losses (or the means of its eight parts).
-        gradient_variance: variance between examples of each entry of the gradient that may move,
-            float32; None if not asked for.
-        shard_gradients: gradient of each shard's mean loss, (shards, d), float32; None for data
-            that are not in shards.
-        hop_bias: predicted relative error that hopping brings: of the LLC as chains read it, and of
-            the LLC read on all data; None if not predicted.
-    """
-
+    # per-example losses, shape (n,), float32; None if the loss gives batch means
     losses: NDArray[np.float32] | None
-    init_loss: float
-    probe_init_loss: float
+    init_loss: float  # L_n(w*), the mean over all data
+    probe_init_loss: float  # the mean over the probe's examples
+    # the probe's per-example losses (or the means of its eight parts)
     probe_losses: NDArray[np.float64]
+    # variance between examples of each entry of the gradient that may move, float32; None
+    # if not asked for
     gradient_variance: NDArray[np.float32] | None = None
+    # gradient of each shard's mean loss, (shards, d), float32; None for data that are not
+    # in shards
     shard_gradients: NDArray[np.float32] | None = None
+    # predicted relative error that hopping brings: of the LLC as chains read it, and of the
+    # LLC read on all data; None if not predicted
     hop_bias: tuple[float, float] | None = None

@@ -22,17 +22,11 @@ Curvature = TypeVar("Curvature", bound=_Scales)
 
 @dataclass(frozen=True)
 class Posterior:
-    """The density ``exp(-nbeta L(w) - localization/2 |w - w*|^2 - weight_decay/2 |w|^2)``.
+    """The density ``exp(-nbeta L(w) - localization/2 |w - w*|^2 - weight_decay/2 |w|^2)``."""
 
-    Args:
-        nbeta: inverse temperature times the number of examples.
-        localization: gamma, the strength of the pull to w*.
-        weight_decay: lambda, the precision of a Gaussian prior around 0.
-    """
-
-    nbeta: float
-    localization: float = 0.0
-    weight_decay: float = 0.0
+    nbeta: float  # inverse temperature times the number of examples
+    localization: float = 0.0  # gamma, the strength of the pull to w*
+    weight_decay: float = 0.0  # lambda, the precision of a Gaussian prior around 0
 
     def kappa(self, h: Curvature) -> Curvature:
         """Return ``nbeta h + gamma + lambda``, its curvature where the mean loss has curvature h.
@@ -46,32 +40,20 @@ class Posterior:
 
 @dataclass(frozen=True)
 class Law:
-    """The law of a sampler's chain on a quadratic, as far as the reading half needs it.
+    """The law of a sampler's chain on a quadratic, as far as the reading half needs it."""
 
-    Args:
-        name: what the law is called.
-        limit: ``lr kappa`` at which the chain diverges; None: it never does.
-    """
-
-    name: str
-    limit: float | None
+    name: str  # what the law is called
+    limit: float | None  # ``lr kappa`` at which the chain diverges; None: it never does
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a run before its first draw.
+    """What is known of a run before its first draw."""
 
-    Args:
-        n: number of examples.
-        posterior: the density that is sampled.
-        lr: step size; None: the sampler, a user's own, has no such option.
-        law: the law of the sampler's chain on a quadratic; None: not known.
-    """
-
-    n: int
-    posterior: Posterior
-    lr: float | None = None
-    law: Law | None = None
+    n: int  # number of examples
+    posterior: Posterior  # the density that is sampled
+    lr: float | None = None  # step size; None: the sampler, a user's own, has no such option
+    law: Law | None = None  # the law of the sampler's chain on a quadratic; None: not known
 
     def numbers(self) -> dict[str, float]:
         """Return the numbers that a store records, by name."""

@@ -22,21 +22,14 @@ CALIBRATION = "calibration"  # key of a record: what pilots chose, beside the pa
 
 @dataclass(frozen=True)
 class Recipe:
-    """A model, its data and loss, and how to sample them.
+    """A model, its data and loss, and how to sample them."""
 
-    Args:
-        model: the trained module.
-        data: the data set; see ``sample``.
-        loss: ``loss(model, batch)``.
-        config: what to sample, and for how long.
-        record: the names of model, data and loss in a YAML file, and its folder, which a run
-            remembers; empty if they come from Python.
-    """
-
-    model: Any
-    data: object
-    loss: Callable[..., Any]
-    config: RunConfig
+    model: Any  # the trained module
+    data: object  # the data set; see ``sample``
+    loss: Callable[..., Any]  # ``loss(model, batch)``
+    config: RunConfig  # what to sample, and for how long
+    # the names of model, data and loss in a YAML file, and its folder, which a run
+    # remembers; empty if they come from Python
     record: dict[str, Any] = field(default_factory=dict)
 
 

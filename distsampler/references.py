@@ -24,14 +24,10 @@ from distsampler.errors import ConfigError
 
 @dataclass(frozen=True)
 class Named:
-    """A function by its name; two are equal if their names are.
+    """A function by its name; two are equal if their names are."""
 
-    Args:
-        name: ``module:callable`` or ``path/to/file.py:callable``.
-        function: the function; None if it has not been imported.
-    """
-
-    name: str
+    name: str  # ``module:callable`` or ``path/to/file.py:callable``
+    # the function; None if it has not been imported
     function: Callable[..., Any] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
@@ -114,15 +110,10 @@ def _import_file(path: Path) -> object:
 
 @dataclass(frozen=True)
 class Mask:
-    """The entries of one parameter that move; two masks are equal if their texts are.
+    """The entries of one parameter that move; two masks are equal if their texts are."""
 
-    Args:
-        text: number of entries that move, shape, and digest of the entries.
-        entries: True where an entry moves, in the parameter's shape; None if read from a run
-            directory.
-    """
-
-    text: str
+    text: str  # number of entries that move, shape, and digest of the entries
+    # True where an entry moves, in the parameter's shape; None if read from a run directory
     entries: NDArray[np.bool_] | None = field(default=None, compare=False, repr=False)
 
     @classmethod

@@ -21,18 +21,15 @@ SPACING = 1.5  # of gate rounds: each further one is another chance to stop on l
 class Schedule:
     """The draws of each chain, as a config plans them.
 
-    Args:
-        burn_in: draws before the posterior; None: chosen from the draws at each gate round.
-        gate_rounds: counted draws at which the gate judges, in ascending order; the last is the
-            budget.
-
     Example:
         >>> from distsampler.config import GateConfig
         >>> Schedule.of(RunConfig(burn_in=100, draws=1000, gate=GateConfig(every=400))).round_ends
         (500, 700, 1000, 1100)
     """
 
+    # draws before the posterior; None: chosen from the draws at each gate round
     burn_in: int | None
+    # counted draws at which the gate judges, in ascending order; the last is the budget
     gate_rounds: tuple[int, ...]
 
     @classmethod

@@ -44,15 +44,10 @@ class ChainDiverged(DistsamplerError):
 
 @dataclass(frozen=True)
 class Advanced:
-    """What came of advancing chains.
+    """What came of advancing chains."""
 
-    Args:
-        blocks: draws of the chains that made all of them.
-        diverged: the others, with the draws that they made before.
-    """
-
-    blocks: tuple[DrawBlock, ...]
-    diverged: tuple[ChainDiverged, ...] = ()
+    blocks: tuple[DrawBlock, ...]  # draws of the chains that made all of them
+    diverged: tuple[ChainDiverged, ...] = ()  # the others, with the draws that they made before
 
 
 class Stepper(Protocol):

@@ -38,26 +38,18 @@ class AnchorPass:
 
 @dataclass(frozen=True)
 class Advance:
-    """Make the next draws of the chains of a pack.
+    """Make the next draws of the chains of a pack."""
 
-    Args:
-        chains: indices, of all in the pack that were not retired.
-        first_draw: position of the first of them.
-        draws: how many.
-        at_anchor: losses at w*.
-        states: of each chain at first_draw, None at its start; empty: as this worker left them, or
-            at their start.
-        files: of the run directory, where large states lie; None: there are none.
-        with_states: whether the driver is to send the states along, which may be large.
-    """
-
-    chains: tuple[int, ...]
-    first_draw: int
-    draws: int
-    at_anchor: AtAnchor | None = field(default=None, repr=False, compare=False)
+    chains: tuple[int, ...]  # indices, of all in the pack that were not retired
+    first_draw: int  # position of the first of them
+    draws: int  # how many
+    at_anchor: AtAnchor | None = field(default=None, repr=False, compare=False)  # losses at w*
+    # of each chain at first_draw, None at its start; empty: as this worker left them, or at
+    # their start
     states: tuple[bytes | StateFile | None, ...] = field(default=(), repr=False, compare=False)
+    # of the run directory, where large states lie; None: there are none
     files: Files | None = field(default=None, repr=False, compare=False)
-    with_states: bool = False
+    with_states: bool = False  # whether the driver is to send the states along, which may be large
 
 
 @dataclass(frozen=True)

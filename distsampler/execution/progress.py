@@ -28,29 +28,17 @@ ENDED = ("finished", "interrupted", "failed", "damaged")
 
 @dataclass(frozen=True)
 class ChainProgress:
-    """One chain at one moment.
+    """One chain at one moment."""
 
-    Args:
-        chain: index of the chain.
-        draws: draws made so far, burn-in included.
-        total: draws to be made.
-        rate: draws per second, over the chain's recent blocks.
-        loss: mean minibatch loss of the last block.
-        llc: running mean after burn-in; NaN before.
-        retired: whether the chain was taken out.
-        restarting: whether its place was lost, and it has not made a draw since.
-        restarts: how often its place was lost.
-    """
-
-    chain: int
-    draws: int
-    total: int
-    rate: float
-    loss: float
-    llc: float
-    retired: bool
-    restarting: bool = False
-    restarts: int = 0
+    chain: int  # index of the chain
+    draws: int  # draws made so far, burn-in included
+    total: int  # draws to be made
+    rate: float  # draws per second, over the chain's recent blocks
+    loss: float  # mean minibatch loss of the last block
+    llc: float  # running mean after burn-in; NaN before
+    retired: bool  # whether the chain was taken out
+    restarting: bool = False  # whether its place was lost, and it has not made a draw since
+    restarts: int = 0  # how often its place was lost
 
     @property
     def state(self) -> str:
@@ -64,52 +52,33 @@ class ChainProgress:
 
 @dataclass(frozen=True)
 class StoreStatus:
-    """What only those see who follow a run from its store.
+    """What only those see who follow a run from its store."""
 
-    Args:
-        name: name of the run.
-        reason: why the run ended; empty: it has not.
-        heartbeat: age of the driver's last sign of life in seconds; None: nobody drives the run.
-        lost: number of places that were lost, each of which was started again or given up.
-        verdict: of the last gate round; empty: there was none.
-        r_hat: worst R-hat of what the gate reads, over the draws so far.
-        ess: smallest ESS, likewise.
-    """
-
-    name: str
-    reason: str
+    name: str  # name of the run
+    reason: str  # why the run ended; empty: it has not
+    # age of the driver's last sign of life in seconds; None: nobody drives the run
     heartbeat: float | None
-    lost: int
-    verdict: str
-    r_hat: float
-    ess: float
+    lost: int  # number of places that were lost, each of which was started again or given up
+    verdict: str  # of the last gate round; empty: there was none
+    r_hat: float  # worst R-hat of what the gate reads, over the draws so far
+    ess: float  # smallest ESS, likewise
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run at one moment.
+    """A run at one moment."""
 
-    Args:
-        phase: phase of the driver; of a run that is followed, the status in its store.
-        seconds: time since the start.
-        chains: each chain.
-        llc: mean over chains of the draws so far; provisional until there is a verdict.
-        committed: number of durable draws of each chain.
-        series: thinned probe loss of each chain that is not retired; empty if followed.
-        verdict: of the last gate round; None: there was none.
-        anchor: parts of the anchor pass -> (number done, number of all), while it is made.
-        stored: what only those see who follow the run; None for its driver.
-    """
-
-    phase: str
-    seconds: float
-    chains: tuple[ChainProgress, ...]
-    llc: float
-    committed: tuple[int, ...] = ()
+    phase: str  # phase of the driver; of a run that is followed, the status in its store
+    seconds: float  # time since the start
+    chains: tuple[ChainProgress, ...]  # each chain
+    llc: float  # mean over chains of the draws so far; provisional until there is a verdict
+    committed: tuple[int, ...] = ()  # number of durable draws of each chain
+    # thinned probe loss of each chain that is not retired; empty if followed
     series: Sequence[Sequence[float]] = field(default=(), repr=False, compare=False)
-    verdict: Verdict | None = None
+    verdict: Verdict | None = None  # of the last gate round; None: there was none
+    # parts of the anchor pass -> (number done, number of all), while it is made
     anchor: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    stored: StoreStatus | None = None
+    stored: StoreStatus | None = None  # what only those see who follow the run; None for its driver
 
     @property
     def over(self) -> bool:

@@ -119,13 +119,9 @@ class RayCluster:
 
 @dataclass(frozen=True)
 class StoredRows:
-    """Rows in the object store: on their node they are shared memory, elsewhere they are fetched.
+    """Rows in the object store: shared memory on their node, fetched elsewhere."""
 
-    Args:
-        reference: Ray's reference to the rows.
-    """
-
-    reference: Any
+    reference: Any  # Ray's reference to the rows
 
     def __call__(self) -> Rows:
         """Return the rows."""

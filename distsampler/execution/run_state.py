@@ -33,39 +33,24 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True)
 class RunSetup:
-    """What does not change during a run.
+    """What does not change during a run."""
 
-    Args:
-        schedule: how many draws each chain makes, and when the gate judges them.
-        min_chains: number of chains with fewer of which the run fails.
-        block: number of draws of a block; None: sized by time.
-        parts: parts of the anchor pass.
-        together: number of chains in a pack, which advance as one.
-    """
-
-    schedule: Schedule
-    min_chains: int
-    block: int | None
-    parts: tuple[Part, ...]
-    together: int = 1
+    schedule: Schedule  # how many draws each chain makes, and when the gate judges them
+    min_chains: int  # number of chains with fewer of which the run fails
+    block: int | None  # number of draws of a block; None: sized by time
+    parts: tuple[Part, ...]  # parts of the anchor pass
+    together: int = 1  # number of chains in a pack, which advance as one
 
 
 @dataclass(frozen=True)
 class Place:
-    """One place.
+    """One place."""
 
-    Args:
-        up: whether the place can work.
-        work: what it does now.
-        incarnation: how often it was started; what an earlier incarnation says is not heard.
-        draining: whether its node goes away: it gets no new work.
-        losses: how often it was lost, by reason.
-    """
-
-    up: bool = False
-    work: Work | None = None
-    incarnation: int = 1
-    draining: bool = False
+    up: bool = False  # whether the place can work
+    work: Work | None = None  # what it does now
+    incarnation: int = 1  # how often it was started; what an earlier incarnation says is not heard
+    draining: bool = False  # whether its node goes away: it gets no new work
+    # how often it was lost, by reason
     losses: Mapping[LostReason, int] = field(default_factory=dict)
 
 
@@ -149,41 +134,25 @@ Action = Submit | Restart | Keep | CommitNow | RecordAnchor | Judge | RunEvent
 
 @dataclass(frozen=True)
 class State:
-    """Everything that the next decision depends on.
+    """Everything that the next decision depends on."""
 
-    Args:
-        setup: what does not change.
-        places: places that are up or being started, by number.
-        received: draws of each chain that the driver has received.
-        committed: draws of each chain that are durable.
-        phase: where the run is.
-        todo: parts of the anchor pass that no place has.
-        parts: parts of the anchor pass that are done.
-        pace: rows per second that a place last made in the anchor pass; None: not known yet.
-        retired: chains that were taken out.
-        gate_round: number of the next gate round, from 0.
-        judging: whether the gate was asked to judge it.
-        block: number of draws of the next blocks.
-        kept: counted draws that all chains are cut to at the end; None: not decided.
-        reason: why the run ends.
-        interrupted: whether it ends before its gate says so.
-    """
-
-    setup: RunSetup
-    places: Mapping[int, Place]
-    received: tuple[int, ...]
-    committed: tuple[int, ...]
-    phase: Phase = Phase.STARTING
-    todo: tuple[Part, ...] = ()
-    parts: tuple[AnchorPart, ...] = ()
+    setup: RunSetup  # what does not change
+    places: Mapping[int, Place]  # places that are up or being started, by number
+    received: tuple[int, ...]  # draws of each chain that the driver has received
+    committed: tuple[int, ...]  # draws of each chain that are durable
+    phase: Phase = Phase.STARTING  # where the run is
+    todo: tuple[Part, ...] = ()  # parts of the anchor pass that no place has
+    parts: tuple[AnchorPart, ...] = ()  # parts of the anchor pass that are done
+    # rows per second that a place last made in the anchor pass; None: not known yet
     pace: float | None = None
-    retired: frozenset[int] = frozenset()
-    gate_round: int = 0
-    judging: bool = False
-    block: int = FIRST_BLOCK
+    retired: frozenset[int] = frozenset()  # chains that were taken out
+    gate_round: int = 0  # number of the next gate round, from 0
+    judging: bool = False  # whether the gate was asked to judge it
+    block: int = FIRST_BLOCK  # number of draws of the next blocks
+    # counted draws that all chains are cut to at the end; None: not decided
     kept: int | None = None
-    reason: str = ""
-    interrupted: bool = False
+    reason: str = ""  # why the run ends
+    interrupted: bool = False  # whether it ends before its gate says so
 
     @property
     def alive(self) -> Sequence[int]:

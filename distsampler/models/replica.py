@@ -27,33 +27,19 @@ from distsampler.seeding import step_seed
 
 @dataclass(frozen=True)
 class ChainSpec:
-    """Everything a chain is made of, except its index.
+    """Everything a chain is made of, except its index."""
 
-    Args:
-        model: at w*, never moved.
-        rows: the data.
-        loss: ``loss(model, batch)``: per-example losses or the batch mean.
-        config: config of the run.
-        nbeta: inverse temperature times n.
-        per_example: whether ``loss`` returns one value per example.
-        stochastic: whether ``loss`` draws from torch's global generator (dropout).
-        sampler: class of the optimizer that moves the chain.
-        metrics: names of what is recorded of the step that leaves each draw.
-        observed: what the user's own observables return.
-        run: name of the run, for dashboards and logs.
-    """
-
-    model: nn.Module
-    rows: Rows
-    loss: LossFn
-    config: RunConfig
-    nbeta: float
-    per_example: bool
-    stochastic: bool
-    sampler: type[torch.optim.Optimizer]
-    metrics: tuple[str, ...] = ()
-    observed: tuple[Variable | WideVariable, ...] = ()
-    run: str = "run"
+    model: nn.Module  # at w*, never moved
+    rows: Rows  # the data
+    loss: LossFn  # ``loss(model, batch)``: per-example losses or the batch mean
+    config: RunConfig  # config of the run
+    nbeta: float  # inverse temperature times n
+    per_example: bool  # whether ``loss`` returns one value per example
+    stochastic: bool  # whether ``loss`` draws from torch's global generator (dropout)
+    sampler: type[torch.optim.Optimizer]  # class of the optimizer that moves the chain
+    metrics: tuple[str, ...] = ()  # names of what is recorded of the step that leaves each draw
+    observed: tuple[Variable | WideVariable, ...] = ()  # what the user's own observables return
+    run: str = "run"  # name of the run, for dashboards and logs
 
     @property
     def posterior(self) -> Posterior:

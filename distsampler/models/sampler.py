@@ -25,18 +25,12 @@ GIVEN = ("self", "params", "generator")  # what the chain gives, so no option
 
 @dataclass(frozen=True)
 class Ground:
-    """What a chain stands on: one flat tensor for each dtype of the model's parameters.
+    """What a chain stands on: one flat tensor for each dtype of the model's parameters."""
 
-    Args:
-        parameters: the parameters that move.
-        anchors: w*, shared with whoever else reads it.
-        masks: True where an entry moves; None: all do.
-        variance: variance of the gradient between examples; None: not measured.
-    """
-
-    parameters: Sequence[Tensor]
-    anchors: Sequence[Tensor]
-    masks: Sequence[Tensor] | None = None
+    parameters: Sequence[Tensor]  # the parameters that move
+    anchors: Sequence[Tensor]  # w*, shared with whoever else reads it
+    masks: Sequence[Tensor] | None = None  # True where an entry moves; None: all do
+    # variance of the gradient between examples; None: not measured
     variance: Sequence[Tensor] | None = None
 
 

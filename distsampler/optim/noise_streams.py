@@ -12,15 +12,10 @@ from distsampler.optim.layout import Point
 
 @dataclass(frozen=True)
 class Owners:
-    """Which chain each parameter belongs to, where the samplers of several step as one.
+    """Which chain each parameter belongs to, where the samplers of several step as one."""
 
-    Args:
-        generators: Source of each chain's noise.
-        owner: Number of the chain of each parameter of the group.
-    """
-
-    generators: tuple[torch.Generator, ...]
-    owner: tuple[int, ...]
+    generators: tuple[torch.Generator, ...]  # Source of each chain's noise
+    owner: tuple[int, ...]  # Number of the chain of each parameter of the group
 
     def pieces(self, at: Point) -> list[int]:
         """Return the chain of each piece of a chunk."""

@@ -34,34 +34,21 @@ COLUMNS = tuple(
 
 @dataclass(frozen=True)
 class Entry:
-    """One run, as its store has it.
+    """One run, as its store has it."""
 
-    Args:
-        name: path of the run, from the folder that was listed.
-        status: running, silent (it says that it runs, and no driver is alive), finished,
-            interrupted, failed, or damaged.
-        draws: draws that every chain has, burn-in included.
-        total: draws that every chain will have.
-        chains: number of chains of the posterior.
-        lost: number of chains that were retired.
-        llc: nbeta times the mean excess loss so far; None: not known yet.
-        verdict: verdict of the last gate round; None: there has been none.
-        looked: draws that it judged.
-        age: seconds since the run was last written.
-        reason: why the run ended, or what is damaged.
-    """
-
-    name: str
+    name: str  # path of the run, from the folder that was listed
+    # running, silent (it says that it runs, and no driver is alive), finished, interrupted,
+    # failed, or damaged
     status: str
-    draws: int = 0
-    total: int = 0
-    chains: int = 0
-    lost: int = 0
-    llc: float | None = None
-    verdict: str | None = None
-    looked: int = 0
-    age: float | None = None
-    reason: str = ""
+    draws: int = 0  # draws that every chain has, burn-in included
+    total: int = 0  # draws that every chain will have
+    chains: int = 0  # number of chains of the posterior
+    lost: int = 0  # number of chains that were retired
+    llc: float | None = None  # nbeta times the mean excess loss so far; None: not known yet
+    verdict: str | None = None  # verdict of the last gate round; None: there has been none
+    looked: int = 0  # draws that it judged
+    age: float | None = None  # seconds since the run was last written
+    reason: str = ""  # why the run ended, or what is damaged
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields, for JSON."""

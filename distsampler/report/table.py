@@ -8,44 +8,30 @@ from typing import Literal, NamedTuple
 
 
 class Marked(NamedTuple):
-    """A cell that a page shows in colour.
+    """A cell that a page shows in colour."""
 
-    Args:
-        text: what the cell says.
-        mark: whether that is good or bad.
-    """
-
-    text: str
-    mark: Literal["good", "bad"]
+    text: str  # what the cell says
+    mark: Literal["good", "bad"]  # whether that is good or bad
 
 
 Content = str | Marked
 
 
 class Column(NamedTuple):
-    """A column of a table.
+    """A column of a table."""
 
-    Args:
-        heading: what stands above it; empty: nothing.
-        kind: labels are on the left, numbers on the right; a sentence may break in a page, and is
-            cut to its first line in text.
-    """
-
-    heading: str
+    heading: str  # what stands above it; empty: nothing
+    # labels are on the left, numbers on the right; a sentence may break in a page, and is
+    # cut to its first line in text
     kind: Literal["label", "number", "sentence"] = "number"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Columns, and rows with as many cells.
+    """Columns, and rows with as many cells."""
 
-    Args:
-        columns: from left to right.
-        rows: from top to bottom.
-    """
-
-    columns: Sequence[Column]
-    rows: Sequence[Sequence[Content]]
+    columns: Sequence[Column]  # from left to right
+    rows: Sequence[Sequence[Content]]  # from top to bottom
 
     def text(self) -> str:
         """Return the table in aligned columns, one line per row."""

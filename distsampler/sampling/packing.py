@@ -33,17 +33,12 @@ ROUGH = 0.1  # likewise, of other dtypes
 
 @dataclass(frozen=True)
 class Packing:
-    """What was settled.
+    """What was settled."""
 
-    Args:
-        pack: number of chains that advance together.
-        refused: why it is not as asked; empty if it is.
-        speeds: number of chains -> steps per second of them together in one process; empty where
-            nothing was measured.
-    """
-
-    pack: int
-    refused: str = ""
+    pack: int  # number of chains that advance together
+    refused: str = ""  # why it is not as asked; empty if it is
+    # number of chains -> steps per second of them together in one process; empty where
+    # nothing was measured
     speeds: Mapping[int, float] = field(default_factory=dict)
 
 

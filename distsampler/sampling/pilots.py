@@ -26,25 +26,15 @@ Read = TypeVar("Read")
 
 @dataclass(frozen=True)
 class Pilot:
-    """What one short run gave; numbers are NaN if it diverged.
+    """What one short run gave; numbers are NaN if it diverged."""
 
-    Args:
-        sampler: the sampler it ran with.
-        steps: steps of all its chains together.
-        h: largest curvature of the mean loss when it was last measured.
-        discretisation: bias of the step predicted there, relative to the LLC.
-        heat: bias of minibatch noise predicted there, relative to the LLC.
-        ess: effective draws per draw, of the slowest gated quantity.
-        diverged: whether a chain diverged.
-    """
-
-    sampler: SamplerConfig
-    steps: int
-    h: float = math.nan
-    discretisation: float = math.nan
-    heat: float = math.nan
-    ess: float = math.nan
-    diverged: bool = False
+    sampler: SamplerConfig  # the sampler it ran with
+    steps: int  # steps of all its chains together
+    h: float = math.nan  # largest curvature of the mean loss when it was last measured
+    discretisation: float = math.nan  # bias of the step predicted there, relative to the LLC
+    heat: float = math.nan  # bias of minibatch noise predicted there, relative to the LLC
+    ess: float = math.nan  # effective draws per draw, of the slowest gated quantity
+    diverged: bool = False  # whether a chain diverged
 
 
 class Pilots:

@@ -27,21 +27,13 @@ _SEEDS = 78  # spawn key: apart from chains' and pilots'
 
 @dataclass(frozen=True)
 class Cell:
-    """One estimate of a sweep.
+    """One estimate of a sweep."""
 
-    Args:
-        name: of its store, under ``cells``.
-        checkpoint: label of the weights.
-        restriction: label of the parameters that move.
-        setting: label of the fields that differ from the config.
-        data: label of the data set.
-    """
-
-    name: str
-    checkpoint: str
-    restriction: str
-    setting: str
-    data: str
+    name: str  # of its store, under ``cells``
+    checkpoint: str  # label of the weights
+    restriction: str  # label of the parameters that move
+    setting: str  # label of the fields that differ from the config
+    data: str  # label of the data set
 
     @property
     def row(self) -> tuple[str, str, str]:
@@ -67,21 +59,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """The labels of a sweep along each dimension.
+    """The labels of a sweep along each dimension."""
 
-    Args:
-        checkpoint: labels of the checkpoints, in their order.
-        restriction: labels of the restrictions.
-        setting: labels of the settings.
-        data: labels of the data sets.
-        named: dimensions that cells are named by, beside the checkpoint.
-    """
-
-    checkpoint: tuple[str, ...]
-    restriction: tuple[str, ...]
-    setting: tuple[str, ...]
-    data: tuple[str, ...]
-    named: tuple[str, ...] = ()
+    checkpoint: tuple[str, ...]  # labels of the checkpoints, in their order
+    restriction: tuple[str, ...]  # labels of the restrictions
+    setting: tuple[str, ...]  # labels of the settings
+    data: tuple[str, ...]  # labels of the data sets
+    named: tuple[str, ...] = ()  # dimensions that cells are named by, beside the checkpoint
 
     @property
     def labels(self) -> dict[str, tuple[str, ...]]:

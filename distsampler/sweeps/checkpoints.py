@@ -27,17 +27,12 @@ SHOWN = 5  # keys in an error
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where the weights of one checkpoint come from.
+    """Where the weights of one checkpoint come from."""
 
-    Args:
-        name: its label.
-        source: a file, the weights themselves, or, for ``load``, a name; None: the model's own.
-        load: reads what the source names; None: it is a file or the weights.
-    """
-
-    name: str
+    name: str  # its label
+    # a file, the weights themselves, or, for ``load``, a name; None: the model's own
     source: Source | None
-    load: Load | None = None
+    load: Load | None = None  # reads what the source names; None: it is a file or the weights
 
     @property
     def step(self) -> int | None:

@@ -29,16 +29,11 @@ SEEDS = 3  # of the whole table
 
 @dataclass(frozen=True)
 class Case:
-    """A target and how it is sampled: one row of the table.
+    """A target and how it is sampled: one row of the table."""
 
-    Args:
-        target: target that is sampled.
-        config: config of the run.
-        allowed: relative error that the sampler's bias may make, where its law is not known.
-    """
-
-    target: Target
-    config: RunConfig
+    target: Target  # target that is sampled
+    config: RunConfig  # config of the run
+    # relative error that the sampler's bias may make, where its law is not known
     allowed: float = 0.05
 
     @property
@@ -49,25 +44,15 @@ class Case:
 
 @dataclass(frozen=True)
 class Course:
-    """How long a target is sampled, and with what step; its chains advance together.
+    """How long a target is sampled, and with what step; its chains advance together."""
 
-    Args:
-        lr: step at which SGLD's bias is a few per cent.
-        burn_in: number of draws that are burnt in.
-        draws: number of draws after those.
-        thin: steps per draw.
-        batch_size: examples per step.
-        chains: number of chains.
-        probe: number of examples that the gate reads.
-    """
-
-    lr: float
-    burn_in: int
-    draws: int
-    thin: int
-    batch_size: int
-    chains: int = 4
-    probe: int = 256
+    lr: float  # step at which SGLD's bias is a few per cent
+    burn_in: int  # number of draws that are burnt in
+    draws: int  # number of draws after those
+    thin: int  # steps per draw
+    batch_size: int  # examples per step
+    chains: int = 4  # number of chains
+    probe: int = 256  # number of examples that the gate reads
 
     def config(
         self, target: Target, sampler: str, *, seed: int = 0, correct_heat: bool = False

@@ -31,46 +31,27 @@ HEADINGS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """The result of a case; every LLC is that of one copy. The defaults are those of a failed run.
+    """Result of a case, its LLCs those of one copy; the defaults are those of a failed run."""
 
-    Args:
-        case: its name.
-        sampler: its name; with a + where the heat is corrected.
-        seed: seed of the run.
-        exact: LLC that a perfect sampler returns.
-        exact_se: standard error of ``exact``.
-        expected: LLC that the discretised chain returns if its law is known, else ``exact``.
-        allowed: relative error that is allowed beside chance.
-        seconds: wall-clock time.
-        reason: why the verdict is what it is, or why the run failed.
-        verdict: CONVERGED, NOT_CONVERGED, UNDETERMINED or FAILED.
-        estimate: LLC that the run estimates.
-        se: standard error of ``estimate``.
-        interval: nominal 95 % interval of ``estimate``.
-        gradients: minibatch gradients that all chains took.
-        evaluations: passes over the probe, and over the blocks of the anchor pass.
-        nan_runs: 1 if a chain diverged, which fails the row.
-        discretisation: predicted bias of the step size, relative to the estimate; None: unknown.
-        heat: predicted bias of minibatch noise, relative to the estimate; None: unknown.
-    """
-
-    case: str
-    sampler: str
-    seed: int
-    exact: float
-    exact_se: float
-    expected: float
-    allowed: float
-    seconds: float
-    reason: str
-    verdict: str = "FAILED"
-    estimate: float = math.nan
-    se: float = math.nan
-    interval: tuple[float, float] = (math.nan, math.nan)
-    gradients: int = 0
-    evaluations: int = 0
-    nan_runs: int = 1
+    case: str  # its name
+    sampler: str  # its name; with a + where the heat is corrected
+    seed: int  # seed of the run
+    exact: float  # LLC that a perfect sampler returns
+    exact_se: float  # standard error of ``exact``
+    expected: float  # LLC that the discretised chain returns if its law is known, else ``exact``
+    allowed: float  # relative error that is allowed beside chance
+    seconds: float  # wall-clock time
+    reason: str  # why the verdict is what it is, or why the run failed
+    verdict: str = "FAILED"  # CONVERGED, NOT_CONVERGED, UNDETERMINED or FAILED
+    estimate: float = math.nan  # LLC that the run estimates
+    se: float = math.nan  # standard error of ``estimate``
+    interval: tuple[float, float] = (math.nan, math.nan)  # nominal 95 % interval of ``estimate``
+    gradients: int = 0  # minibatch gradients that all chains took
+    evaluations: int = 0  # passes over the probe, and over the blocks of the anchor pass
+    nan_runs: int = 1  # 1 if a chain diverged, which fails the row
+    # predicted bias of the step size, relative to the estimate; None: unknown
     discretisation: float | None = None
+    # predicted bias of minibatch noise, relative to the estimate; None: unknown
     heat: float | None = None
 
     @property

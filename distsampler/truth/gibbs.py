@@ -40,19 +40,15 @@ class DeepLinear:
     squares of all entries) and T the product at w*. For inputs of second moment c I and squared
     error summed over outputs, t is nbeta c.
 
-    Args:
-        anchors: W*_1 .. W*_L, each (..., H_s, H_(s-1)), of one dtype; leading dimensions are
-            several networks.
-        t: inverse temperature times n, times the second moment of an input.
-        localization: gamma, above 0.
-
     Raises:
         ConfigError: the layers do not fit onto each other, or t or gamma is not above 0.
     """
 
+    # W*_1 .. W*_L, each (..., H_s, H_(s-1)), of one dtype; leading dimensions are several
+    # networks.
     anchors: tuple[Tensor, ...]
-    t: float
-    localization: float = 1.0
+    t: float  # inverse temperature times n, times the second moment of an input
+    localization: float = 1.0  # gamma, above 0
 
     def __post_init__(self) -> None:
         fit = all(

@@ -37,17 +37,11 @@ def frozen_preconditioner(sampler: Sampler) -> Tensor:
 
 @dataclass(frozen=True)
 class LawCase:
-    """A sampler whose chain has a known law on the quadratic.
+    """A sampler whose chain has a known law on the quadratic."""
 
-    Args:
-        sampler: name of the sampler.
-        steps: number of steps after which the chain is stationary.
-        options: options of the sampler, the step among them.
-    """
-
-    sampler: str
-    steps: int
-    options: dict[str, Any]
+    sampler: str  # name of the sampler
+    steps: int  # number of steps after which the chain is stationary
+    options: dict[str, Any]  # options of the sampler, the step among them
 
     def sample(self, **changes: object) -> tuple[Tensor, Sampler]:
         """Return the weights after the steps and the sampler, run with some options changed."""

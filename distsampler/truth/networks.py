@@ -57,17 +57,11 @@ def squared_error(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Network(Target):
-    """A deep linear network at w*.
+    """A deep linear network at w*."""
 
-    Args:
-        data: inputs (n, H_0) and outputs (n, H_L), float32.
-        layers: W*_1 .. W*_L of one copy, float64.
-        moment: mean second moment of the inputs; the posterior's t is nbeta times that.
-    """
-
-    data: tuple[Tensor, Tensor]
-    layers: tuple[Tensor, ...]
-    moment: float
+    data: tuple[Tensor, Tensor]  # inputs (n, H_0) and outputs (n, H_L), float32
+    layers: tuple[Tensor, ...]  # W*_1 .. W*_L of one copy, float64.
+    moment: float  # mean second moment of the inputs; the posterior's t is nbeta times that
 
     @property
     def posterior(self) -> DeepLinear:

@@ -29,33 +29,16 @@ EXAMPLES = 64  # of a loss that does not depend on them
 
 
 class Known(NamedTuple):
-    """An LLC that is known.
+    """An LLC that is known."""
 
-    Args:
-        mean: its value.
-        se: standard error of the value; 0 where it is a formula or an integral.
-        how: where the value comes from.
-    """
-
-    mean: float
-    se: float = 0.0
-    how: str = "closed form"
+    mean: float  # its value
+    se: float = 0.0  # standard error of the value; 0 where it is a formula or an integral
+    how: str = "closed form"  # where the value comes from
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """A model at w*, with data and loss, whose LLC is known.
-
-    Args:
-        name: title in tables.
-        model: model at w*.
-        data: data set as ``sample`` takes it.
-        loss: function that returns the loss of each example.
-        nbeta: inverse temperature times n.
-        localization: gamma.
-        solve: returns the exact LLC of one copy; called once, when it is needed.
-        coefficient: learning coefficient of one copy, the limit of infinite nbeta.
-        copies: number of independent problems in the one parameter vector.
 
     Example:
         >>> target = normal_crossing((2,), t=579.0, copies=100)
@@ -63,15 +46,16 @@ class Target:
         0.2465
     """
 
-    name: str
-    model: nn.Module
-    data: object
-    loss: Callable[..., Tensor]
-    nbeta: float
-    localization: float
-    solve: Callable[[], Known]
+    name: str  # title in tables
+    model: nn.Module  # model at w*
+    data: object  # data set as ``sample`` takes it
+    loss: Callable[..., Tensor]  # function that returns the loss of each example
+    nbeta: float  # inverse temperature times n
+    localization: float  # gamma
+    solve: Callable[[], Known]  # returns the exact LLC of one copy; called once, when it is needed
+    # learning coefficient of one copy, the limit of infinite nbeta
     coefficient: LearningCoefficient | None = None
-    copies: int = 1
+    copies: int = 1  # number of independent problems in the one parameter vector
 
     @cached_property
     def exact(self) -> Known:
@@ -97,14 +81,10 @@ class Quadratic(Target):
 
     The z of the examples have mean 0 and variance v, exactly, so a minibatch gradient has variance
     v / m whatever w is, and the chain's law is exact.
-
-    Args:
-        curvature: h, (d,), float64.
-        variance: v, variance of the gradient between examples.
     """
 
-    curvature: Tensor
-    variance: float
+    curvature: Tensor  # h, (d,), float64
+    variance: float  # v, variance of the gradient between examples
 
     @property
     def kappa(self) -> Tensor:
