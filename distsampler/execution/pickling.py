@@ -1,4 +1,4 @@
-"""Whether a recipe can travel to other processes: model, data and functions must be picklable."""
+"""Whether a recipe can be sent to other processes: model, data and functions must be picklable."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ Dumps = Callable[[object], object]
 
 
 def send_by_value(spec: ChainSpec, register: Callable[[ModuleType], None]) -> None:
-    """Lets user code that no actor could import (a config's file.py) travel with the recipe."""
+    """Send user code that no actor can import, such as a config's file.py, with the recipe."""
     parts = [spec.loss, *_observables(spec).values(), spec.rows, *spec.model.modules()]
     send_values([*parts, spec.sampler], register)
 
 
 def send_values(parts: Iterable[object], register: Callable[[ModuleType], None]) -> None:
-    """The same, of functions, classes and objects, and of what objects of ours hold."""
-    inner = [each for part in parts for each in _held(part)]
+    """Do the same for functions, classes and objects, and for what objects of ours hold."""
+    inner = [each for part in parts for each in _contents(part)]
     names = {getattr(part, "__module__", None) or type(part).__module__ for part in inner}
     for name in {name.partition(".")[0] for name in names} - {"__main__", "builtins"}:
         if name in sys.modules and PathFinder.find_spec(name) is None:
             register(sys.modules[name])
 
 
-def _held(part: object) -> Iterator[object]:
+def _contents(part: object) -> Iterator[object]:
     """An object, and what it holds if it is one of ours, such as data around a user's data set."""
     if isinstance(part, functools.partial):
         part = part.func
@@ -37,18 +37,18 @@ def _held(part: object) -> Iterator[object]:
     if type(part).__module__.startswith("distsampler."):
         for each in vars(part).values():
             for inner in each if isinstance(each, tuple) else [each]:
-                yield from _held(inner)
+                yield from _contents(inner)
 
 
 def check_picklable(spec: ChainSpec, dumps: Dumps) -> None:
-    """Sees that model, data and loss can travel.
+    """Check that model, data and loss can be sent.
 
     Args:
         spec: the recipe.
         dumps: pickles an object.
 
     Raises:
-        ConfigError: names the attribute that cannot.
+        ConfigError: names the attribute that cannot be pickled.
     """
     parts = {"model": spec.model, "loss": spec.loss, "data": spec.rows, **_observables(spec)}
     for name, value in parts.items():
@@ -62,7 +62,7 @@ def check_picklable(spec: ChainSpec, dumps: Dumps) -> None:
 
 
 def _observables(spec: ChainSpec) -> dict[str, object]:
-    """The user's own, by what they are called in errors."""
+    """The user's observables, by what they are called in errors."""
     return {f"observable {name}": each.function for name, each in spec.config.observables.items()}
 
 

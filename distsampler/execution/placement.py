@@ -1,4 +1,4 @@
-"""What an actor asks of a cluster, how many of them it can hold, and what its nodes must have."""
+"""What an actor asks of a cluster, how many it has room for, and what its nodes must have."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Node = dict[str, Any]  # as Ray describes it: Alive, Resources, Labels
 def fit(
     placement: PlacementConfig, config: RunConfig, nodes: Sequence[Node]
 ) -> tuple[dict[str, Any], int]:
-    """Options of an actor, as Ray takes them, and how many of them the cluster holds.
+    """Return an actor's options, as Ray takes them, and how many actors there is room for.
 
-    A cluster that grows holds as many as there are chains.
+    A cluster that grows has room for as many as there are chains.
 
     Raises:
-        PlacementError: if none ever will; names the request and the largest node.
+        PlacementError: if there will never be room; names the request and the largest node.
     """
     nodes = [node for node in nodes if node["Alive"]]
     gpus = placement.gpus_per_chain
@@ -37,10 +37,10 @@ def fit(
     fitting = [_holds(node, request, labels) for node in nodes]
     if not any(fitting) and not placement.autoscale:
         raise PlacementError(
-            f"one node must hold an actor of {_told(request)}"
+            f"one node must hold an actor of {_shown(request)}"
             + (f" with labels {labels}" if labels else "")
             + f", but the cluster has {len(nodes)} nodes, the largest with "
-            + f"{_told(max((n['Resources'] for n in nodes), key=_size))}: lower "
+            + f"{_shown(max((n['Resources'] for n in nodes), key=_size))}: lower "
             "placement.gpus_per_chain or cpus_per_chain, join a larger cluster, or set "
             "placement.autoscale if this one grows"
         )
@@ -61,7 +61,7 @@ def fit(
 
 
 def choose_device(config: RunConfig, gpus: float) -> str:
-    """From the config and the GPUs of an actor, never from what a machine happens to see.
+    """Return "cpu" or "cuda", by the config and the GPUs of an actor, not by what a machine sees.
 
     Raises:
         PlacementError: if a GPU is wanted and none was asked for.
@@ -76,13 +76,13 @@ def choose_device(config: RunConfig, gpus: float) -> str:
 
 
 def local_folders(environment: Mapping[str, Any]) -> list[str]:
-    """What a runtime environment names that is on this machine only."""
-    named = [environment.get("working_dir"), *environment.get("py_modules", ())]
-    return [str(name) for name in named if name is not None and "://" not in str(name)]
+    """Return what a runtime environment names that is on this machine only."""
+    names = [environment.get("working_dir"), *environment.get("py_modules", ())]
+    return [str(name) for name in names if name is not None and "://" not in str(name)]
 
 
 def versions_here() -> dict[str, str]:
-    """What a chain's numbers, and its way to another process, rest on."""
+    """Return the versions that a chain's numbers and its pickling depend on."""
     return {
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         "distsampler": sys.modules["distsampler"].__version__,  # importing it would be upwards
@@ -92,10 +92,10 @@ def versions_here() -> dict[str, str]:
 
 
 def check_versions(driver: Mapping[str, str], node: str) -> None:
-    """Sees that this process, on a node, has the driver's versions.
+    """Check that this process, on a node, has the driver's versions.
 
     Raises:
-        PlacementError: names both of each that differs.
+        PlacementError: names both versions of each package that differs.
     """
     here = versions_here()
     others = [name for name in here if here[name] != driver[name]]
@@ -108,7 +108,7 @@ def check_versions(driver: Mapping[str, str], node: str) -> None:
 
 
 def start_failure(text: str) -> str:
-    """Why an actor could not be made: Ray's text, or one sentence where the cause is known."""
+    """Return why an actor could not start: Ray's text, or a sentence where the cause is known."""
     text = re.sub(r"\x1b\[\d*m", "", text).strip()
     ours = re.search(r"^distsampler\.errors\.\w+: (.*)", text, re.MULTILINE | re.DOTALL)
     if ours:
@@ -130,10 +130,10 @@ def _holds(node: Node, request: dict[str, float], labels: dict[str, str]) -> int
         return 0
     have = node["Resources"]
     counts = [have.get(key, 0.0) / amount for key, amount in request.items() if amount]
-    return int(min(counts, default=1024) + 1e-9)
+    return int(min(counts, default=1024) + 1e-9)  # 0.3 / 0.1 is a little less than 3
 
 
-def _told(resources: dict[str, float]) -> str:
+def _shown(resources: dict[str, float]) -> str:
     return f"{resources.get('CPU', 0):g} CPU and {resources.get('GPU', 0):g} GPU"
 
 

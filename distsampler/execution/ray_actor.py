@@ -102,23 +102,21 @@ class Slot:
     Args:
         actor: Ray's handle of it.
         call: the call it is waited for; None: nothing is awaited.
-        began: when the actor was asked for.
         ready: whether it has ever answered.
         node: where it is; empty until it is ready.
         work: what it was last given, until the answer is here.
         probe: a call that only asks whether the actor lives; None: it was not asked.
-        heard: when the actor last answered, or was given work.
+        heard: when the actor was asked for, last answered, or was last given work.
         draining: whether the driver knows that the node will go away.
     """
 
     actor: Any
     call: Any
-    began: float = field(default_factory=time.monotonic)
     ready: bool = False
     node: str = ""
     work: Work | None = None
     probe: Any = None
-    heard: float = 0.0
+    heard: float = field(default_factory=time.monotonic)
     draining: bool = False
 
     def ask(self) -> None:

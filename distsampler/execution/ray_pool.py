@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -47,6 +47,7 @@ SAY_EVERY = 20.0  # seconds between two messages that actors are waited for
 SILENCE = 5.0  # seconds of a call before its actor is asked whether it lives
 DRAIN_EVERY = 2.0  # seconds between two questions which nodes will go away
 NODE_LABEL = "ray.io/node-id"
+Take = Callable[[int, Any], PoolEvent | None]  # takes in what a call to a place's actor gave
 
 
 class RayPool:
@@ -132,19 +133,19 @@ class RayPool:
 
     def wait(self, timeout: float) -> Sequence[PoolEvent]:
         """Collect what has come in, and what has not come in for too long."""
-        calls = {slot.call: place for place, slot in self._slots.items() if slot.call is not None}
-        probes = {slot.probe: place for place, slot in self._slots.items() if slot.probe}
-        both = [*calls, *probes]
-        if not both:
+        slots, awaited = self._slots.items(), dict[Any, tuple[Take, int]]()
+        awaited |= {slot.call: (self._collect, place) for place, slot in slots if slot.call}
+        awaited |= {slot.probe: (self._answered, place) for place, slot in slots if slot.probe}
+        if not awaited:
             time.sleep(timeout)
             return self._draining()
-        ready, _ = ray.wait(both, num_returns=1, timeout=timeout)
+        ready, _ = ray.wait(list(awaited), num_returns=1, timeout=timeout)
         if ready:
-            ready, _ = ray.wait(both, num_returns=len(both), timeout=0)
-        events = [self._collect(calls[call]) for call in ready if call in calls]
-        events += [self._answered(probes[call], call) for call in ready if call in probes]
+            ready, _ = ray.wait(list(awaited), num_returns=len(awaited), timeout=0)
+        done = set(ready)
+        events = [take(place, ref) for ref, (take, place) in awaited.items() if ref in done]
         known = [event for event in events if event is not None]
-        return [*known, *self._overdue(), *self._silent(), *self._draining()]
+        return [*known, *self._overdue(), *self._draining()]
 
     def stop(self) -> None:
         """End the actors, and Ray if this pool started it."""
@@ -224,10 +225,10 @@ class RayPool:
         while len(stock) > kept:
             end(stock.popleft())
 
-    def _collect(self, place: int) -> PoolEvent | None:
+    def _collect(self, place: int, call: Any) -> PoolEvent | None:  # noqa: ANN401 (of Ray)
         """Take in what a call gave."""
         slot = self._slots[place]
-        call, slot.call = slot.call, None
+        slot.call = None
         try:
             value = ray.get(call)
         except ActorUnavailableError as error:
@@ -236,8 +237,7 @@ class RayPool:
             slot.ask()
             return None
         except RayError as error:
-            reason = str(error) if slot.ready else start_failure(str(error))
-            return self._lose(place, reason, slot.lost_reason(error, self._drained))
+            return self._died(place, error)
         slot.heard, slot.probe = time.monotonic(), None
         if isinstance(value, PlaceLost):
             return self._lose(place, value.reason, value.kind)
@@ -249,7 +249,7 @@ class RayPool:
         done: WorkDone | WorkFailed = replace(value, work=work)
         return done
 
-    def _answered(self, place: int, probe: Any) -> PlaceLost | None:  # noqa: ANN401 (of Ray)
+    def _answered(self, place: int, probe: Any) -> PoolEvent | None:  # noqa: ANN401 (of Ray)
         """Take in that an actor, which was asked whether it lives, does or does not."""
         slot = self._slots.get(place)
         if slot is None or slot.probe != probe:
@@ -258,38 +258,35 @@ class RayPool:
         try:
             ray.get(probe)
         except RayError as error:
-            return self._lose(place, str(error), slot.lost_reason(error, self._drained))
-        slot.heard = time.monotonic()
+            return self._died(place, error)
         if slot.call is None and slot.work is not None:
             self.submit(place, slot.work)
-        elif slot.call is None and not slot.ready:
+        elif slot.ready:
+            slot.heard = time.monotonic()
+        elif slot.call is None:
             slot.call = slot.actor.info.remote()
         return None
 
-    def _silent(self) -> list[PoolEvent]:
-        """Ask actors that have long said nothing; give up those that do not answer."""
-        now, events = time.monotonic(), list[PoolEvent]()
+    def _overdue(self) -> list[PoolEvent]:
+        """Ask actors that have long said nothing; give up those that do not answer or start."""
+        now, limit = time.monotonic(), self._placement.start_timeout
+        starting = [slot for slot in self._slots.values() if not slot.ready]
+        if starting and now - max(self._said, starting[0].heard) > SAY_EVERY:
+            self._said = now
+            log.warning("waiting for %d actors to start: %s", len(starting), self._options)
+        events = list[PoolEvent]()
         for place, slot in list(self._slots.items()):
-            if not slot.ready or slot.work is None:
-                continue
             silent = now - slot.heard
-            if slot.probe is not None and silent > SILENCE + self._placement.answer_timeout:
+            if not slot.ready and silent > limit:
+                reason = f"an actor must start within start_timeout={limit:g} s, it did not"
+                events.append(self._lose(place, reason, "fatal"))
+            elif slot.ready and slot.work is not None and silent > SILENCE:
+                if slot.probe is None or silent <= SILENCE + self._placement.answer_timeout:
+                    slot.ask()
+                    continue
                 reason = f"the actor has not answered for {silent:.0f} s"
                 events.append(self._lose(place, reason, "infrastructure"))
-            elif silent > SILENCE:
-                slot.ask()
         return events
-
-    def _overdue(self) -> list[PoolEvent]:
-        """Give up places that have not come up in time; say which are waited for."""
-        now, waiting = time.monotonic(), [p for p, s in self._slots.items() if not s.ready]
-        if waiting and now - max(self._said, self._slots[waiting[0]].began) > SAY_EVERY:
-            self._said = now
-            log.warning("waiting for %d actors to start: %s", len(waiting), self._options)
-        limit = self._placement.start_timeout
-        late = [p for p in waiting if now - self._slots[p].began > limit]
-        reason = f"an actor must start within start_timeout={limit:g} s, it did not"
-        return [self._lose(place, reason, "fatal") for place in late]
 
     def _draining(self) -> list[PoolEvent]:
         """Report places on nodes that will go away, once each."""
@@ -302,6 +299,12 @@ class RayPool:
                 slot.draining = True
                 events.append(PlaceDraining(place, f"node {slot.node} is draining"))
         return events
+
+    def _died(self, place: int, error: RayError) -> PlaceLost:
+        """Forget a place whose actor is gone."""
+        slot = self._slots[place]
+        reason = str(error) if slot.ready else start_failure(str(error))
+        return self._lose(place, reason, slot.lost_reason(error, self._drained))
 
     def _lose(self, place: int, reason: str, kind: LostReason) -> PlaceLost:
         """Forget a place."""

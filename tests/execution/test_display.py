@@ -21,11 +21,11 @@ def snapshot(chains: int = 2, retired: tuple[int, ...] = ()) -> Snapshot:
 
 
 def test_running_numbers_leave_burn_in_out() -> None:
-    found = snapshot()
-    assert found.llc == pytest.approx(5.0)
-    assert found.chains[1].draws == 60
-    assert found.chains[1].total == 100
-    assert found.chains[1].loss == pytest.approx(np.arange(40, 60).mean())
+    shown = snapshot()
+    assert shown.llc == pytest.approx(5.0)
+    assert shown.chains[1].draws == 60
+    assert shown.chains[1].total == 100
+    assert shown.chains[1].loss == pytest.approx(np.arange(40, 60).mean())
     assert math.isnan(Progress((0, 0), 10, 90, 1.0).snapshot("starting", ()).llc)
 
 
@@ -93,8 +93,8 @@ def test_a_line_has_no_nan_in_it() -> None:
 
 
 def test_a_lost_chain_does_not_hold_the_line_back() -> None:
-    found = line(Progress((12, 80, 90), 10, 90, 1.0).snapshot("sampling", {0}))
-    assert "3 chains (1 lost), draw 80 of 100" in found
+    shown = line(Progress((12, 80, 90), 10, 90, 1.0).snapshot("sampling", {0}))
+    assert "3 chains (1 lost), draw 80 of 100" in shown
 
 
 class Terminal(io.StringIO):
@@ -113,9 +113,9 @@ def test_while_the_anchor_pass_is_made_the_line_says_how_far_it_is() -> None:
     from rich.console import Console
 
     progress = Progress((0, 0), 10, 90, 1.0)
-    found = progress.snapshot("anchoring", (), anchor={"rows": (2048, 10_000)})
-    assert "anchoring: the loss at w*, 2,048 of 10,000 rows" in line(found)
+    shown = progress.snapshot("anchoring", (), anchor={"rows": (2048, 10_000)})
+    assert "anchoring: the loss at w*, 2,048 of 10,000 rows" in line(shown)
     console = Console(file=io.StringIO(), width=100)
-    console.print(table(found))
+    console.print(table(shown))
     assert "2,048 of 10,000 rows" in console.file.getvalue()  # type: ignore[attr-defined]
     assert "rows" not in line(progress.snapshot("sampling", ()))

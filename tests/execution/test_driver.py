@@ -108,7 +108,7 @@ def test_a_finished_run_is_returned_as_it_is(tmp_path: Path) -> None:
     pool = FlakyPool()
     again = sample(tmp_path / "run", pool, resume="auto", draws=5)
     assert pool.works == 0
-    assert pool.stopped, "it may have joined Ray to look at shards"
+    assert pool.stopped, "it may have joined Ray to inspect shards"
     assert Path(again.store, "run.json").read_bytes() == before
 
 

@@ -48,13 +48,13 @@ def test_shards_are_made_in_actors_only_and_the_bits_are_those_of_one_process(
 ) -> None:
     model, _ = regression()
     args = (model, MakeShard(tmp_path), squared_error, hopping(shards=4))
-    found = ds.sample(*args, store=tmp_path / "run", quiet=True)
+    done = ds.sample(*args, store=tmp_path / "run", quiet=True)
     makers = {path.name.partition("-")[0] for path in tmp_path.glob("*-*")}
     assert makers
     assert HERE not in makers
-    assert_same(found, serial)
+    assert_same(done, serial)
     in_this_process = {path.name for path in serial_log(serial).glob(f"{HERE}-*")}
-    assert len(in_this_process) == 4  # the log would have told
+    assert len(in_this_process) == 4  # the log names this process when it makes shards
 
 
 def serial_log(run: ds.Run) -> Path:

@@ -49,15 +49,15 @@ class Gauge:
 
 def test_what_is_exported_is_what_the_snapshot_says() -> None:
     Gauge.made = []
-    metrics, found = Metrics(Gauge, "digits"), snapshot(judged=True)
-    metrics.show(found)
+    metrics, shown = Metrics(Gauge, "digits"), snapshot(judged=True)
+    metrics.show(shown)
     values = {gauge.name: gauge.values for gauge in Gauge.made}
     assert set(values) == set(METRICS)
     assert values["distsampler_draws_committed"] == {("digits",): 60 + 55 + 7}
     states = {key[1]: value for key, value in values["distsampler_chains"].items()}
     assert states == {"running": 1, "restarting": 1, "lost": 1, "done": 0}
     assert values["distsampler_restarts"] == {("digits",): 1}
-    assert values["distsampler_r_hat"] == {("digits",): found.r_hat}
+    assert values["distsampler_r_hat"] == {("digits",): shown.r_hat}
     assert values["distsampler_llc_running"] == {("digits",): pytest.approx(5.0)}
     assert values["distsampler_ess"][("digits",)] > 0
     assert values["distsampler_worst_r_hat"] == {("digits",): 1.25}
@@ -75,10 +75,10 @@ def test_the_ess_is_arvizs_of_the_chains_that_are_left() -> None:
     import arviz
     import numpy as np
 
-    found = snapshot(draws=80)
-    values = np.array(found.series)
+    shown = snapshot(draws=80)
+    values = np.array(shown.series)
     assert values.shape == (2, 70)
-    assert found.ess == pytest.approx(float(arviz.ess(values, method="bulk")))
+    assert shown.ess == pytest.approx(float(arviz.ess(values, method="bulk")))
     assert math.isnan(snapshot(draws=0).ess)
 
 

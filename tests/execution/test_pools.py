@@ -50,8 +50,8 @@ def serial(tmp_path_factory: pytest.TempPathFactory) -> ds.Run:
     return run(tmp_path_factory.mktemp("serial") / "run", ds.SerialPool())
 
 
-def started(found: ds.Run) -> list[dict[str, Any]]:
-    return [event for event in found.events if event["event"] == "started"]
+def started(done: ds.Run) -> list[dict[str, Any]]:
+    return [event for event in done.events if event["event"] == "started"]
 
 
 @pytest.mark.parametrize(("chains_per_actor", "actors"), [(4, 1), (2, 2), (1, 4)])
@@ -59,11 +59,11 @@ def test_one_two_and_four_actors_give_the_bits_of_one_process(
     ray_cluster: None, serial: ds.Run, tmp_path: Path, chains_per_actor: int, actors: int
 ) -> None:
     placement = ds.PlacementConfig(cpus_per_chain=1, chains_per_actor=chains_per_actor)
-    found = run_until_all_are_up(tmp_path / "run", actors, chains=4, placement=placement)
-    assert len({event["pid"] for event in started(found)}) == actors
-    assert str(os.getpid()) not in {event["pid"] for event in started(found)}
-    assert_same(found, serial)
-    assert found.llc("ignore") == serial.llc("ignore")
+    done = run_until_all_are_up(tmp_path / "run", actors, chains=4, placement=placement)
+    assert len({event["pid"] for event in started(done)}) == actors
+    assert str(os.getpid()) not in {event["pid"] for event in started(done)}
+    assert_same(done, serial)
+    assert done.llc("ignore") == serial.llc("ignore")
 
 
 @pytest.mark.parametrize("block", [7, 50])
@@ -71,35 +71,35 @@ def test_the_length_of_a_block_changes_no_bit(
     ray_cluster: None, serial: ds.Run, tmp_path: Path, block: int
 ) -> None:
     placement = ds.PlacementConfig(cpus_per_chain=1, chains_per_actor=4, block=block)
-    found = run(tmp_path / "run", placement=placement)
-    assert_same(found, serial)
+    done = run(tmp_path / "run", placement=placement)
+    assert_same(done, serial)
 
 
 def test_more_chains_than_slots_rotate(ray_cluster: None, serial: ds.Run, tmp_path: Path) -> None:
     placement = ds.PlacementConfig(cpus_per_chain=2, block=5)
-    found = run_until_all_are_up(tmp_path / "run", 2, chains=4, placement=placement)
-    assert len(started(found)) == 2
-    assert_same(found, serial)
+    done = run_until_all_are_up(tmp_path / "run", 2, chains=4, placement=placement)
+    assert len(started(done)) == 2
+    assert_same(done, serial)
 
 
 def test_chain_k_of_four_is_chain_k_of_eight(serial: ds.Run, tmp_path: Path) -> None:
     eight = run(tmp_path / "run", ds.SerialPool(), chains=8)
     for name in ("loss", "probe_loss", "weight_projections"):
-        values = [found._trace.read("posterior", name) for found in (serial, eight)]
+        values = [done._trace.read("posterior", name) for done in (serial, eight)]
         assert np.array_equal(values[0], values[1][:4])
         assert not np.array_equal(values[1][:4], values[1][4:])
 
 
 def test_each_chain_has_a_gpu_of_its_own(ray_cluster: None, tmp_path: Path) -> None:
     placement = ds.PlacementConfig(gpus_per_chain=1, cpus_per_chain=1)
-    found = run_until_all_are_up(tmp_path / "run", 2, chains=2, placement=placement)
-    assert sorted(event["cuda_visible_devices"] for event in started(found)) == ["0", "1"]
+    done = run_until_all_are_up(tmp_path / "run", 2, chains=2, placement=placement)
+    assert sorted(event["cuda_visible_devices"] for event in started(done)) == ["0", "1"]
 
 
 def test_four_chains_of_half_a_gpu_share_two(ray_cluster: None, tmp_path: Path) -> None:
     placement = ds.PlacementConfig(gpus_per_chain=0.5, cpus_per_chain=1)
-    found = run_until_all_are_up(tmp_path / "run", 4, chains=4, placement=placement)
-    devices = sorted(event["cuda_visible_devices"] for event in started(found))
+    done = run_until_all_are_up(tmp_path / "run", 4, chains=4, placement=placement)
+    devices = sorted(event["cuda_visible_devices"] for event in started(done))
     assert devices == ["0", "0", "1", "1"]
 
 

@@ -88,8 +88,8 @@ class Chaos:
     def _kill(self, victim: str) -> None:
         if self._driver.process.poll() is not None:
             self._revive()
-        elif victim == "actor" and (found := actors(self.store)):
-            end(self._chance.choice(found), signal.SIGKILL)
+        elif victim == "actor" and (alive := actors(self.store)):
+            end(self._chance.choice(alive), signal.SIGKILL)
             self.killed[victim] += 1
         elif victim == "node":
             self._nodes.kill(self._chance.choice(self._nodes.ids))
@@ -100,7 +100,7 @@ class Chaos:
             self._driver = self._start()
 
     def _revive(self) -> None:
-        """A driver that gave up is a fault of its own: told, and started again."""
+        """Start a driver that gave up again; it is a fault of its own, and reported."""
         self.given_up.append(self._driver.said())
         self._driver = self._start()
 
@@ -121,11 +121,11 @@ def undisturbed(folder: Path, draws: int) -> ds.Run:
 def compare(run: ds.Run, other: ds.Run) -> dict[str, Any]:
     """What is lost, repeated or different."""
     steps, expected = _steps(run), _steps(other)
-    there = [set(found) & set(wanted) for found, wanted in zip(steps, expected, strict=True)]
+    there = [set(made) & set(wanted) for made, wanted in zip(steps, expected, strict=True)]
     return {
         "draws": sum(map(len, expected)),
         "lost": sum(map(len, expected)) - sum(map(len, there)),
-        "repeated": sum(map(len, steps)) - sum(len(set(found)) for found in steps),
+        "repeated": sum(map(len, steps)) - sum(len(set(made)) for made in steps),
         "digests": (digest(run), digest(other)),
         "llc": (run.llc("ignore").mean, other.llc("ignore").mean),
     }
@@ -134,8 +134,8 @@ def compare(run: ds.Run, other: ds.Run) -> dict[str, Any]:
 def _steps(run: ds.Run) -> list[list[int]]:
     """The step of every draw of every chain, warm-up included."""
     parts = [run._trace.read(f"{group}sample_stats", "step") for group in ("warmup_", "")]
-    found: list[list[int]] = np.concatenate(parts, 1).tolist()
-    return found
+    steps: list[list[int]] = np.concatenate(parts, 1).tolist()
+    return steps
 
 
 def main() -> int:
@@ -156,23 +156,25 @@ def main() -> int:
             chaos.finish()
         finally:
             chaos.stop()
-        found = compare(ds.open(chaos.store), other)
-    say(found, chaos, calm, raged, seconds)
-    same = found["digests"][0] == found["digests"][1] and found["llc"][0] == found["llc"][1]
-    return 0 if same and not found["lost"] and not found["repeated"] and not chaos.given_up else 1
+        outcome = compare(ds.open(chaos.store), other)
+    say(outcome, chaos, calm, raged, seconds)
+    same = outcome["digests"][0] == outcome["digests"][1] and outcome["llc"][0] == outcome["llc"][1]
+    return (
+        0 if same and not outcome["lost"] and not outcome["repeated"] and not chaos.given_up else 1
+    )
 
 
-def say(found: dict[str, Any], chaos: Chaos, calm: float, raged: float, seconds: float) -> None:
-    ours, theirs = found["digests"]
+def say(outcome: dict[str, Any], chaos: Chaos, calm: float, raged: float, seconds: float) -> None:
+    ours, theirs = outcome["digests"]
     deaths = chaos.killed.total()
     kinds = ", ".join(f"{chaos.killed[kind]} {kind}s" for kind in VICTIMS)
     print(f"killed          {kinds}: one every {seconds / max(deaths, 1):.1f} s")
-    print(f"draws           {found['draws']:,} of {job.CHAINS} chains")
-    print(f"draws lost      {found['lost']}")
-    print(f"draws repeated  {found['repeated']}")
+    print(f"draws           {outcome['draws']:,} of {job.CHAINS} chains")
+    print(f"draws lost      {outcome['lost']}")
+    print(f"draws repeated  {outcome['repeated']}")
     print(f"trace digest    {ours[:16]}, undisturbed {theirs[:16]}: "
           f"{'equal' if ours == theirs else 'DIFFERENT'}")  # fmt: skip
-    print("LLC             {!r}, undisturbed {!r}".format(*found["llc"]))
+    print("LLC             {!r}, undisturbed {!r}".format(*outcome["llc"]))
     print(f"time overhead   {calm / max(raged, 1e-9) - 1:.0%} "
           f"({calm:.1f} draws/s undisturbed, {raged:.1f} under fire)")  # fmt: skip
     for words in chaos.given_up:

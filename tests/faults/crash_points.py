@@ -85,12 +85,12 @@ def undisturbed(folder: Path, how: str) -> tuple[list[str], str]:
 
     code, text = in_a_fork(work)
     assert code == 0
-    points, found = json.loads(text)
-    return points, found
+    points, expected = json.loads(text)
+    return points, expected
 
 
 def cut(store: Path, step: int, how: str) -> tuple[int, int, str]:
-    """Dies at one step, goes on: the exit codes, and the digest of the second."""
+    """Die at one step and continue: the exit codes, and the digest of the second run."""
 
     def die() -> str:
         seen = [0]
@@ -104,38 +104,38 @@ def cut(store: Path, step: int, how: str) -> tuple[int, int, str]:
         return ""
 
     first, _ = in_a_fork(die)
-    second, text = gone_on(store, how)
+    second, text = continued(store, how)
     return first, second, text
 
 
-def gone_on(store: Path, how: str) -> tuple[int, str]:
-    """Goes on with what lies in a store: the exit code, and the digest."""
+def continued(store: Path, how: str) -> tuple[int, str]:
+    """Continue with what lies in a store: the exit code, and the digest."""
     return in_a_fork(lambda: digest(sample(store, lambda point: None, how)))
 
 
 def remains(folder: Path, how: str, only: str) -> dict[int, int]:
-    """Copies what lies in the store at every step, in a process that has then ended.
+    """Copy what lies in the store at every step, in a process that has then ended.
 
     A process that dies at a step leaves just that. Where it is the same as at an earlier step (as
     before a write begins, and after the one before it), there is one copy of it.
 
     Returns:
-        Of each step, that at which its copy was made.
+        Each step -> the step at which its copy was made.
     """
 
     def work() -> str:
-        store, first, found, count = folder / "copied", dict[str, int](), dict[int, int](), [0]
+        store, first, copies, count = folder / "copied", dict[str, int](), dict[int, int](), [0]
 
         def at(point: str) -> None:
             count[0] += 1
             if only in point:
                 step = first.setdefault(contents(store), count[0])
-                found[count[0]] = step
+                copies[count[0]] = step
                 if step == count[0] and store.exists():
                     shutil.copytree(store, folder / f"cut-{step}", ignore=BEATING)
 
         sample(store, at, how)
-        return json.dumps(list(found.items()))
+        return json.dumps(list(copies.items()))
 
     code, text = in_a_fork(work)
     assert code == 0
@@ -143,28 +143,28 @@ def remains(folder: Path, how: str, only: str) -> dict[int, int]:
 
 
 def contents(folder: Path) -> str:
-    """Of all files of a folder: names and bytes; but not of the lease, which has its own thread."""
-    found = hashlib.blake2b()
+    """A digest of all names and bytes in a folder; not of the lease, which has its own thread."""
+    digested = hashlib.blake2b()
     for path in sorted(path for path in folder.rglob("*") if "lease.json" not in path.name):
         data = path.read_bytes() if path.is_file() else b""
-        found.update(f"{path.relative_to(folder)}\0{len(data)}\0".encode() + data)
-    return found.hexdigest()
+        digested.update(f"{path.relative_to(folder)}\0{len(data)}\0".encode() + data)
+    return digested.hexdigest()
 
 
 def deaths(folder: Path, how: str, chosen: list[int]) -> dict[int, tuple[int, int, str]]:
-    """Dies at each of some steps and goes on."""
-    found = {}
+    """Die at each of some steps and continue."""
+    ends = {}
     for step in chosen:
         store = folder / f"cut-{step}"
-        found[step] = cut(store, step, how)
+        ends[step] = cut(store, step, how)
         shutil.rmtree(store)
-    return found
+    return ends
 
 
 def every_state(folder: Path, how: str, only: str) -> dict[int, tuple[int, int, str]]:
-    """Goes on from what each step leaves."""
+    """Continue from what each step leaves."""
     copies = remains(folder, how, only)
-    ends = {step: gone_on(folder / f"cut-{step}", how) for step in sorted({*copies.values()})}
+    ends = {step: continued(folder / f"cut-{step}", how) for step in sorted({*copies.values()})}
     return {step: (9, *ends[copy]) for step, copy in copies.items()}
 
 
@@ -172,9 +172,9 @@ def main(every: int, how: str, only: str) -> None:
     """Prints one JSON object: the steps of a run, how many were tried, what went wrong at which.
 
     Args:
-        every: so-manieth step is really died at; 0: what each step leaves is gone on with.
+        every: the process dies at every such step; 0: it continues from what each step leaves.
         how: see ``sample``.
-        only: steps whose name holds this.
+        only: what the names of the steps contain.
     """
     torch.set_num_threads(1)
     # Imported and asked for once, not in every child.
@@ -186,11 +186,11 @@ def main(every: int, how: str, only: str) -> None:
         points, expected = undisturbed(folder, how)
         if every:
             steps = [n for n, point in enumerate(points, 1) if only in point]
-            found = deaths(folder, how, steps[::every])
+            ends = deaths(folder, how, steps[::every])
         else:
-            found = every_state(folder, how, only)
-    wrong = [[n, points[n - 1], *end] for n, end in found.items() if end != (9, 0, expected)]
-    sys.stdout.write(json.dumps({"points": points, "tried": len(found), "wrong": wrong}))
+            ends = every_state(folder, how, only)
+    wrong = [[n, points[n - 1], *end] for n, end in ends.items() if end != (9, 0, expected)]
+    sys.stdout.write(json.dumps({"points": points, "tried": len(ends), "wrong": wrong}))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def sample(
     store: Path, held: Path, seconds: float = 0.1, memory: int = 0, pool: Any = None,
     resume: Any = "never", **fields: Any,
 ) -> ds.Run:  # fmt: skip
-    """The run; what is given here changes none of its bits, but for draws."""
+    """The run; what these arguments say changes none of its bits, but for draws."""
     model, data = regression()
     defaults = {"chains": CHAINS, "draws": 600, "burn_in": 100, "thin": 2, "commit_seconds": 0.2}
     placement = ds.PlacementConfig(**{"block": 5, **fields.pop("placement", {})})

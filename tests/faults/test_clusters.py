@@ -71,8 +71,8 @@ def outcome(command: list[str], folder: Path, **variables: str) -> tuple[int, st
 
 
 def in_one_process(work: Path, store: Path) -> ds.Run:
-    found = recipe.load(work / "config.yaml")
-    return ds.sample(found.model, found.data, found.loss, found.config, store=store,
+    asked = recipe.load(work / "config.yaml")
+    return ds.sample(asked.model, asked.data, asked.loss, asked.config, store=store,
                      pool=ds.SerialPool(), quiet=True)  # fmt: skip
 
 

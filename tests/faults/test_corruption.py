@@ -92,7 +92,7 @@ def outcome(work: Callable[[], ds.Run]) -> str:
 
 
 def check(source: Path, truth: str, names: list[str], damage: Damage, scratch: Path) -> None:
-    """Damages files one at a time; opens the run, and goes on with it."""
+    """Damages files one at a time; opens the run, and continues it."""
     as_it_is = digest(ds.open(source))
     wrong, recovered, named = [], [], []
     for name in names:
@@ -100,11 +100,11 @@ def check(source: Path, truth: str, names: list[str], damage: Damage, scratch: P
             store = scratch / "run"
             shutil.copytree(source, store)
             damage(store / name)
-            found = outcome(functools.partial(sample if going_on else ds.open, store))
-            if found not in (truth if going_on else as_it_is, "named"):
-                wrong.append((name, going_on, found))
+            came = outcome(functools.partial(sample if going_on else ds.open, store))
+            if came not in (truth if going_on else as_it_is, "named"):
+                wrong.append((name, going_on, came))
             if going_on:
-                (named if found == "named" else recovered).append(name)
+                (named if came == "named" else recovered).append(name)
             shutil.rmtree(store)
     assert not wrong
     assert all(name.endswith(".json") for name in named), named

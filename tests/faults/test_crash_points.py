@@ -1,4 +1,4 @@
-"""A driver that dies at any step of a commit leaves a run that goes on to the same bits."""
+"""A driver that dies at any step of a commit leaves a run that continues to the same bits."""
 
 import json
 import subprocess
@@ -17,9 +17,9 @@ def crash(every: int, how: str, only: str = "") -> dict[str, Any]:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    assert not found["wrong"], (found["wrong"], done.stderr)
-    return found
+    report: dict[str, Any] = json.loads(done.stdout)
+    assert not report["wrong"], (report["wrong"], done.stderr)
+    return report
 
 
 def steps(points: list[str], name: str) -> set[str]:
@@ -27,36 +27,36 @@ def steps(points: list[str], name: str) -> set[str]:
 
 
 def test_a_crash_at_some_steps_changes_no_bit() -> None:
-    found = crash(150, "direct")
-    assert found["tried"] > 4
+    report = crash(150, "direct")
+    assert report["tried"] > 4
     for name in NAMES:
-        assert steps(found["points"], name) >= {"begun", "written", "synced", "renamed", "done"}
+        assert steps(report["points"], name) >= {"begun", "written", "synced", "renamed", "done"}
 
 
 def test_a_crash_while_a_chosen_burn_in_is_written_out_changes_no_bit() -> None:
-    found = crash(36, "auto", "draw/")  # the coordinates of the groups that are split and cut
-    assert found["tried"] > 2
-    assert steps(found["points"], "/posterior/probe_loss/c") >= {"begun", "written", "done"}
+    report = crash(36, "auto", "draw/")  # the coordinates of the groups that are split and cut
+    assert report["tried"] > 2
+    assert steps(report["points"], "/posterior/probe_loss/c") >= {"begun", "written", "done"}
 
 
 def test_a_crash_while_an_owner_writes_what_is_wide_changes_no_bit() -> None:
-    found = crash(6, "wide", "wide.zarr/")
-    assert found["tried"] > 4
+    report = crash(6, "wide", "wide.zarr/")
+    assert report["tried"] > 4
     for name in ("wide.zarr/losses/c", "wide.zarr/weights/weight/c"):
-        assert steps(found["points"], name) >= {"begun", "written", "done"}
+        assert steps(report["points"], name) >= {"begun", "written", "done"}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1900)
 @pytest.mark.parametrize("how", ["sent", "auto", "wide"])
 def test_a_crash_at_every_step_changes_no_bit(how: str) -> None:
-    found = crash(0, how)
-    assert found["tried"] == len(found["points"]) > 400
+    report = crash(0, how)
+    assert report["tried"] == len(report["points"]) > 400
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1900)
 @pytest.mark.parametrize("only", ["checkpoints", "run.json"])
 def test_a_crash_at_every_step_of_a_file_that_is_synced_changes_no_bit(only: str) -> None:
-    found = crash(0, "direct", only)
-    assert found["tried"] == sum(only in point for point in found["points"]) > 15
+    report = crash(0, "direct", only)
+    assert report["tried"] == sum(only in point for point in report["points"]) > 15

@@ -90,7 +90,7 @@ class Disturbance(threading.Thread):
     def run(self) -> None:
         try:
             self._disturb()
-        except BaseException as error:  # told by check
+        except BaseException as error:  # raised by check
             self.error = error
         self._held.unlink()
 

@@ -1,4 +1,4 @@
-"""A sweep whose driver is killed in the middle goes on, to the same table to the last digit."""
+"""A sweep whose driver is killed in the middle continues, to the same table to the last digit."""
 
 import json
 import os
@@ -61,9 +61,9 @@ def killed(store: Path, held: Path, serial: bool, now: Callable[[], bool]) -> No
         log.close()
 
 
-def table(found: ds.Sweep) -> xr.Dataset:
+def table(swept: ds.Sweep) -> xr.Dataset:
     """What does not depend on the clock: it says which chain of a wild cell is lost first."""
-    rows = found.collect().drop_attrs()
+    rows = swept.collect().drop_attrs()
     assert ["diverged" in reason for reason in rows.reason.values.ravel()] == [False, True] * CELLS
     return rows.drop_vars(["seconds", "reason", "lost_chains"])
 
@@ -87,9 +87,9 @@ def test_a_sweep_whose_driver_was_killed_in_the_middle_gives_the_same_table(
         )
 
     killed(store, held, serial, middle)
-    found = ds.open_sweep(store)
-    counts = found.counts()
-    half = [found.run(cell.name) for cell in found.cells if found.status(cell.name) == "running"]
+    swept = ds.open_sweep(store)
+    counts = swept.counts()
+    half = [swept.run(cell.name) for cell in swept.cells if swept.status(cell.name) == "running"]
     assert counts["finished"] >= 1
     assert counts["waiting"] >= 1
     assert any(0 < sum(run.manifest.n_committed) < 2 * (DRAWS + 10) for run in half)

@@ -29,7 +29,7 @@ from tests.stores import autoregressive, make_run
 
 
 def place(run: ds.Run, home: Path) -> Path:
-    """A run, moved to where it is to be found."""
+    """A run, moved to where a test wants it."""
     home.parent.mkdir(parents=True, exist_ok=True)
     Path(run.store).rename(home)
     return home
@@ -69,9 +69,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_ls_names_every_run_with_what_its_store_says(folder: Path) -> None:
-    found = {entry.name: entry for entry in listing.entries(folder)}
-    assert list(found) == ["good", "sweep/cells/gone", "sweep/cells/stopped", "torn"]
-    good, gone, stopped, torn = found.values()
+    listed = {entry.name: entry for entry in listing.entries(folder)}
+    assert list(listed) == ["good", "sweep/cells/gone", "sweep/cells/stopped", "torn"]
+    good, gone, stopped, torn = listed.values()
     assert (good.status, good.draws, good.total, good.chains) == ("finished", 220, 220, 4)
     assert good.llc == pytest.approx(ds.open(folder / "good").llc("ignore").mean, rel=1e-12)
     assert (good.verdict, good.looked) == ("CONVERGED", 200)
@@ -97,8 +97,8 @@ def test_ls_prints_a_line_each(folder: Path) -> None:
 def test_ls_finds_runs_in_folders_named_like_a_runs_own(folder: Path) -> None:
     for name in ("checkpoints", "wide"):
         shutil.copytree(folder / "good", folder / name / "run")
-    found = [entry.name for entry in listing.entries(folder)]
-    assert {"checkpoints/run", "wide/run"} <= set(found)
+    listed = [entry.name for entry in listing.entries(folder)]
+    assert {"checkpoints/run", "wide/run"} <= set(listed)
 
 
 def test_the_loss_of_a_run_that_ended_early_is_that_of_its_last_draws(folder: Path) -> None:
@@ -135,9 +135,9 @@ def test_draws_that_are_missing_give_no_number(folder: Path) -> None:
         p for p in (folder / "good/trace.zarr/posterior/excess_loss/c").rglob("*") if p.is_file()
     ]
     chunks[0].unlink()
-    found = {entry.name: entry for entry in listing.entries(folder)}
-    assert found["good"].status == "damaged"
-    assert found["good"].llc is None
+    listed = {entry.name: entry for entry in listing.entries(folder)}
+    assert listed["good"].status == "damaged"
+    assert listed["good"].llc is None
     with pytest.raises(StoreError):
         watch.Follower(folder / "good")
 
@@ -156,8 +156,8 @@ def test_ls_of_many_cells_is_quick_and_loads_nothing_heavy(tmp_path: Path) -> No
         subprocess.run(["cp", "-r", cell, tmp_path / f"cell-{number:03}"], check=True)
     code = (
         "import sys, time; from distsampler.report.listing import entries\n"
-        f"began = time.process_time(); found = entries({str(tmp_path)!r})\n"
-        "print(len(found), time.process_time() - began)\n"
+        f"began = time.process_time(); listed = entries({str(tmp_path)!r})\n"
+        "print(len(listed), time.process_time() - began)\n"
         "print([m for m in ('torch', 'ray', 'arviz', 'xarray', 'matplotlib') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -348,8 +348,8 @@ def test_the_commands_print_what_these_say(
     from distsampler.cli import app
 
     app(["ls", str(folder), "--json"], standalone_mode=False)
-    found = json.loads(capsys.readouterr().out)["runs"]
-    assert [entry["name"] for entry in found][:2] == ["good", "sweep/cells/gone"]
+    listed = json.loads(capsys.readouterr().out)["runs"]
+    assert [entry["name"] for entry in listed][:2] == ["good", "sweep/cells/gone"]
     code = app(["watch", str(folder / "good"), "--once"], standalone_mode=False)
     assert not code
     assert "good finished" in capsys.readouterr().out
