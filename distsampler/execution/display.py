@@ -105,8 +105,8 @@ def _pace(snapshot: Snapshot) -> str:
     done = min((chain.draws for chain in alive), default=0)
     total = chains[0].total if chains else 0
     rate = sum(chain.rate for chain in alive if not math.isnan(chain.rate))
-    lost = len(chains) - len(alive)
-    return f"{len(chains)} chains ({lost} lost), draw {done} of {total}, {rate:.0f} draws/s"
+    retired = len(chains) - len(alive)
+    return f"{len(chains)} chains ({retired} retired), draw {done} of {total}, {rate:.0f} draws/s"
 
 
 def _row(chain: ChainProgress) -> tuple[str, ...]:
@@ -116,7 +116,7 @@ def _row(chain: ChainProgress) -> tuple[str, ...]:
         _number(chain.rate),
         _number(chain.loss),
         _number(chain.llc),
-        chain.state if chain.state in ("lost", "restarting") else "",
+        "retired" if chain.retired else "restarting" if chain.restarting else "",
     )
 
 

@@ -1,6 +1,7 @@
 """Pools: where chains run. What a pool must do and may do, and the pool of one process.
 
-A pool has places, numbered from 0. A place does one work at a time and reports how it went.
+A pool has places, numbered from 0. A place does one work at a time and reports how it went. The
+incarnation of an event, which start of the place it is about, is filled in by the driver.
 ``SerialPool`` has one place, in this process; ``ray_pool`` has one for each Ray actor.
 """
 
@@ -34,13 +35,7 @@ LostReason = Literal["infrastructure", "preempted", "memory", "start", "fatal"]
 
 @dataclass(frozen=True)
 class PlaceReady:
-    """A place is up.
-
-    Args:
-        place: number of the place.
-        info: host, process and device, for people.
-        incarnation: which start of the place this is about; the driver writes it here.
-    """
+    """A place is up; its info says where: host, process, device."""
 
     place: int
     info: Mapping[str, str]
@@ -70,14 +65,7 @@ class WorkFailed:
 
 @dataclass(frozen=True)
 class PlaceLost:
-    """A place is gone, and its work with it.
-
-    Args:
-        place: number of the place.
-        reason: what happened, for people.
-        kind: whose fault it was; a fatal loss would only repeat itself.
-        incarnation: as in ``PlaceReady``.
-    """
+    """A place is gone, and its work with it; a fatal loss would only repeat itself."""
 
     place: int
     reason: str

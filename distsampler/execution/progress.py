@@ -23,7 +23,7 @@ from distsampler.draws import DrawBlock
 
 SERIES = 1024  # values of a chain kept for R-hat and ESS; thinned by two whenever they are so many
 SHORTEST = 8  # values of each chain without which they are not computed
-ENDED = ("finished", "interrupted", "failed", "damaged")
+ENDED = ("finished", "interrupted", "failed")
 
 
 @dataclass(frozen=True)

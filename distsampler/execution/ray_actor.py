@@ -97,27 +97,16 @@ class ChainActor:
 
 @dataclass
 class Slot:
-    """What the driver knows of the actor of one place.
-
-    Args:
-        actor: Ray's handle of it.
-        call: the call it is waited for; None: nothing is awaited.
-        ready: whether it has ever answered.
-        node: where it is; empty until it is ready.
-        work: what it was last given, until the answer is here.
-        probe: a call that only asks whether the actor lives; None: it was not asked.
-        heard: when the actor was asked for, last answered, or was last given work.
-        draining: whether the driver knows that the node will go away.
-    """
+    """What the driver knows of the actor of one place."""
 
     actor: Any
-    call: Any
-    ready: bool = False
-    node: str = ""
-    work: Work | None = None
-    probe: Any = None
-    heard: float = field(default_factory=time.monotonic)
-    draining: bool = False
+    call: Any  # that is awaited, if there is one
+    ready: bool = False  # whether it has ever answered
+    node: str = ""  # unknown until it is ready
+    work: Work | None = None  # until the answer is here
+    probe: Any = None  # an awaited call that only asks whether it lives
+    heard: float = field(default_factory=time.monotonic)  # from it, or of it for the first time
+    draining: bool = False  # whether it was reported that its node will go away
 
     def ask(self) -> None:
         """Ask the actor whether it lives, unless it was asked."""

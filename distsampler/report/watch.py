@@ -133,20 +133,13 @@ def follow(store: str | Path, once: bool = False, stream: TextIO | None = None) 
 def _numbers(trace: TraceReader, rates: NDArray[np.float64]) -> _Numbers:
     llcs, losses, retired = listing.llcs(trace), _losses(trace), trace.manifest.retired
     total = listing.total_draws(trace)
-    chains = tuple(
-        ChainProgress(
-            chain,
-            min(draws, total),
-            total,
-            float(rates[chain]),
-            losses.get(chain, math.nan),
-            llcs.get(chain, math.nan),
-            chain in retired,
-        )
-        for chain, draws in enumerate(trace.committed)
-    )
-    llc = float(np.mean(list(llcs.values()))) if llcs else math.nan
-    return _Numbers(chains, llc, *_convergence(trace))
+    chains = list[ChainProgress]()
+    for c, draws in enumerate(trace.committed):
+        loss, llc = losses.get(c, math.nan), llcs.get(c, math.nan)
+        made = (min(draws, total), total, float(rates[c]))
+        chains.append(ChainProgress(c, *made, loss, llc, c in retired))
+    mean = float(np.mean(list(llcs.values()))) if llcs else math.nan
+    return _Numbers(tuple(chains), mean, *_convergence(trace))
 
 
 def _convergence(trace: TraceReader) -> tuple[float, float]:

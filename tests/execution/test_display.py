@@ -64,7 +64,7 @@ def test_off_a_terminal_there_is_one_plain_line_every_30_seconds(
             now[0] += 20.0
     lines = out.getvalue().splitlines()
     assert len(lines) == 2
-    for part in ("2 chains (1 lost)", "draw 60 of 100", "running LLC 5", "online split R-hat"):
+    for part in ("2 chains (1 retired)", "draw 60 of 100", "running LLC 5", "online split R-hat"):
         assert part in lines[0]
 
 
@@ -82,7 +82,7 @@ def test_a_terminal_shows_a_row_a_chain() -> None:
     console.print(table(snapshot(3, retired=(2,))))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert text.count("60/100") == 3
-    assert "lost" in text
+    assert "retired" in text
     assert "online split R-hat" in text
     console.print(table(snapshot(30)))
     assert "10 more" in console.file.getvalue()  # type: ignore[attr-defined]
@@ -92,9 +92,9 @@ def test_a_line_has_no_nan_in_it() -> None:
     assert "nan" not in line(Progress((0, 0), 10, 90, 1.0).snapshot("starting", ()))
 
 
-def test_a_lost_chain_does_not_hold_the_line_back() -> None:
+def test_a_retired_chain_does_not_hold_the_line_back() -> None:
     shown = line(Progress((12, 80, 90), 10, 90, 1.0).snapshot("sampling", {0}))
-    assert "3 chains (1 lost), draw 80 of 100" in shown
+    assert "3 chains (1 retired), draw 80 of 100" in shown
 
 
 class Terminal(io.StringIO):
