@@ -1,4 +1,7 @@
-"""A recipe: model, data, loss and config; from a YAML file that names them, and back to one."""
+"""A recipe: model, data, loss and config; from a YAML file that names them, and back to one.
+
+What is wrong in the file, or in what it names, is a ConfigError that says where.
+"""
 
 from __future__ import annotations
 
@@ -43,19 +46,12 @@ def load(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
     Args:
         path: the YAML file.
         changes: fields to set, values in YAML: ``"sampler.lr=1e-5"``.
-
-    Raises:
-        ConfigError: says where the file is wrong.
     """
     return of_fields(read(path, changes), path)
 
 
 def read(path: str | Path, changes: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the fields of a YAML file, with changes; see ``load``.
-
-    Raises:
-        ConfigError: if it cannot be read, or a field cannot be set.
-    """
+    """Return the fields of a YAML file, with changes; see ``load``."""
     fields = _parse(Path(path))
     for change in changes:
         set_field(fields, change)
@@ -63,11 +59,7 @@ def read(path: str | Path, changes: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def of_fields(fields: dict[str, Any], path: str | Path) -> Recipe:
-    """Return the recipe that the fields of a YAML file make; see ``load``.
-
-    Raises:
-        ConfigError: says where they are wrong.
-    """
+    """Return the recipe that the fields of a YAML file make; see ``load``."""
     fields, folder = dict(fields), Path(path).parent.absolute()
     record: dict[str, Any] = {"folder": str(folder)}
     for part in PARTS:
@@ -85,11 +77,7 @@ def of_fields(fields: dict[str, Any], path: str | Path) -> Recipe:
 
 
 def reload(record: dict[str, Any], config: RunConfig, changes: Sequence[str] = ()) -> Recipe:
-    """Return the recipe of a run that was started from a YAML file, with fields changed.
-
-    Raises:
-        ConfigError: if a field cannot be set, or what the file named is gone.
-    """
+    """Return the recipe of a run that was started from a YAML file, with fields changed."""
     fields = {**config.model_dump(mode="json"), "restrict_to": record["restrict_to"]}
     for change in changes:
         set_field(fields, change)
@@ -120,9 +108,6 @@ def with_functions(config: RunConfig, folder: Path) -> RunConfig:
     Args:
         config: what to sample, and for how long.
         folder: where paths of files start.
-
-    Raises:
-        ConfigError: if one cannot be imported.
     """
     functions = {}
     for name, named in config.observables.items():
@@ -138,11 +123,7 @@ def with_functions(config: RunConfig, folder: Path) -> RunConfig:
 
 
 def restriction(restrict_to: object, folder: Path) -> object:
-    """Return ``restrict_to``; the masks themselves where it names a file of them.
-
-    Raises:
-        ConfigError: if the file holds none.
-    """
+    """Return ``restrict_to``; the masks themselves where it names a file of them."""
     if not (isinstance(restrict_to, str) and restrict_to.endswith(".npz")):
         return restrict_to
     try:
@@ -155,11 +136,7 @@ def restriction(restrict_to: object, folder: Path) -> object:
 
 
 def set_field(fields: dict[str, Any], change: str) -> None:
-    """Set a field of a YAML file, as in ``"sampler.lr=1e-5"``.
-
-    Raises:
-        ConfigError: if it cannot be set.
-    """
+    """Set a field of a YAML file, as in ``"sampler.lr=1e-5"``."""
     key, equals, text = change.partition("=")
     if not equals:
         raise ConfigError(f"--set needs key=value, as in sampler.lr=1e-5, got {change!r}")
@@ -176,11 +153,7 @@ def set_field(fields: dict[str, Any], change: str) -> None:
 
 
 def call(part: str, function: Callable[..., Any], options: dict[str, Any]) -> object:
-    """Call a function that makes a part of a recipe.
-
-    Raises:
-        ConfigError: if it raises.
-    """
+    """Call a function that makes a part of a recipe."""
     try:
         return function(**options)
     except ConfigError:

@@ -1,7 +1,7 @@
 """What a config refers to and a run directory cannot hold: functions by name, masks by digest.
 
 A config that was read from a run directory says what was asked for: a function is imported by its
-name, or given again; a mask must be given again.
+name, or given again; a mask must be given again. What is neither is a ConfigError.
 """
 
 from __future__ import annotations
@@ -32,11 +32,7 @@ class Named:
 
     @classmethod
     def of(cls, function: object) -> Named:
-        """Return a function, or what has the name of one, by its name.
-
-        Raises:
-            ConfigError: if it is neither.
-        """
+        """Return a function, or what has the name of one, by its name."""
         if isinstance(function, Named):
             return function
         if isinstance(function, str):
@@ -66,9 +62,6 @@ def find_callable(part: str, name: object, folder: Path) -> Callable[..., Any]:
         part: what needs it, for the error.
         name: its name.
         folder: where paths of files start.
-
-    Raises:
-        ConfigError: if there is none.
     """
     how = f"{part}: must be 'module:callable' or 'path/to/file.py:callable'"
     if not isinstance(name, str) or ":" not in name:
@@ -118,11 +111,7 @@ class Mask:
 
     @classmethod
     def of(cls, mask: object) -> Mask:
-        """Return the mask of a boolean tensor, array or nested list, or, by a text, its digest.
-
-        Raises:
-            ConfigError: if the entries are no booleans.
-        """
+        """Return the mask of a boolean tensor, array or nested list, or, by a text, its digest."""
         if isinstance(mask, Mask):
             return mask
         if isinstance(mask, str):
@@ -146,11 +135,7 @@ class Mask:
 
 
 def patterns_or_masks(restrict_to: object) -> object:
-    """Return ``restrict_to`` as patterns, or as masks by name.
-
-    Raises:
-        ConfigError: if it is neither, or a mask is wrong.
-    """
+    """Return ``restrict_to`` as patterns, or as masks by name."""
     match restrict_to:
         case None:
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent import futures
 
 from distsampler.analysis.run import Run
 from distsampler.execution.progress import Observer, Snapshot
@@ -17,24 +18,21 @@ class Running:
 
     Args:
         job: runs it to its end; see ``Job.run``.
+
+    Attributes:
+        progress: how far it is; None until it has begun.
     """
 
     def __init__(self, job: RunJob) -> None:
-        self._progress: Snapshot | None = None
+        self.progress: Snapshot | None = None
         self._reason: str | None = None
-        self._outcome: Run | BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(job,), name="distsampler")
-        self._thread.start()
-
-    @property
-    def progress(self) -> Snapshot | None:
-        """How far it is; None until it has begun."""
-        return self._progress
+        self._result = futures.Future[Run]()
+        threading.Thread(target=self._run, args=(job,), name="distsampler").start()
 
     @property
     def done(self) -> bool:
         """Whether it has ended."""
-        return not self._thread.is_alive()
+        return self._result.done()
 
     def stop(self) -> None:
         """Ask for a clean end, and do not wait for it: blocks under way are still committed."""
@@ -47,19 +45,16 @@ class Running:
             TimeoutError: if it has not ended after ``timeout`` seconds; it continues.
             DistsamplerError: what ``sample`` would have raised.
         """
-        self._thread.join(timeout)
+        futures.wait([self._result], timeout)
         if not self.done:
             raise TimeoutError(f"the run has not ended after {timeout:g} s; it goes on")
-        if isinstance(self._outcome, Run):
-            return self._outcome
-        assert self._outcome is not None
-        raise self._outcome
-
-    def _show(self, snapshot: Snapshot) -> None:
-        self._progress = snapshot
+        return self._result.result()
 
     def _run(self, job: RunJob) -> None:
         try:
-            self._outcome = job(self._show, lambda: self._reason)
+            self._result.set_result(job(self._show, lambda: self._reason))
         except BaseException as error:  # raised again by wait
-            self._outcome = error
+            self._result.set_exception(error)
+
+    def _show(self, snapshot: Snapshot) -> None:
+        self.progress = snapshot

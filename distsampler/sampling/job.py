@@ -29,19 +29,14 @@ from distsampler.sampling.stopping import Stopped, stop_after
 from distsampler.store.events import Ended, Packed
 from distsampler.store.files import Files, as_files
 from distsampler.store.lease import hold
-from distsampler.store.manifest import MANIFEST, Manifest
+from distsampler.store.manifest import MANIFEST, Manifest, RunStatus
 from distsampler.store.trace import Trace, check_new, refuse_existing
 
 Resume = Literal["never", "auto", "must"]
 
 
 def check(recipe: Recipe, store: str | Path | None, pool: ChainPool | None, resume: Resume) -> Job:
-    """Check a recipe and where it shall run, and return the job; nothing is written.
-
-    Raises:
-        ConfigError: if something cannot be sampled as asked.
-        StoreError: if the store cannot be used.
-    """
+    """Check a recipe and where it shall run, and return the job; nothing is written."""
     if pool is None and recipe.config.data_mode == "hop":
         pool = ray_pool(recipe.config)  # shards are inspected where the chains will be
     try:
@@ -63,9 +58,6 @@ class Job:
         pool: where chains run; None: Ray, as ``placement`` says.
         resume: see ``sample``.
         record: the names of model, data and loss in a YAML file, if they are from one.
-
-    Raises:
-        StoreError: if the store cannot be used.
     """
 
     def __init__(
@@ -153,7 +145,13 @@ class Job:
         began = time.monotonic() - trace.manifest.seconds
         stopped = stop_after(self._spec.config.max_seconds, stopped)
         state = Driver(self._spec, pool, trace, Gate(trace).judge, observer, stopped).run(places)
-        _seal(trace, state, time.monotonic() - began)
+        failed = state.phase is Phase.FAILED
+        status: RunStatus = (
+            "failed" if failed else "interrupted" if state.interrupted else "finished"
+        )
+        kept = state.kept if status == "finished" else None
+        trace.seal(status, state.reason, kept, time.monotonic() - began)
+        trace.log(Ended(status, state.reason))
         return state
 
 
@@ -165,12 +163,7 @@ def ray_pool(config: RunConfig) -> ChainPool:
 
 
 def continues(files: Files, resume: Resume) -> bool:
-    """Return whether there is a run to continue; check that one can be made, if not.
-
-    Raises:
-        ConfigError: if resume is none of its words.
-        StoreError: if there is a run and none may be, or none and there must be one.
-    """
+    """Return whether there is a run to continue; check that one can be made, if not."""
     if resume not in ("never", "auto", "must"):
         raise ConfigError(f"resume must be 'never', 'auto' or 'must', got {resume!r}")
     exists = files.exists(MANIFEST)
@@ -180,14 +173,3 @@ def continues(files: Files, resume: Resume) -> bool:
         return True
     check_new(files)
     return False
-
-
-def _seal(trace: Trace, state: State, seconds: float) -> None:
-    """Write into the store how the run ended."""
-    if state.phase is Phase.FAILED:
-        trace.seal("failed", state.reason, None, seconds)
-    elif state.interrupted:
-        trace.seal("interrupted", state.reason, None, seconds)
-    else:
-        trace.seal("finished", state.reason, state.kept, seconds)
-    trace.log(Ended(trace.manifest.status, state.reason))
