@@ -18,7 +18,7 @@ from distsampler.analysis import bias
 from distsampler.analysis.verdict import Verdict
 from distsampler.chains import anchor_pass, hop
 from distsampler.chains.worker import AnchorPass, Work
-from distsampler.draws import AtAnchor, DrawBlock, StateFile
+from distsampler.draws import CURVATURE, AtAnchor, DrawBlock, StateFile
 from distsampler.errors import DistsamplerError, StoreError
 from distsampler.execution.pool import ChainPool, PlaceLost, PoolEvent
 from distsampler.execution.progress import Observer, Progress
@@ -210,9 +210,9 @@ class Driver:
 
     def _check_step(self, block: DrawBlock) -> None:
         """Log, once a chain, that its step is too large for the curvature it has met."""
-        if "curvature" not in block.values or block.chain in self._too_large:
+        if CURVATURE not in block.values or block.chain in self._too_large:
             return
-        curvature = np.asarray(block.values["curvature"], np.float64)
+        curvature = np.asarray(block.values[CURVATURE], np.float64)
         reason = bias.too_large(curvature, self._spec.facts)
         if reason is not None:
             self._too_large.add(block.chain)

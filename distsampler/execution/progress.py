@@ -10,7 +10,7 @@ import math
 import time
 from array import array
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from distsampler.analysis import arviz_bridge
 from distsampler.analysis.verdict import Verdict
-from distsampler.draws import DrawBlock
+from distsampler.draws import EXCESS_LOSS, LOSS, PROBE_LOSS, DrawBlock
 
 SERIES = 1024  # values of a chain kept for R-hat and ESS; thinned by two whenever they are so many
 SHORTEST = 8  # values of each chain without which they are not computed
@@ -110,9 +110,9 @@ class Snapshot:
         if shortest < SHORTEST:
             return math.nan
         values = np.array([each[:shortest] for each in self.series])
-        data = xr.Dataset({"probe_loss": (("chain", "draw"), values)})
+        data = xr.Dataset({PROBE_LOSS: (("chain", "draw"), values)})
         with np.errstate(invalid="ignore", divide="ignore"):  # a constant series: NaN
-            return float(statistic(data)["probe_loss"])
+            return float(statistic(data)[PROBE_LOSS])
 
 
 Observer = Callable[[Snapshot], object]
@@ -130,31 +130,31 @@ def together(*observers: Observer) -> Observer:
 
 
 class _Running:
-    """Running sums of one chain."""
+    """The progress of one chain, and the sums and the series behind it."""
 
-    def __init__(self, draws: int) -> None:
-        self.draws, self.count, self._excess = draws, 0, 0.0
-        self.restarting, self.restarts = False, 0
-        self.loss = self.rate = math.nan
+    def __init__(self, chain: int, draws: int, total: int) -> None:
+        self.progress = ChainProgress(chain, draws, total, *(math.nan,) * 3, retired=False)
+        self.count, self._excess = 0, 0.0
         self.series = array("d")  # a quarter of the memory of a list
         self.stride, self._seen, self._since = 1, 0, time.monotonic()
 
-    @property
-    def excess(self) -> float:
-        """Mean excess loss after burn-in; NaN before."""
-        return self._excess / self.count if self.count else math.nan
-
-    def add(self, block: DrawBlock, burn_in: int) -> None:
-        now, self.restarting = time.monotonic(), False
-        rate = block.draws / max(now - self._since, 1e-3)
-        self.rate = rate if math.isnan(self.rate) else 0.7 * self.rate + 0.3 * rate
-        self.draws, self._since = block.end, now
-        self.loss = float(np.mean(_floats(block, "loss")))
+    def add(self, block: DrawBlock, burn_in: int, nbeta: float) -> None:
         kept = slice(max(0, burn_in - block.first_draw), None)
-        excess = _floats(block, "excess_loss")[kept]
+        excess = _floats(block, EXCESS_LOSS)[kept]
         self.count, self._excess = self.count + len(excess), self._excess + float(np.sum(excess))
-        for value in _floats(block, "probe_loss")[kept].tolist():
+        for value in _floats(block, PROBE_LOSS)[kept].tolist():
             self._append(value)
+        now, before = time.monotonic(), self.progress.rate
+        rate = block.draws / max(now - self._since, 1e-3)
+        self._since = now
+        self.progress = replace(
+            self.progress,
+            draws=block.end,
+            rate=rate if math.isnan(before) else 0.7 * before + 0.3 * rate,
+            loss=float(np.mean(_floats(block, LOSS))),
+            llc=nbeta * self._excess / self.count if self.count else math.nan,
+            restarting=False,
+        )
 
     def _append(self, value: float) -> None:
         if self._seen % self.stride == 0:
@@ -179,20 +179,21 @@ class Progress:
     """
 
     def __init__(self, made: Sequence[int], burn_in: int, draws: int, nbeta: float) -> None:
-        self._burn_in, self._total, self._nbeta = burn_in, burn_in + draws, nbeta
-        self._chains = [_Running(draws) for draws in made]
+        self._burn_in, self._nbeta = burn_in, nbeta
+        self._chains = [_Running(chain, begun, burn_in + draws) for chain, begun in enumerate(made)]
         self._began = time.monotonic()
         self._verdict: Verdict | None = None
 
     def add(self, block: DrawBlock) -> None:
         """Count a block."""
         if block.draws:
-            self._chains[block.chain].add(block, self._burn_in)
+            self._chains[block.chain].add(block, self._burn_in, self._nbeta)
 
     def lost(self, chain: int) -> None:
         """Count that the place of a chain is lost, which continues elsewhere."""
-        self._chains[chain].restarting = True
-        self._chains[chain].restarts += 1
+        running = self._chains[chain]
+        restarts = running.progress.restarts + 1
+        running.progress = replace(running.progress, restarting=True, restarts=restarts)
 
     def judged(self, verdict: Verdict) -> None:
         """Keep the verdict of a gate round."""
@@ -206,23 +207,17 @@ class Progress:
         anchor: Mapping[str, tuple[int, int]] | None = None,
     ) -> Snapshot:
         """Return the run as it is now; see ``Snapshot``."""
-        chains = tuple(
-            self._of_chain(chain, chain in retired) for chain in range(len(self._chains))
-        )
-        llcs = [c.llc for c in chains if not c.retired and self._chains[c.chain].count]
+        every = [c.progress for c in self._chains]
+        chains = tuple(replace(c, retired=True) if c.chain in retired else c for c in every)
+        alive = [self._chains[c.chain] for c in chains if not c.retired]
+        llcs = [running.progress.llc for running in alive if running.count]
         return Snapshot(
             phase,
             time.monotonic() - self._began,
             chains,
             float(np.mean(llcs)) if llcs else math.nan,
             committed,
-            [self._chains[c.chain].series for c in chains if not c.retired],
+            [running.series for running in alive],
             self._verdict,
             anchor or {},
         )
-
-    def _of_chain(self, chain: int, retired: bool) -> ChainProgress:
-        c = self._chains[chain]
-        llc = self._nbeta * c.excess
-        numbers = (c.draws, self._total, c.rate, c.loss, llc)
-        return ChainProgress(chain, *numbers, retired, c.restarting, c.restarts)
