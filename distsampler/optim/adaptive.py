@@ -28,7 +28,7 @@ class Adaptive(Sampler):
             a warning.
     """
 
-    counters = (*Sampler.counters, "adapted")
+    counters = ("adapted", *Sampler.counters)
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)

@@ -104,9 +104,12 @@ class Sampler(Optimizer):
         """
         self._generator: torch.Generator | None = arguments["generator"]
         self._forget()
-        given = ("self", "__class__", "params", "generator")
-        options = {name: value for name, value in arguments.items() if name not in given}
-        options.setdefault("bounding_box_size", None)
+        options: dict[str, Any] = {}
+        for name, value in arguments.items():
+            if name not in ("self", "__class__", "params", "generator"):
+                options[name] = value
+            if name == "nbeta":
+                options.setdefault("bounding_box_size", None)  # there is a sampler without a box
         super().__init__(arguments["params"], options)
         cautions = [text for group in self.param_groups for text in self._cautions(group)]
         for text in dict.fromkeys(cautions):
@@ -158,9 +161,6 @@ class Sampler(Optimizer):
 
         Args:
             param_group: ``params`` and any of the sampler's options.
-
-        Raises:
-            ConfigError: As for the constructor.
         """
         _uncompiled(Optimizer.add_param_group)(self, param_group)
         try:

@@ -209,9 +209,10 @@ class SGNHT(Sampler):
         is small), from the same at v = 0, in about A / lr steps: at the steps of large problems
         that is never.
         """
-        a, badodab = float(options["diffusion_factor"]), options["scheme"] == "badodab"
-        if badodab:
-            return QuadraticLaw("badodab", limit=4.0, safe=0.25, bias=partial(_bias, a, _warmth))
+        a = float(options["diffusion_factor"])
+        if options["scheme"] == "badodab":
+            bias = partial(_bias, a, _badodab_friction)
+            return QuadraticLaw("badodab", limit=4.0, safe=0.25, bias=bias)
         bias = partial(_bias, a, _ding_friction)
         return QuadraticLaw("sgnht", limit=4.0, safe=0.2, bias=bias, friction_bias=-0.5)
 
@@ -222,7 +223,7 @@ def _friction_noise(xi: Tensor, lr: float, a: float) -> Tensor:
     return (lr * a * ratio).sqrt()
 
 
-def _warmth(warmth: float) -> float:
+def _badodab_friction(warmth: float) -> float:
     return warmth
 
 

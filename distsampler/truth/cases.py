@@ -66,7 +66,7 @@ class Course:
             correct_heat: whether the noise is reduced by the heat of the minibatches.
         """
         factor, options = STEPS.get(sampler, (1.0, {}))
-        full = sampler == "mala"
+        full = by_name.ours(sampler).needs_closure
         return RunConfig(
             sampler=SamplerConfig(
                 name=sampler,

@@ -1,5 +1,6 @@
 """What every sampler owes to torch.optim.Optimizer."""
 
+import ast
 import copy
 import inspect
 import math
@@ -277,6 +278,37 @@ def test_an_anchor_that_is_the_parameter_itself_is_copied(name: str) -> None:
     sampler = build(name, [{"params": [p], "anchors": [p]}])
     p.data.fill_(1.0)
     assert not sampler.state[p]["anchor"].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        (
+            "sgld",
+            "params, lr=0.01, noise_level=1.0, weight_decay=0.0, localization=0.0, nbeta=1.0, "
+            "bounding_box_size=None, save_noise=False, save_mala_vars=False, optimize_over=None, "
+            "noise_norm=False, grad_norm=False, weight_norm=False, distance=False",
+        ),
+        (
+            "sgnht",
+            "params, lr=0.01, diffusion_factor=0.01, bounding_box_size=None, save_noise=False, "
+            "save_mala_vars=False, nbeta=1.0",
+        ),
+    ],
+)
+def test_a_signature_begins_with_the_reference_one(name: str, reference: str) -> None:
+    """SCIENCE section 1: the same names, order and defaults, positional too; ours come after."""
+    literal: list[inspect.Parameter] = []
+    for item in reference.split(", "):
+        option, _, default = item.partition("=")
+        value = ast.literal_eval(default) if default else inspect.Parameter.empty
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        literal.append(inspect.Parameter(option, kind, default=value))
+    found = [
+        parameter.replace(annotation=inspect.Parameter.empty)
+        for parameter in inspect.signature(SAMPLERS[name]).parameters.values()
+    ]
+    assert found[: len(literal)] == literal
 
 
 def test_every_option_of_every_sampler_is_kept_in_its_groups(name: str) -> None:
