@@ -76,18 +76,22 @@ def rows(
     """
     if not data.data_vars:
         return ()
-    statistics = None
-    if data.sizes["chain"] and data.sizes["draw"] >= MIN_FOR_R_HAT:
-        statistics = _statistics(data, averaged)
+    enough = data.sizes["chain"] and data.sizes["draw"] >= MIN_FOR_R_HAT
+    statistics = _statistics(data, averaged) if enough else []
     tests = sum(1 for _ in gated_values(data)) * sum(1 for side in sides if side)
     diagnosed = []
     for name in data.data_vars:
         gated = name in GATED
         for label, index, values in _entries(data[name]):
+            mean, sd = math.nan, math.nan
+            if values.size >= MIN_FOR_MOMENTS:
+                mean, sd = float(values.mean()), float(values.std(ddof=1))
+            looked_up = [float(each[name].values[index]) for each in statistics]
+            mcse, r_hat, bulk, tail = looked_up or [math.nan] * 4
             nested = nested_r_hat([values[s] for s in sides]) if gated and len(sides) > 1 else None
             moved = _drift(values, sides, tests) if gated else None
-            numbers = (*_moments(values), *_looked_up(statistics, str(name), index))
-            diagnosed.append(Row(label, gated, *numbers, nested, moved))
+            row = Row(label, gated, mean, sd, mcse, r_hat, bulk, tail, nested, moved)
+            diagnosed.append(row)
     return tuple(diagnosed)
 
 
@@ -112,11 +116,7 @@ def nested_r_hat(superchains: list[NDArray[np.float64]]) -> float:
     B is the variance of the superchains' means; W the mean over superchains of the variance of
     their chains' means plus the mean of their chains' variances.
 
-    Args:
-        superchains: at least two, each of shape (chain, draw).
-
-    Returns:
-        NaN if a superchain has no chain, or nothing varies.
+    The superchains are of shape (chain, draw). NaN: one has no chain, or nothing varies.
     """
     if len(superchains) < 2 or not all(len(values) for values in superchains):
         return math.nan
@@ -151,22 +151,6 @@ def _statistics(data: xr.Dataset, averaged: xr.Dataset | None) -> list[xr.Datase
         arviz_bridge.ess(data, "bulk"),
         arviz_bridge.ess(data, "tail"),
     ]
-
-
-def _looked_up(
-    statistics: list[xr.Dataset] | None, name: str, index: tuple[int, ...]
-) -> tuple[float, float, float, float]:
-    """MCSE, R-hat, bulk and tail ESS of one entry of a variable."""
-    if statistics is None:
-        return (np.nan,) * 4
-    mcse, r_hat, bulk, tail = (float(each[name].values[index]) for each in statistics)
-    return mcse, r_hat, bulk, tail
-
-
-def _moments(values: NDArray[np.float64]) -> tuple[float, float]:
-    if values.size < MIN_FOR_MOMENTS:
-        return np.nan, np.nan
-    return float(values.mean()), float(values.std(ddof=1))
 
 
 def _entries(array: xr.DataArray) -> Iterator[tuple[str, tuple[int, ...], NDArray[np.float64]]]:

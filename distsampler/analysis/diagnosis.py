@@ -29,7 +29,7 @@ from distsampler.analysis.convergence import (
     Row,
     gated_values,
 )
-from distsampler.analysis.drift import Drift, Outlier
+from distsampler.analysis.drift import Outlier
 from distsampler.analysis.json_values import plain
 from distsampler.draws import ACCEPTANCE, EXCESS_LOSS, PROBE_LOSS
 
@@ -40,12 +40,7 @@ POOLED_ADVISORY = 250_000  # likewise, of what enters neither verdict nor error
 
 @dataclass(frozen=True)
 class BracketSide:
-    """The LLC of the even or of the odd chains.
-
-    Args:
-        mean: nbeta times their mean excess loss.
-        se: Monte-Carlo standard error of the mean.
-    """
+    """The LLC of the even or of the odd chains, and its Monte-Carlo standard error."""
 
     mean: float
     se: float
@@ -142,7 +137,8 @@ class Diagnosis:
         drifts = [(row, row.drift) for row in self.gated if row.drift and row.drift.significant]
         if not drifts:
             return []
-        row, moved = max(drifts, key=_clarity)
+        # Rounded, so that equally clear drifts do not differ by a machine's bits.
+        row, moved = max(drifts, key=lambda d: (round(d[1].ratio, 6), d[0].name == PROBE_LOSS))
         unit, name = row.sd, "standard deviations"
         if row.name == PROBE_LOSS and math.isfinite(self.nbeta):
             unit, name = 1 / self.nbeta, "in units of the LLC"
@@ -253,12 +249,6 @@ def _averaged(posterior: xr.Dataset, stride: int) -> xr.Dataset:
             parts = values[:, : whole * stride].reshape(len(values), whole, stride)
             means[name] = (("chain", "draw"), parts.mean(axis=2, dtype=np.float64))
     return xr.Dataset(means)
-
-
-def _clarity(each: tuple[Row, Drift]) -> tuple[float, bool]:
-    """Standard errors of a drift; rounded, so that equal ones do not differ by a machine's bits."""
-    row, moved = each
-    return round(moved.ratio, 6), row.name == PROBE_LOSS
 
 
 def _outliers(data: xr.Dataset, chains: list[int], sides: list[list[int]]) -> tuple[Outlier, ...]:

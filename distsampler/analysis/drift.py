@@ -49,13 +49,9 @@ class Drift:
 
 @dataclass(frozen=True)
 class Outlier:
-    """A chain whose mean lies apart from the other chains' means.
+    """A chain whose mean of a quantity lies apart from the median of the other chains' means.
 
-    Args:
-        chain: index of the chain.
-        name: name of the quantity.
-        z: distance of its mean from the median of the others', in standard errors of its own mean
-            and of a usual one.
+    The distance ``z`` is in standard errors of its own mean and of a usual one.
     """
 
     chain: int
@@ -66,11 +62,8 @@ class Outlier:
 def critical(tests: int, dof: float) -> float:
     """Return the |t| that any of several tests exceeds by chance in 1 % of cases (Bonferroni).
 
-    Student's quantile by its expansion around the normal one (Abramowitz & Stegun 26.7.5).
-
-    Args:
-        tests: number of two-sided tests made together.
-        dof: degrees of freedom of each test.
+    Student's quantile of ``dof`` degrees of freedom, two-sided, by its expansion around the normal
+    one (Abramowitz & Stegun 26.7.5).
     """
     z = NormalDist().inv_cdf(1 - FALSE_ALARMS / (2 * max(tests, 1)))
     first = (z**3 + z) / 4
@@ -80,13 +73,9 @@ def critical(tests: int, dof: float) -> float:
 
 
 def segment_means(values: Floats, segments: int) -> Floats:
-    """Return the means of equal segments, shape (chain, segments).
+    """Return the means of equal segments, shape (chain, segments), of values (chain, draw).
 
     The first draws are left out where the draws cannot be divided evenly.
-
-    Args:
-        values: shape (chain, draw), with at least as many draws as segments.
-        segments: number of segments of each chain.
     """
     size = values.shape[1] // segments
     used = values[:, values.shape[1] - size * segments :]
@@ -97,11 +86,7 @@ def segment_means(values: Floats, segments: int) -> Floats:
 def drift(values: Floats, tests: int) -> Drift:
     """Regress the segment means on time: ``m_cs = a_c + size t_s + error``, t from -1/2 to 1/2.
 
-    Every chain has its own level, the size is common.
-
-    Args:
-        values: shape (chain, draw).
-        tests: number of quantities tested together.
+    Every chain has its own level, the size is common. The values are of shape (chain, draw).
     """
     means = segment_means(values, SEGMENTS)
     time = (np.arange(SEGMENTS) + 0.5) / SEGMENTS - 0.5
@@ -114,14 +99,7 @@ def drift(values: Floats, tests: int) -> Drift:
 
 
 def outliers(name: str, values: Floats, chains: Sequence[int], tests: int) -> list[Outlier]:
-    """Return the chains whose mean lies apart from the median of the others'.
-
-    Args:
-        name: name of the quantity.
-        values: shape (chain, draw).
-        chains: indices of the chains.
-        tests: number of pairs of chain and quantity tested together.
-    """
+    """Return the chains whose mean lies apart; the values are of shape (chain, draw)."""
     if len(chains) < 2:
         return []
     means = segment_means(values, SEGMENTS)

@@ -143,16 +143,11 @@ def budget(
         unpredicted: name of a bias -> why it is not predicted.
         hop: predicted bias of hopping over shards, relative to the LLC.
     """
-    biases = {
-        name: np.asarray(stats[name].values, np.float64).mean(axis=1)
-        for name in (DISCRETISATION_BIAS, HEAT_BIAS)
-        if stats is not None and name in stats and stats[name].size
-    }
-    missing = {
-        name: "nothing was measured along the run"
-        for name in (DISCRETISATION_BIAS, HEAT_BIAS)
-        if name not in biases
-    }
+    names, stats = (DISCRETISATION_BIAS, HEAT_BIAS), xr.Dataset() if stats is None else stats
+    measured = [name for name in names if name in stats and stats[name].size]
+    biases = {n: np.asarray(stats[n].values, np.float64).mean(axis=1) for n in measured}
+    means = {name: mean_of(values) for name, values in biases.items()}
+    missing = {n: "nothing was measured along the run" for n in names if n not in biases}
     total = sum(biases.values(), np.zeros(posterior.sizes["chain"]))
     excess = chain_excess(posterior)
     errors = [row.mcse for row in diagnosis.rows if row.name in (EXCESS_LOSS, PROBE_LOSS)]
@@ -160,12 +155,12 @@ def budget(
     return ErrorBudget(
         within=nbeta * float(np.max(errors)) if errors else math.nan,
         between=nbeta * _error(excess),
-        discretisation=_mean_or_none(biases.get(DISCRETISATION_BIAS)),
-        heat=_mean_or_none(biases.get(HEAT_BIAS)),
+        discretisation=means.get(DISCRETISATION_BIAS),
+        heat=means.get(HEAT_BIAS),
         bias_se=_error(total) if len(total) > 1 else 0.0,
-        drift=nbeta * mean(drift),
+        drift=nbeta * mean_of(drift),
         drift_se=nbeta * _error(drift),
-        hop=None if hop is None else hop * nbeta * mean(excess),
+        hop=None if hop is None else hop * nbeta * mean_of(excess),
         unpredicted={**missing, **(unpredicted or {})},
     )
 
@@ -174,7 +169,7 @@ def relative_error(posterior: xr.Dataset, diagnosis: Diagnosis) -> float:
     """Return the standard error of the LLC over its size; infinite where the LLC is zero."""
     if EXCESS_LOSS not in posterior:
         return math.nan
-    size, se = mean(chain_excess(posterior)), budget(posterior, 1.0, diagnosis).se
+    size, se = mean_of(chain_excess(posterior)), budget(posterior, 1.0, diagnosis).se
     if math.isnan(size + se):
         return math.nan
     return se / abs(size) if size else math.inf
@@ -186,13 +181,9 @@ def chain_excess(posterior: xr.Dataset) -> NDArray[np.float64]:
     return values.mean(axis=1) if values.size else np.full(len(values), np.nan)
 
 
-def mean(values: NDArray[np.float64]) -> float:
+def mean_of(values: NDArray[np.float64]) -> float:
     """Return the mean; NaN of nothing."""
     return float(values.mean()) if len(values) else math.nan
-
-
-def _mean_or_none(values: NDArray[np.float64] | None) -> float | None:
-    return None if values is None else mean(values)
 
 
 def _halves(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -6,15 +6,9 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import xarray as xr
-
-from distsampler.analysis.diagnosis import Diagnosis
-from distsampler.analysis.error_budget import ErrorBudget, budget, chain_excess
-from distsampler.analysis.error_budget import mean as mean_of
+from distsampler.analysis.error_budget import ErrorBudget
 from distsampler.analysis.json_values import plain
 from distsampler.analysis.verdict import Verdict
-from distsampler.errors import ConfigError
-from distsampler.facts import optimal_nbeta
 
 
 @dataclass(frozen=True)
@@ -60,25 +54,9 @@ class LLCEstimate:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the estimate for JSON; numbers that are not finite as None."""
-        verdict = {**asdict(self.verdict), "status": str(self.verdict.status)}
-        return plain(
-            {
-                "llc": self.mean,
-                "se": self.se,
-                "interval": self.interval,
-                "per_chain": self.per_chain,
-                "chains": self.chains,
-                "lost_chains": self.lost,
-                "nbeta": self.nbeta,
-                "n": self.n,
-                "localization": self.localization,
-                "init_loss": self.init_loss,
-                "verdict": verdict,
-                "converged": self.converged,
-                "budget": self.budget.as_dict(),
-                "bracket": self.bracket,
-            }
-        )
+        values = asdict(self)
+        renamed = {"llc": values.pop("mean"), "lost_chains": values.pop("lost")}
+        return plain({**renamed, **values, "converged": self.converged})
 
     def __str__(self) -> str:
         total = len(self.chains) + len(self.lost)
@@ -101,7 +79,7 @@ class WBICEstimate:
         mean: the estimate, in nats.
         se: Monte-Carlo standard error of the mean.
         n: number of examples.
-        localization: gamma of the posterior.
+        localization: gamma.
         verdict: verdict on the draws.
     """
 
@@ -116,62 +94,6 @@ class WBICEstimate:
             f"WBIC {plus_minus(self.mean, self.se)} | n {self.n}, gamma {self.localization:g}, "
             f"{self.verdict.status}"
         )
-
-
-def llc(
-    posterior: xr.Dataset,
-    facts: dict[str, float],
-    diagnosis: Diagnosis,
-    verdict: Verdict,
-    parts: ErrorBudget,
-    lost: tuple[int, ...] = (),
-) -> LLCEstimate:
-    """Return the LLC of a posterior.
-
-    Args:
-        posterior: ``excess_loss`` of dims (chain, draw).
-        facts: nbeta, n, localization and init_loss as stored.
-        diagnosis: diagnosis of the posterior.
-        verdict: verdict on the draws.
-        parts: the parts of its error.
-        lost: indices of the chains that are not in the posterior.
-    """
-    per_chain = facts["nbeta"] * chain_excess(posterior)
-    mean = mean_of(per_chain)
-    return LLCEstimate(
-        mean=mean,
-        se=parts.se,
-        interval=parts.interval(mean),
-        per_chain=tuple(per_chain.tolist()),
-        chains=tuple(posterior["chain"].values.tolist()),
-        lost=lost,
-        nbeta=facts["nbeta"],
-        n=int(facts["n"]),
-        localization=facts["localization"],
-        init_loss=facts["init_loss"],
-        verdict=verdict,
-        budget=parts,
-        bracket=diagnosis.bracket and (diagnosis.bracket[0].mean, diagnosis.bracket[1].mean),
-    )
-
-
-def wbic(
-    posterior: xr.Dataset, facts: dict[str, float], diagnosis: Diagnosis, verdict: Verdict
-) -> WBICEstimate:
-    """Return the WBIC of a posterior.
-
-    Raises:
-        ConfigError: if the run's nbeta is not n / log n, where alone the WBIC holds.
-    """
-    n, nbeta = int(facts["n"]), facts["nbeta"]
-    if not math.isclose(nbeta, optimal_nbeta(n), rel_tol=1e-6):
-        raise ConfigError(
-            f"the WBIC needs nbeta = n / log n = {optimal_nbeta(n):.6g}, this run has {nbeta:.6g}: "
-            "sample again without sampler.nbeta"
-        )
-    mean = n * (facts["init_loss"] + mean_of(chain_excess(posterior)))
-    se = budget(posterior, n, diagnosis).se
-    return WBICEstimate(mean, se, n, facts["localization"], verdict)
 
 
 def plus_minus(mean: float, error: float) -> str:

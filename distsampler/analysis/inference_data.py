@@ -91,7 +91,7 @@ class CommittedArray(BackendArray):
     Args:
         trace: the run.
         variable: the variable.
-        rows: positions along the draws, as ``TraceReader.values`` takes them.
+        rows: the rows of the variable that are shown.
     """
 
     def __init__(self, trace: TraceReader, variable: Variable | WideVariable, rows: range) -> None:
@@ -108,7 +108,7 @@ class CommittedArray(BackendArray):
     def _read(self, key: tuple[Any, ...]) -> NDArray[Any]:
         """Values by integers, slices and 1-d arrays of integers, one a dimension."""
         chains, rows = self._chains[key[0]], self._rows[key[1]]
-        return self._trace.values(self._variable, chains, rows, key[2:])
+        return self._trace.rows(self._variable).read(chains, rows, key[2:])
 
 
 def _lazy(trace: TraceReader, variable: Variable | WideVariable, rows: range) -> xr.Variable:
@@ -138,17 +138,12 @@ def _lazy_wide(trace: TraceReader, variable: WideVariable) -> xr.DataArray:
         "draw": [variable.draw(row) - burn_in for row in rows],
         **_coords(variable),
     }
-    if "example" in coords:
-        coords["example"] = _examples(trace)
+    if "example" in coords:  # the rows of the data that are the probe
+        config, facts = trace.manifest.config, trace.facts()
+        if facts is None:
+            raise StoreError(f"{trace.files} holds no draw yet: the run has only been started")
+        coords["example"] = probe_rows(config.seed, facts.n, config.probe)
     return xr.DataArray(_lazy(trace, variable, rows), coords=coords, name=variable.name)
-
-
-def _examples(trace: TraceReader) -> NDArray[np.int64]:
-    """The rows of the data that are the probe."""
-    config, facts = trace.manifest.config, trace.facts()
-    if facts is None:
-        raise StoreError(f"{trace.path} holds no draw yet: the run has only been started")
-    return probe_rows(config.seed, facts.n, config.probe)
 
 
 def _constants(trace: TraceReader) -> xr.Dataset:

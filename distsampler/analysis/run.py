@@ -11,19 +11,23 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from distsampler.analysis import bias, estimators, inference_data, verdict
+from distsampler.analysis import bias, inference_data, verdict
 from distsampler.analysis.arviz_bridge import InferenceData, group
 from distsampler.analysis.diagnosis import Diagnosis
-from distsampler.analysis.error_budget import ErrorBudget, budget
+from distsampler.analysis.error_budget import ErrorBudget, budget, chain_excess, mean_of
 from distsampler.analysis.estimators import LLCEstimate, WBICEstimate
 from distsampler.analysis.verdict import Verdict
-from distsampler.errors import NotConverged, NotConvergedWarning, StoreError
+from distsampler.draws import CURVATURE
+from distsampler.errors import ConfigError, NotConverged, NotConvergedWarning, StoreError
+from distsampler.facts import Facts, optimal_nbeta
 from distsampler.store.files import Files
 from distsampler.store.large_arrays import LOSSES
 from distsampler.store.manifest import Manifest
 from distsampler.store.reader import TraceReader
 
-BIASED = 0.1  # of the LLC: more predicted bias is worth a note
+NO_DRAW = "holds no loss at w*: it ended before any draw was made"
+BIASED = 0.1  # share of the LLC beyond which a predicted bias is worth a note
+OnUnconverged = Literal["warn", "raise", "ignore"]
 
 
 class Run:
@@ -46,7 +50,7 @@ class Run:
     @property
     def store(self) -> str:
         """The run directory: a path, or an fsspec URL."""
-        return self._trace.path
+        return str(self._trace.files)
 
     @property
     def files(self) -> Files:
@@ -65,7 +69,7 @@ class Run:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """What happened: started, lost, retired, verdict, finished."""
+        """What happened, the oldest first; ``event`` names the kind: started, lost, verdict ..."""
         return self._trace.events()
 
     @cached_property
@@ -92,8 +96,8 @@ class Run:
         """Losses of the probe's examples at every draw, dims (chain, draw, example), lazy.
 
         ``example`` is the example's row in the data (with data_mode="hop": counted through the
-        shards); the losses of the same examples at w*, in the
-        same order, are ``probe_losses`` in ``constant_data``.
+        shards); the losses of the same examples at w*, in the same order, are ``probe_losses`` in
+        ``constant_data``.
 
         Raises:
             StoreError: if the run was not asked for them.
@@ -114,10 +118,10 @@ class Run:
         Example:
             >>> run.weights["layer.weight"].sel(chain=0).isel(draw=-1).values  # doctest: +SKIP
         """
-        found = inference_data.weights(self._trace)
-        if not found:
+        weights = inference_data.weights(self._trace)
+        if not weights:
             raise StoreError(f"{self.store} holds no weights: sample with save_weights_every=10")
-        return found
+        return weights
 
     @property
     def burn_in(self) -> int:
@@ -134,29 +138,20 @@ class Run:
         """Whether the run's estimates can be trusted."""
         return self._judged[1]
 
-    @cached_property
-    def _judged(self) -> tuple[Diagnosis, Verdict]:
-        return verdict.judge(self._unread, self.manifest.config)
-
-    @cached_property
-    def _unread(self) -> dict[str, xr.Dataset]:
-        """The groups, of which only what an estimate needs is read: a trace may be large."""
-        return inference_data.lazy_groups(self._trace)
-
     @property
     def facts(self) -> dict[str, float]:
-        """nbeta, n, localization, init_loss as recorded at the start.
+        """The numbers recorded at the start, by name: nbeta, n, localization, init_loss ...
 
         Raises:
             StoreError: if the run ended before the anchor pass.
         """
         numbers = self._trace.constants.numbers()
         if "init_loss" not in numbers:
-            raise StoreError(f"{self.store} holds no loss at w*: it ended before any draw was made")
+            raise StoreError(f"{self.store} {NO_DRAW}")
         return numbers
 
-    def llc(self, on_unconverged: Literal["warn", "raise", "ignore"] = "warn") -> LLCEstimate:
-        """The Local Learning Coefficient, with its error and its verdict.
+    def llc(self, on_unconverged: OnUnconverged = "warn") -> LLCEstimate:
+        """Return the Local Learning Coefficient, with its error and its verdict.
 
         Args:
             on_unconverged: what to do if the verdict is not CONVERGED.
@@ -164,19 +159,28 @@ class Run:
         Raises:
             NotConverged: if asked to.
         """
-        self._speak(on_unconverged)
-        lost = tuple(sorted(self.lost_chains))
-        return estimators.llc(
-            self._unread["posterior"],
-            self.facts,
-            self.diagnosis,
-            self.verdict,
-            self._budget(),
-            lost,
+        self._warn(on_unconverged)
+        init_loss, facts, parts = self.facts["init_loss"], self._facts, self._budget
+        per_chain = facts.posterior.nbeta * chain_excess(self._groups["posterior"])
+        mean, bracket = mean_of(per_chain), self.diagnosis.bracket
+        return LLCEstimate(
+            mean=mean,
+            se=parts.se,
+            interval=parts.interval(mean),
+            per_chain=tuple(per_chain.tolist()),
+            chains=self._trace.chains,
+            lost=tuple(sorted(self.lost_chains)),
+            nbeta=facts.posterior.nbeta,
+            n=facts.n,
+            localization=facts.posterior.localization,
+            init_loss=init_loss,
+            verdict=self.verdict,
+            budget=parts,
+            bracket=bracket and (bracket[0].mean, bracket[1].mean),
         )
 
-    def wbic(self, on_unconverged: Literal["warn", "raise", "ignore"] = "warn") -> WBICEstimate:
-        """Watanabe's WBIC; needs a run at nbeta = n / log n.
+    def wbic(self, on_unconverged: OnUnconverged = "warn") -> WBICEstimate:
+        """Return Watanabe's WBIC; it needs a run at nbeta = n / log n.
 
         Args:
             on_unconverged: what to do if the verdict is not CONVERGED.
@@ -185,13 +189,57 @@ class Run:
             NotConverged: if asked to.
             ConfigError: if the run's nbeta is another.
         """
-        self._speak(on_unconverged)
-        return estimators.wbic(self._unread["posterior"], self.facts, self.diagnosis, self.verdict)
+        self._warn(on_unconverged)
+        init_loss, facts, posterior = (
+            self.facts["init_loss"],
+            self._facts,
+            self._groups["posterior"],
+        )
+        n, nbeta, wanted = facts.n, facts.posterior.nbeta, optimal_nbeta(facts.n)
+        if not math.isclose(nbeta, wanted, rel_tol=1e-6):
+            raise ConfigError(
+                f"the WBIC needs nbeta = n / log n = {wanted:.6g}, this run has {nbeta:.6g}: "
+                "sample again without sampler.nbeta"
+            )
+        mean = n * (init_loss + mean_of(chain_excess(posterior)))
+        se = budget(posterior, n, self.diagnosis).se
+        return WBICEstimate(mean, se, n, facts.posterior.localization, self.verdict)
 
     @property
     def advisories(self) -> tuple[str, ...]:
         """What does not enter the verdict and should be known: a step that is too large or hot."""
         return (*self._too_large(), *self._biased())
+
+    @cached_property
+    def _groups(self) -> dict[str, xr.Dataset]:
+        """The groups, of which only what an estimate needs is read: a trace may be large."""
+        return inference_data.lazy_groups(self._trace)
+
+    @cached_property
+    def _judged(self) -> tuple[Diagnosis, Verdict]:
+        return verdict.judge(self._groups, self.manifest.config)
+
+    @property
+    def _facts(self) -> Facts:
+        facts = self._trace.facts()
+        if facts is None:
+            raise StoreError(f"{self.store} {NO_DRAW}")
+        return facts
+
+    @property
+    def _budget(self) -> ErrorBudget:
+        why = bias.unpredicted(self.manifest.config, self.manifest.law)
+        nbeta, hop = self._facts.posterior.nbeta, self.facts.get("hop_bias")
+        posterior, stats = self._groups["posterior"], self._groups["sample_stats"]
+        return budget(posterior, nbeta, self.diagnosis, stats, why, hop)
+
+    def _too_large(self) -> tuple[str, ...]:
+        """Whether the step is too large for a curvature that was met."""
+        stats = self._groups["sample_stats"]
+        if CURVATURE not in stats:
+            return ()
+        reason = bias.too_large(np.asarray(stats[CURVATURE].values), self._facts)
+        return () if reason is None else (reason,)
 
     def _biased(self) -> tuple[str, ...]:
         """Whether the sampler's own bias is predicted to be more than a tenth of the LLC."""
@@ -205,21 +253,8 @@ class Run:
             "raise batch_size, or let ds.calibrate choose; the interval holds it",
         )
 
-    def _too_large(self) -> tuple[str, ...]:
-        stats = self._unread["sample_stats"]
-        if "curvature" not in stats:
-            return ()
-        facts = self._trace.facts()
-        reason = facts and bias.too_large(np.asarray(stats["curvature"].values), facts)
-        return (reason,) if reason else ()
-
-    def _budget(self) -> ErrorBudget:
-        why = bias.unpredicted(self.manifest.config, self.manifest.law)
-        nbeta, hop = self.facts["nbeta"], self.facts.get("hop_bias")
-        posterior, stats = self._unread["posterior"], self._unread["sample_stats"]
-        return budget(posterior, nbeta, self.diagnosis, stats, why, hop)
-
-    def _speak(self, on_unconverged: Literal["warn", "raise", "ignore"]) -> None:
+    def _warn(self, on_unconverged: OnUnconverged) -> None:
+        """Warn of a verdict that is not CONVERGED, or raise."""
         if on_unconverged not in ("warn", "raise", "ignore"):
             raise ValueError(
                 f"on_unconverged must be 'warn', 'raise' or 'ignore', got {on_unconverged!r}"

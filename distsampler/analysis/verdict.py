@@ -28,14 +28,9 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the number can be trusted, why, and what to do.
+    """Whether the number can be trusted, why (which quantity, by how much), and what to do.
 
-    Args:
-        status: CONVERGED, NOT_CONVERGED or UNDETERMINED.
-        reason: which quantity decides, and by how much.
-        advice: what to do; empty if converged.
-        r_hat: worst R-hat of the gated quantities.
-        ess: smallest ESS of the gated quantities.
+    The advice is empty if converged; R-hat is the worst, ESS the smallest of what is gated.
     """
 
     status: Status
@@ -57,9 +52,7 @@ class Verdict:
 def judge(groups: Mapping[str, xr.Dataset], config: RunConfig) -> tuple[Diagnosis, Verdict]:
     """Return diagnosis and verdict of a run's draws: the one place where both are made.
 
-    Args:
-        groups: posterior, and sample_stats and constant_data where there are any.
-        config: config of the run.
+    Of the groups, sample_stats and constant_data may be missing.
     """
     posterior, constants = groups["posterior"], groups.get("constant_data", xr.Dataset())
     diagnosis = diagnose(
@@ -72,13 +65,7 @@ def judge(groups: Mapping[str, xr.Dataset], config: RunConfig) -> tuple[Diagnosi
 
 
 def gate(diagnosis: Diagnosis, config: GateConfig, relative_error: float = math.nan) -> Verdict:
-    """Return the verdict: CONVERGED only if every gated quantity is below its threshold.
-
-    Args:
-        diagnosis: diagnosis of the posterior.
-        config: the thresholds.
-        relative_error: standard error of the LLC over its value, where the config bounds it.
-    """
+    """Return the verdict: CONVERGED only if every gated quantity is below its threshold."""
     refusal = _undetermined(diagnosis)
     status = Status.UNDETERMINED if refusal else Status.NOT_CONVERGED
     checks = (_chains_disagree, _bracket_is_open, _drifts, _few_draws)

@@ -28,7 +28,7 @@ from distsampler.sampling.prepare import inspector, prepare
 from distsampler.sampling.stopping import Stopped, stop_after
 from distsampler.store.events import Ended, Packed
 from distsampler.store.files import Files, as_files
-from distsampler.store.lease import hold
+from distsampler.store.lease import Lease
 from distsampler.store.manifest import MANIFEST, Manifest, RunStatus
 from distsampler.store.trace import Trace, check_new, refuse_existing
 
@@ -110,7 +110,7 @@ class Job:
             if self._continues:
                 if check_same(files, self._manifest).finished(config):
                     return Run(files)
-                lease = stack.enter_context(hold(files))  # two drivers are one too many
+                lease = stack.enter_context(Lease(files))  # two drivers are one too many
             if pool is None:
                 pool = ray_pool(config)
                 stack.callback(pool.stop)
@@ -119,7 +119,7 @@ class Job:
                 trace = Trace(files)  # as it is since we hold it
                 trace.reopen(config, lease.epoch)
             else:  # only now: a cluster without room leaves nothing behind
-                stack.enter_context(hold(files))
+                stack.enter_context(Lease(files))
                 refuse_existing(files)
                 trace = Trace.create(files, self._manifest)
             stack.callback(pool.stop)  # before the right to write is given up

@@ -14,15 +14,14 @@ _NAME = re.compile(r"draw-(\d{8})-([0-9a-f]{32})\.pt")
 
 
 def write(files: Files, chain: int, draw: int, state: bytes) -> StateFile:
-    """Writes the state of a chain at a draw."""
-    digest = hashlib.blake2b(state, digest_size=16).hexdigest()
-    name = f"{_folder(chain)}/draw-{draw:08d}-{digest}.pt"
+    """Write the state of a chain at a draw."""
+    name = f"{_folder(chain)}/draw-{draw:08d}-{_digest(state)}.pt"
     files.write(name, state)
     return StateFile(name, len(state))
 
 
 def read(files: Files, name: str) -> bytes:
-    """The state in a file.
+    """Return the state in a file.
 
     Raises:
         StoreError: if it is gone, torn or changed.
@@ -32,19 +31,13 @@ def read(files: Files, name: str) -> bytes:
         state = files.read(name)
     except OSError as error:
         raise StoreError(f"the state {files.path(name)} cannot be read: {error}") from error
-    if match is None or hashlib.blake2b(state, digest_size=16).hexdigest() != match[2]:
+    if match is None or _digest(state) != match[2]:
         raise StoreError(f"the state {files.path(name)} is not what was written: digests differ")
     return state
 
 
 def newest(files: Files, chain: int, upto: int) -> tuple[int, StateFile | None]:
-    """The last state of a chain that is whole, and its draw; None at the chain's start.
-
-    Args:
-        files: of the run directory.
-        chain: index.
-        upto: draw that it must not lie beyond.
-    """
+    """Return the last whole state of a chain, up to a draw, and its draw; None at the start."""
     for draw, name in reversed(_listed(files, chain)):
         if draw <= upto:
             try:
@@ -55,13 +48,10 @@ def newest(files: Files, chain: int, upto: int) -> tuple[int, StateFile | None]:
 
 
 def forget(files: Files, chain: int, count: int, boundary: int) -> None:
-    """Removes the states that nobody will go back to.
+    """Remove the states that no resume will need.
 
-    Args:
-        files: of the run directory.
-        chain: index.
-        count: committed draws; the newest two states up to there stay.
-        boundary: a draw at which a run may have been cut; the last state up to there stays too.
+    Of those up to ``count`` draws, which are committed, the newest two stay; and the last up to
+    ``boundary``, where the run may be cut.
     """
     old = [(draw, name) for draw, name in _listed(files, chain) if draw <= count]
     keep = {name for _, name in old[-KEPT:]}
@@ -72,7 +62,7 @@ def forget(files: Files, chain: int, count: int, boundary: int) -> None:
 
 
 def sweep(files: Files, counts: tuple[int, ...]) -> None:
-    """Removes the states of draws that were never committed."""
+    """Remove the states of draws that were never committed."""
     for chain, count in enumerate(counts):
         for draw, name in _listed(files, chain):
             if draw > count:
@@ -87,3 +77,7 @@ def _listed(files: Files, chain: int) -> list[tuple[int, str]]:
 
 def _folder(chain: int) -> str:
     return f"{FOLDER}/chain-{chain:04d}"
+
+
+def _digest(state: bytes) -> str:
+    return hashlib.blake2b(state, digest_size=16).hexdigest()

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from zarr.errors import ZarrUserWarning
 
 from distsampler.draws import AtAnchor
-from distsampler.facts import Facts, Posterior
+from distsampler.facts import Facts
 from distsampler.store.files import damaged
-from distsampler.store.manifest import Manifest
 from distsampler.store.zarr_files import codecs, missing_in
 
 GROUP = "constant_data"
@@ -28,29 +27,28 @@ DIMS: dict[str, tuple[str, ...]] = {
     "shard_gradients": ("shard", "parameter"),
 }
 HOP_BIASES = ("hop_bias", "hop_bias_on_all_data")  # relative, of the LLC
+MEASURED = {  # at w*: array -> field of AtAnchor; the probe's losses come last
+    "init_loss": "init_loss",
+    "probe_init_loss": "probe_init_loss",
+    "init_losses": "losses",
+    "gradient_variance": "gradient_variance",
+    "shard_gradients": "shard_gradients",
+    "probe_losses": "probe_losses",
+}
 
 
 class Constants:
-    """The constants of a run.
-
-    Args:
-        root: the zarr group of the run.
-    """
+    """The constants of a run, in its zarr group."""
 
     def __init__(self, root: zarr.Group) -> None:
         self._root = root
 
     def record(self, facts: Facts, at_anchor: AtAnchor) -> None:
         """Write all constants, once."""
-        values = {
+        values: dict[str, Any] = {
             **facts.numbers(),
-            "init_loss": at_anchor.init_loss,
-            "probe_init_loss": at_anchor.probe_init_loss,
-            "init_losses": at_anchor.losses,
-            "gradient_variance": at_anchor.gradient_variance,
-            "shard_gradients": at_anchor.shard_gradients,
             **dict(zip(HOP_BIASES, at_anchor.hop_bias or (None, None), strict=True)),
-            "probe_losses": at_anchor.probe_losses,
+            **{name: getattr(at_anchor, field) for name, field in MEASURED.items()},
         }
         group = self._root.require_group(GROUP)
         for name, value in values.items():
@@ -89,49 +87,23 @@ class Constants:
         arrays = self._arrays()
         return self._values(arrays[name]) if name in arrays else None
 
-    def facts(self, manifest: Manifest) -> Facts | None:
-        """Return what was known before the first draw; None while it is not recorded.
-
-        Args:
-            manifest: manifest of the run, which has the sampler's law and options.
-
-        Raises:
-            StoreError: if it is damaged.
-        """
-        numbers, options = self.numbers(), manifest.config.sampler.options
-        if not {"nbeta", "n"} <= set(numbers):
-            return None
-        decay = float(options.get("weight_decay", 0.0))
-        return Facts(
-            int(numbers["n"]),
-            Posterior(numbers["nbeta"], numbers.get("localization", 0.0), decay),
-            numbers.get("lr"),
-            manifest.law,
-        )
-
     def at_anchor(self) -> AtAnchor | None:
         """Return what the anchor pass measured; None before it has ended.
 
         Raises:
             StoreError: if it is damaged.
         """
-        probe = self.array("probe_losses")
-        if probe is None:
+        arrays = self._arrays()
+        if "probe_losses" not in arrays:
             return None
-        numbers = self.numbers()
-        lacking = {"init_loss", "probe_init_loss", "nbeta", "n"}.difference(numbers)
+        lacking = {"init_loss", "probe_init_loss", "nbeta", "n"}.difference(arrays)
         if lacking:
             raise damaged(f"{self._root.store}/{GROUP}", f"it lacks {sorted(lacking)}")
-        own, law = HOP_BIASES
-        return AtAnchor(
-            losses=self.array("init_losses"),
-            init_loss=numbers["init_loss"],
-            probe_init_loss=numbers["probe_init_loss"],
-            probe_losses=probe,
-            gradient_variance=self.array("gradient_variance"),
-            shard_gradients=self.array("shard_gradients"),
-            hop_bias=(numbers[own], numbers[law]) if {own, law} <= set(numbers) else None,
-        )
+        stored: dict[str, Any] = {name: self._values(array) for name, array in arrays.items()}
+        stored |= {name: float(value) for name, value in stored.items() if value.ndim == 0}
+        biases = tuple(stored[name] for name in HOP_BIASES if name in stored)
+        fields: dict[str, Any] = {field: stored.get(name) for name, field in MEASURED.items()}
+        return AtAnchor(**fields, hop_bias=biases if len(biases) == 2 else None)
 
     def _arrays(self) -> dict[str, zarr.Array[Any]]:
         """The arrays by name; zarr only warns of one whose description is lost."""

@@ -25,8 +25,8 @@ class RunEvent:
 
     def line(self) -> dict[str, object]:
         """Return the event as its line has it, without the time; what is None is left out."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {"event": self.kind} | {k: v for k, v in values.items() if v is not None}
+        values = {"event": self.kind, **{f.name: getattr(self, f.name) for f in fields(self)}}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -123,14 +123,11 @@ class Damaged(RunEvent):
 
 @dataclass(frozen=True)
 class Ended(RunEvent):
-    """The run has ended; the line is called by its status: finished, interrupted or failed."""
+    """The run has ended; its kind is its status: finished, interrupted or failed."""
 
-    status: str
+    kind = "ended"
+    event: str
     reason: str
-
-    def line(self) -> dict[str, object]:
-        """Return the reason under the name of the status."""
-        return {"event": self.status, "reason": self.reason}
 
 
 def append(files: Files, event: RunEvent) -> None:

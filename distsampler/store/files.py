@@ -7,6 +7,7 @@ asks whether this process may still write.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import time
@@ -56,31 +57,27 @@ def as_files(store: str | Path | Files) -> Files:
     return store if isinstance(store, Files) else Files(store)
 
 
-def _nothing(point: str) -> None:
-    """Called at every step of a write: a test can end the process there."""
-
-
 class Files:
     """The files under one root.
 
     Args:
         root: a local path, or an fsspec URL such as ``s3://bucket/run``; ``file://`` is a path.
         fsync: whether a write waits until it would survive a power loss.
-        at: function called with the name of every step of every write.
+        at: function called with the name of every step of every write, for tests that die there.
     """
 
     def __init__(
-        self, root: str | Path, *, fsync: bool = False, at: Callable[[str], None] = _nothing
+        self, root: str | Path, *, fsync: bool = False, at: Callable[[str], None] | None = None
     ) -> None:
         self.root = _local(str(root))
-        self.fsync, self._at = fsync, at
+        self.fsync, self._at = fsync, at or (lambda point: None)
         self.guard: Callable[[], None] = lambda: None
         self._remote = _remote(self.root)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the address alone, which holds in any working folder; guard and ``at`` stay."""
         root = self.root if self._remote is not None else str(Path(self.root).absolute())
-        return _rebuilt, (root, self.fsync)
+        return functools.partial(Files, fsync=self.fsync), (root,)
 
     def __str__(self) -> str:
         return self.root
@@ -99,8 +96,7 @@ class Files:
         """Return the bytes of a file.
 
         Raises:
-            FileNotFoundError: if there is none.
-            OSError: if it cannot be read.
+            OSError: if it cannot be read; FileNotFoundError, if there is none.
         """
         if self._remote is None:
             return Path(self.root, name).read_bytes()
@@ -108,12 +104,7 @@ class Files:
         return bytes(_retried(lambda: fs.cat_file(f"{base}/{name}")))
 
     def write(self, name: str, data: bytes, *, fsync: bool = False) -> None:
-        """Write a file, whole or not at all, in place of any of that name.
-
-        Args:
-            name: name of the file, relative to the root.
-            data: the bytes.
-            fsync: whether to wait until this file would survive a power loss.
+        """Write a file, whole or not at all; with ``fsync`` to survive a power loss.
 
         Raises:
             OSError: if it cannot be written.
@@ -223,10 +214,6 @@ class Files:
         if fsync:
             self._at(f"{name}: renamed")
             _sync_folder(path.parent)
-
-
-def _rebuilt(root: str, fsync: bool) -> Files:
-    return Files(root, fsync=fsync)
 
 
 def _local(root: str) -> str:

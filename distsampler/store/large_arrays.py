@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from distsampler.draws import DrawBlock, WideVariable
 from distsampler.errors import StoreError
 from distsampler.store.files import AGAIN, Files, StoreFault, writing
-from distsampler.store.zarr_files import StoredRows, ZarrFiles, codecs
+from distsampler.store.zarr_files import StoredRows, ZarrFiles, create_array, resize_rows
 
 WIDE = "wide.zarr"
 LOSSES, WEIGHTS = "losses", "weights"  # what is not a user's own; weights: a group of parameters
@@ -29,12 +29,7 @@ PIECE_BYTES = 2**26  # a larger draw is cut along its first dimension
 
 
 class WideArrays:
-    """The wide arrays of a run directory.
-
-    Args:
-        files: files of the run directory.
-        variables: the wide variables; without any there is no ``wide.zarr``.
-    """
+    """The wide arrays of a run directory; without wide variables there is no ``wide.zarr``."""
 
     def __init__(self, files: Files, variables: Sequence[WideVariable]) -> None:
         self.files, self.variables = files, tuple(variables)
@@ -45,16 +40,8 @@ class WideArrays:
             return
         root = zarr.create_group(ZarrFiles(self.files, WIDE), zarr_format=3, overwrite=True)
         for variable in self.variables:
-            array = root.create_array(
-                variable.name,
-                shape=(chains, variable.saved(draws), *variable.shape),
-                chunks=(1, *_chunks(variable)),
-                dtype="float32",
-                fill_value=np.nan,
-                dimension_names=("chain", "draw", *variable.dims),
-                **codecs(),
-            )
-            array.attrs["long_name"] = variable.meaning
+            sizes, chunk = (chains, variable.saved(draws)), (1, *_chunks(variable))
+            create_array(root, variable, sizes, chunk, "float32")
 
     def array(self, variable: WideVariable) -> zarr.Array[Any]:
         """Return the array of a variable.
@@ -75,13 +62,12 @@ class WideArrays:
 
     def rows(self, variable: WideVariable) -> StoredRows:
         """Return the rows of a variable."""
-        return StoredRows((self.array(variable), 0))
+        return StoredRows(variable.name, [(self.array(variable), 0)], variable.draw)
 
     def resize(self, draws: int) -> None:
         """Cut the draws, burn-in included, or make room for more."""
         for variable in self.variables:
-            array = self.array(variable)
-            array.resize((array.shape[0], variable.saved(draws), *array.shape[2:]))
+            resize_rows(self.array(variable), variable.saved(draws))
 
     def check(self, block: DrawBlock) -> None:
         """Check that a block acknowledges all that must be in the store when its draws count.
@@ -103,7 +89,7 @@ class WideArrays:
             rows = [variable.saved(count) for count in intact]
             for chain, whole in enumerate(self.rows(variable).whole(rows)):
                 if whole < rows[chain]:
-                    intact[chain] = variable.draw(whole)
+                    intact[chain] = variable.draw(int(whole))
         return intact
 
     def sweep(self, counts: Sequence[int]) -> None:
@@ -117,12 +103,7 @@ class WideArrays:
 
 
 class WideWriter:
-    """Writes the wide values of one chain into the store, a chunk at a time.
-
-    Args:
-        arrays: the wide arrays of the run.
-        chain: index of the chain.
-    """
+    """Writes the wide values of one chain into the store, a chunk at a time."""
 
     def __init__(self, arrays: WideArrays, chain: int) -> None:
         self._arrays, self._chain = arrays, chain

@@ -1,7 +1,7 @@
 """One driver a run: a lease with a heartbeat and an epoch.
 
-Whether another driver lives is judged by whether its heart beats while one watches, on one's own
-monotonic clock: clocks of different machines, and clocks that jump, decide nothing.
+Whether another driver is alive is judged by watching for a new heartbeat on the own monotonic
+clock: clocks of different machines, and clocks that jump, decide nothing.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from distsampler.errors import StoreError
@@ -28,13 +26,11 @@ FRESH_SECONDS = 0.2  # how long the guard trusts what it has read
 
 
 class Lease:
-    """The right to write to a run directory; a context manager.
-
-    Args:
-        files: of the run directory.
+    """The right to write to a run directory: within, every write checks that it is still held.
 
     Raises:
-        StoreError: if another driver holds it; says where it is and how old its heartbeat.
+        StoreError: if another driver has it (it says where that runs, and how old its heartbeat
+            is), or the store cannot be written.
     """
 
     def __init__(self, files: Files) -> None:
@@ -56,33 +52,33 @@ class Lease:
         }
         self._lock, self._over = threading.Lock(), threading.Event()
         self._read_at = -1.0
-        self._write()
+        try:
+            self._write()
+        except OSError as error:
+            raise StoreError(f"the store {files} cannot be written: {error}") from error
         self._thread = threading.Thread(target=self._beat, daemon=True, name="lease")
 
     @property
     def epoch(self) -> int:
-        """How many drivers the run has had."""
+        """The number of drivers that the run has had."""
         return int(self._record["epoch"])
 
     def __enter__(self) -> Self:
         self._thread.start()
+        self._files.guard = self.check
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
+        self._files.guard = lambda: None
         self._over.set()
         self._thread.join()
-        with suppress(StoreFault, OSError):  # what has gone wrong has been said already
+        with suppress(StoreFault, OSError):  # the run itself has raised it before
             self.check(fresh=True)
             self._record["released"] = True
             self._write()
 
     def check(self, fresh: bool = False) -> None:
-        """Sees that the run is still this driver's.
+        """Check that the run is still this driver's.
 
         Raises:
             StoreFault: if another has taken over, or the store is gone.
@@ -90,56 +86,37 @@ class Lease:
         if not fresh and time.monotonic() - self._read_at < FRESH_SECONDS:
             return
         with self._lock:
-            found = _read(self._files)
-        if found is None:
+            record = _read(self._files)
+        if record is None:
             raise StoreFault(f"the store {self._files} was deleted, or its {NAME}, while in use")
-        if found["nonce"] != self._record["nonce"]:
+        if record["nonce"] != self._record["nonce"]:
             raise StoreFault(
-                f"this driver (epoch {self.epoch}) was silent so long that {_holder(found)} has "
-                f"taken over {self._files} (epoch {found['epoch']}): nothing is lost, that one "
-                "goes on"
+                f"this driver (epoch {self.epoch}) was silent so long that {_holder(record)} has "
+                f"taken over {self._files} (epoch {record['epoch']}): nothing is lost, that one "
+                "continues"
             )
         self._read_at = time.monotonic()
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT_SECONDS):
-            with suppress(StoreFault, OSError):  # the guard will find the same, where it is heard
+            with suppress(StoreFault, OSError):  # the guard raises it too, where it is heard
                 self.check(fresh=True)
                 self._record.update(beat=self._record["beat"] + 1, time=time.time())
                 self._write()
 
     def _write(self) -> None:
-        """Past the guard, which would ask for what is being written."""
+        """Write past the guard, which reads this very file."""
         unguarded = Files(self._files.root)
         with self._lock:
             unguarded.write(NAME, json.dumps(self._record).encode())
 
 
-@contextmanager
-def hold(files: Files) -> Iterator[Lease]:
-    """Hold the right to write; every write checks first that it is still held.
-
-    Raises:
-        StoreError: if another driver holds it, or the store cannot be written.
-    """
-    try:
-        lease = Lease(files)
-    except OSError as error:
-        raise StoreError(f"the store {files} cannot be written: {error}") from error
-    with lease:
-        files.guard = lease.check
-        try:
-            yield lease
-        finally:
-            files.guard = lambda: None
-
-
 def heartbeat(files: Files) -> float | None:
-    """Age in seconds of the last heartbeat, by the clock here; None where nobody drives the run."""
-    found = _read(files)
-    if found is None or found["released"]:
+    """Return the age of the last heartbeat in seconds; None where nobody drives the run."""
+    record = _read(files)
+    if record is None or record["released"]:
         return None
-    return max(0.0, time.time() - float(found.get("time", 0.0)))
+    return max(0.0, time.time() - float(record.get("time", 0.0)))
 
 
 def ago(seconds: float | None) -> str:
@@ -153,22 +130,18 @@ def ago(seconds: float | None) -> str:
 
 
 def _wait_for_the_end(files: Files, first: dict[str, Any]) -> None:
-    """Returns when the holder is known to be gone.
-
-    Raises:
-        StoreError: as soon as its heart beats.
-    """
+    """Return once the holder is known to be gone; raise StoreError as soon as its heart beats."""
     here = first["host"] == socket.gethostname() and first.get("pids") == _pids()
     if here and _process(first["pid"]) != first["process"]:
         return
     began = time.monotonic()
     while time.monotonic() - began < EXPIRY_SECONDS:
-        found = _read(files)
-        if found is None or found["released"]:
+        record = _read(files)
+        if record is None or record["released"]:
             return
-        if (found["nonce"], found["beat"]) != (first["nonce"], first["beat"]):
+        if (record["nonce"], record["beat"]) != (first["nonce"], first["beat"]):
             raise StoreError(
-                f"the run in {files} belongs to {_holder(found)}: wait for it, stop it, or give "
+                f"the run in {files} belongs to {_holder(record)}: wait for it, stop it, or give "
                 "another store"
             )
         time.sleep(min(0.2, BEAT_SECONDS / 4))
@@ -183,7 +156,7 @@ def _holder(record: dict[str, Any]) -> str:
 
 
 def _process(pid: int) -> str:
-    """What tells a process from a later one of the same number; empty if there is none."""
+    """A text that tells a process from a later one of the same pid; empty if there is none."""
     with suppress(OSError):
         boot = _boot()
         stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -198,7 +171,7 @@ def _process(pid: int) -> str:
 
 
 def _pids() -> str:
-    """Tells whose numbers of processes mean the same: one boot's, in one container's namespace."""
+    """A text that is equal where pids mean the same: for one boot and one container."""
     with suppress(OSError):
         return f"{_boot()} {Path('/proc/self/ns/pid').readlink()}"
     return ""
@@ -211,8 +184,8 @@ def _boot() -> str:
 def _read(files: Files) -> dict[str, Any] | None:
     """The lease on record; a damaged one has no holder."""
     try:
-        found: dict[str, Any] = json.loads(files.read(NAME))
-        return found if {"nonce", "epoch", "released", "process"} <= set(found) else None
+        record: dict[str, Any] = json.loads(files.read(NAME))
+        return record if {"nonce", "epoch", "released", "process"} <= set(record) else None
     except FileNotFoundError:
         return None
     except OSError as error:

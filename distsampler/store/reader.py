@@ -16,15 +16,14 @@ from numpy.typing import NDArray
 
 from distsampler.config import RunConfig
 from distsampler.draws import Variable, WideVariable
-from distsampler.errors import StoreError
-from distsampler.facts import Facts
+from distsampler.facts import Facts, Posterior
 from distsampler.schedule import Schedule
 from distsampler.store import events, manifest
 from distsampler.store.constants import Constants
 from distsampler.store.files import Files, as_files, damaged
 from distsampler.store.large_arrays import WideArrays
 from distsampler.store.zarr_arrays import NarrowArrays
-from distsampler.store.zarr_files import Index, StoredRows, ZarrFiles, array_of, missing_in
+from distsampler.store.zarr_files import StoredRows, ZarrFiles, array_of
 
 ZARR, COUNTS = "trace.zarr", "n_committed"
 
@@ -46,15 +45,13 @@ class TraceReader:
             self._root = zarr.open_group(ZarrFiles(self.files, ZARR), mode="r+", zarr_format=3)
         except Exception as error:  # zarr raises what it likes
             raise damaged(self.files.path(f"{ZARR}/zarr.json"), error) from error
+        warmup, _ = sizes(self.manifest.config)
+        if self.manifest.kept is not None and self.manifest.burn_in is not None:
+            warmup = self.manifest.burn_in  # one that was chosen, and written out at the seal
         self.constants = Constants(self._root)
-        self.narrow = NarrowArrays(self._root, self.manifest.variables, self._warmup_draws())
+        self.narrow = NarrowArrays(self._root, self.manifest.variables, warmup)
         self.wide = WideArrays(self.files, self.manifest.wide)
         self._committed = self._counts()
-
-    @property
-    def path(self) -> str:
-        """Where the run directory is, for people."""
-        return str(self.files)
 
     @property
     def committed(self) -> tuple[int, ...]:
@@ -104,36 +101,23 @@ class TraceReader:
         Raises:
             StoreError: if it is damaged.
         """
-        return self.constants.facts(self.manifest)
+        numbers = self.constants.numbers()
+        if not {"nbeta", "n"} <= set(numbers):
+            return None
+        decay = float(self.manifest.config.sampler.options.get("weight_decay", 0.0))
+        posterior = Posterior(numbers["nbeta"], numbers.get("localization", 0.0), decay)
+        return Facts(int(numbers["n"]), posterior, numbers.get("lr"), self.manifest.law)
 
-    def values(
-        self,
-        variable: Variable | WideVariable,
-        chains: Index,
-        rows: Index,
-        inside: tuple[Any, ...] = (),
-    ) -> NDArray[Any]:
-        """Return committed values of a variable; memory holds what is asked for, and a few chunks.
-
-        Args:
-            variable: the variable.
-            chains: index or indices of chains.
-            rows: position or positions along the draws, counted from the chains' start; of a wide
-                variable along the draws that have it.
-            inside: an index of each further dimension.
-
-        Raises:
-            StoreError: if one is missing or damaged; it names the file.
-        """
-        values = self._select(variable, chains, rows, inside)
-        if missing_in(values).any():
-            raise self._damage(variable, chains, rows)
-        return values
+    def rows(self, variable: Variable | WideVariable) -> StoredRows:
+        """Return the rows of a variable: the draws from the chains' start that have it."""
+        if isinstance(variable, WideVariable):
+            return self.wide.rows(variable)
+        return self.narrow.rows(variable)
 
     def by_chain(
         self, name: str, chains: Sequence[int], start: int = 0
     ) -> dict[int, NDArray[np.float64]]:
-        """Return the draws of each chain, as many as it has, of a scalar of the posterior.
+        """Return the draws of a scalar of the posterior, of each chain as many as it has.
 
         Args:
             name: name of the variable.
@@ -143,64 +127,26 @@ class TraceReader:
         Raises:
             StoreError: if one is missing or damaged; it names the file.
         """
-        sizes = {chain: self.ends[chain] - start for chain in chains if self.ends[chain] > start}
-        if not sizes:
+        ends = {chain: self.ends[chain] for chain in chains if self.ends[chain] > start}
+        if not ends:
             return {}
         (variable,) = (v for v in self.manifest.variables if v.name == name)
-        draws = np.arange(start, start + max(sizes.values()))
-        values = self._select(variable, np.array(list(sizes)), draws).astype(np.float64)
-        series = {c: row[:size] for row, (c, size) in zip(values, sizes.items(), strict=True)}
-        for chain, each in series.items():
-            if missing_in(each).any():
-                raise self._damage(variable, chain, draws[: len(each)])
-        return series
+        draws = np.arange(start, max(ends.values()))
+        counts = np.array(list(ends.values()))
+        values = self.rows(variable).read(np.array(list(ends)), draws, ends=counts)
+        return {
+            chain: row[: end - start].astype(np.float64)
+            for row, (chain, end) in zip(values, ends.items(), strict=True)
+        }
 
     def read(self, group: str, name: str) -> NDArray[Any]:
         """Return all values of one variable as they are stored, beyond what is committed too."""
         return np.asarray(array_of(self._root, f"{group}/{name}")[:])
 
-    def _rows(self, variable: Variable | WideVariable) -> StoredRows:
-        if isinstance(variable, WideVariable):
-            return self.wide.rows(variable)
-        return self.narrow.rows(variable)
-
-    def _select(
-        self,
-        variable: Variable | WideVariable,
-        chains: Index,
-        rows: Index,
-        inside: tuple[Any, ...] = (),
-    ) -> NDArray[Any]:
-        """Values as they are stored."""
-        stored = self._rows(variable)
-        try:
-            return stored.select(chains, rows, inside)
-        except Exception as error:  # zarr and its codecs raise what they like
-            raise self._damage(variable, chains, rows) from error
-
-    def _damage(self, variable: Variable | WideVariable, chains: Index, rows: Index) -> StoreError:
-        """The error that names the first chunk that is not whole."""
-        wanted, stored = [0] * self.manifest.config.chains, self._rows(variable)
-        for chain in np.atleast_1d(chains):
-            wanted[chain] = int(np.max(rows, initial=-1)) + 1
-        whole = stored.whole(wanted)
-        for chain, row in enumerate(whole):
-            if row < wanted[chain]:
-                draw = variable.draw(row) if isinstance(variable, WideVariable) else row
-                what = f"{variable.name} of chain {chain} at draw {draw}"
-                return damaged(stored.place(chain, row), f"it holds {what}, which was committed")
-        return damaged(stored.place(0, 0), "it could not be read")
-
     @property
     def _in_all_chains(self) -> int:
         """Draws that every chain of the posterior has, burn-in included."""
         return min((self._committed[chain] for chain in self.chains), default=0)
-
-    def _warmup_draws(self) -> int:
-        """Draws that lie in the warm-up groups: all, until a burn-in that is chosen is written."""
-        if self.manifest.kept is not None and self.manifest.burn_in is not None:
-            return self.manifest.burn_in
-        return sizes(self.manifest.config)[0]
 
     def _counts(self) -> list[int]:
         """As the trace and, where it is damaged or behind, the manifest say: both are true."""

@@ -18,6 +18,7 @@ from distsampler.errors import StoreError
 from distsampler.facts import Facts
 from distsampler.schedule import Schedule
 from distsampler.store import chain_states, events, lease, manifest
+from distsampler.store.constants import Constants
 from distsampler.store.events import Damaged, DeviceChanged, RunEvent
 from distsampler.store.files import TEMPORARY, Files, as_files, is_url, writing
 from distsampler.store.large_arrays import WIDE, WideArrays
@@ -42,7 +43,7 @@ class Trace(TraceReader):
             burn_in, draws = sizes(config)
             NarrowArrays(root, made.variables, burn_in).create(config.chains, draws)
             WideArrays(files, made.wide).create(config.chains, Schedule.of(config).total)
-            root.create_group("constant_data")
+            Constants(root).clear()
             _make_counts(root, [0] * config.chains)
             manifest.write(files, made)
         except OSError as error:
@@ -81,13 +82,9 @@ class Trace(TraceReader):
                 self._commit(new, counts)
 
     def state(self, chain: int, draw: int | None = None) -> bytes | StateFile | None:
-        """Return the last whole state of a chain; None at its start.
+        """Return a chain's last whole committed state, up to a draw; None at its start.
 
         Of a large one only the file is given.
-
-        Args:
-            chain: index of the chain.
-            draw: draw that the state must not lie beyond; None: any that is committed.
         """
         upto = self._committed[chain] if draw is None else min(draw, self._committed[chain])
         newest = chain_states.newest(self.files, chain, upto)[1]
@@ -122,7 +119,7 @@ class Trace(TraceReader):
             self._update(fingerprint={**self.manifest.fingerprint, "device": device})
         elif _type(before) != _type(device):
             raise StoreError(
-                f"the run in {self.path} can only be continued as it was started; different are\n"
+                f"the run in {self.files} can only be continued as it was started; different are\n"
                 f"  device: stored {before!r}, now {device!r}"
             )
         elif before != device:
@@ -139,12 +136,9 @@ class Trace(TraceReader):
         if before.status != "finished" or before.kept is None or _wants_more(config, before.config):
             return False
         try:
-            whole = self._intact() == list(self.ends)
-            return (
-                whole
-                and self.constants.at_anchor() is not None
-                and self.narrow.fits(before.kept, self.burn_in)
-            )
+            anchored = self.constants.at_anchor() is not None
+            fits = self.narrow.fits(before.kept, self.burn_in)
+            return anchored and fits and self._intact() == list(self.ends)
         except StoreError:
             return False
 
@@ -152,26 +146,16 @@ class Trace(TraceReader):
         """Make a run that was interrupted, damaged or finished ready to continue.
 
         What was half written is removed. Draws that are damaged count as not committed, with all
-        that follow them: they will be computed again, to the same bits.
-
-        Args:
-            config: config of the run; it may ask for more draws.
-            epoch: epoch of the new driver.
+        that follow them: they will be computed again, to the same bits. The config may ask for more
+        draws than before.
         """
         burn_in, draws = sizes(config)
         with writing(self.files):
             self.files.sweep()
             self._make_room(config)
             self._forget_damage()
-        self._update(
-            status="running",
-            reason="",
-            kept=None,
-            burn_in=None,
-            config=config,
-            epoch=epoch,
-            n_committed=self.committed,
-        )
+        fresh = {"status": "running", "reason": "", "kept": None, "burn_in": None}
+        self._update(**fresh, config=config, epoch=epoch, n_committed=self.committed)
         with writing(self.files):
             self.narrow.resize(draws, burn_in)
             self.wide.resize(Schedule.of(config).total)
@@ -183,10 +167,10 @@ class Trace(TraceReader):
         groups; then the manifest, in one write, makes them count; then the warm-up groups are cut.
 
         Args:
-            status: how it ended.
+            status: how the run ended.
             reason: why it ended.
             kept: draws that all chains are cut to, a burn-in given by number not counted; None:
-                they are not cut.
+                the run can continue, and keeps all draws.
             seconds: wall-clock time of the run.
         """
         ending: dict[str, object] = {"status": status, "reason": reason, "seconds": seconds}

@@ -6,7 +6,7 @@ differs from every value that was written.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from itertools import product
 from typing import Any
 
@@ -23,18 +23,15 @@ from zarr.abc.store import (
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer, BufferPrototype
 
+from distsampler.draws import Variable, WideVariable
+from distsampler.errors import StoreError
 from distsampler.store.files import Files, damaged
 
 Index = int | NDArray[np.int64]  # one position, or several
 
 
 class ZarrFiles(Store):
-    """A zarr store over ``Files``, so that arrays are written as everything else is.
-
-    Args:
-        files: files of the run directory.
-        under: folder of the arrays.
-    """
+    """A zarr store in a folder of ``Files``: arrays are written as everything else is."""
 
     supports_writes = supports_deletes = supports_listing = True
 
@@ -103,45 +100,85 @@ class ZarrFiles(Store):
 
 
 class StoredRows:
-    """The rows of one variable: values of dims (chain, row, ...), in one array or in several.
+    """The rows of one variable, values of dims (chain, row, ...), in one array or in several.
 
     Args:
-        *pieces: the arrays, each with the row that it begins with: 0 for the first.
+        name: name of the variable.
+        pieces: the arrays, each with the row that it begins with: 0 for the first.
+        draw: function from a row to its draw, counted from the chain's start.
     """
 
-    def __init__(self, *pieces: tuple[zarr.Array[Any], int]) -> None:
+    def __init__(
+        self,
+        name: str,
+        pieces: Sequence[tuple[zarr.Array[Any], int]],
+        draw: Callable[[int], int] = int,
+    ) -> None:
+        self._name, self._draw = name, draw
         self._arrays, self._starts = zip(*pieces, strict=True)
 
-    def select(self, chains: Index, rows: Index, inside: tuple[Any, ...] = ()) -> NDArray[Any]:
-        """Return values as they are stored, read chunk by chunk.
+    def read(
+        self,
+        chains: Index,
+        rows: Index,
+        inside: tuple[Any, ...] = (),
+        ends: NDArray[np.int64] | None = None,
+    ) -> NDArray[Any]:
+        """Return committed values; memory holds what is asked for, and a few chunks.
 
         Args:
             chains: index or indices of chains.
             rows: position or positions along the rows.
             inside: an index of each further dimension.
-        """
-        piece = np.searchsorted(self._starts, rows, side="right") - 1
-        pieces = np.unique(piece).tolist() or [0]
-        if len(pieces) == 1:
-            array, start = self._arrays[pieces[0]], self._starts[pieces[0]]
-            return np.asarray(array.oindex[(chains, rows - start, *inside)])
-        parts = [self.select(chains, np.asarray(rows)[piece == each], inside) for each in pieces]
-        order = np.argsort(np.argsort(piece, kind="stable"))
-        axis = np.ndim(chains)
-        return np.take(np.concatenate(parts, axis), order, axis)
+            ends: row, for each of these chains, up to which values must be there, of a scalar
+                variable; None: all of the rows.
 
-    def whole(self, counts: Sequence[int]) -> list[int]:
-        """Return how many of each chain's first rows hold all values, without a gap.
+        Raises:
+            StoreError: if a value is missing or damaged; it names the file.
+        """
+        needed = int(np.max(rows, initial=-1)) + 1 if ends is None else ends
+        try:
+            values = self._select(chains, rows, inside)
+        except Exception as error:  # zarr and its codecs raise what they like
+            raise self._damage(chains, needed) from error
+        missing = missing_in(values)
+        if ends is not None:
+            missing &= rows < ends[:, None]
+        if missing.any():
+            raise self._damage(chains, needed)
+        return values
+
+    def write(self, chains: slice, values: Sequence[tuple[int, int, NDArray[np.generic]]]) -> None:
+        """Put values in their places: each chunk that they touch is written once.
 
         Args:
-            counts: number of rows of each chain that are looked at.
+            chains: the chains of a row of chunks.
+            values: a chain of these, its first row, and values from there on; several times.
+        """
+        for array, start, stop in self._pieces(max(first + len(new) for _, first, new in values)):
+            parts = [
+                (chain, max(first, start) - start, new[max(start - first, 0) : stop - first])
+                for chain, first, new in values
+                if first < stop and first + len(new) > start
+            ]
+            low = min((first for _, first, _ in parts), default=0)
+            high = max((first + len(new) for _, first, new in parts), default=0)
+            if parts:
+                region = np.asarray(array[chains, low:high])
+                for chain, first, new in parts:
+                    region[chain - chains.start, first - low : first - low + len(new)] = new
+                array[chains, low:high] = region
+
+    def whole(self, counts: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how many of each chain's first rows hold all values, without a gap, up to a count.
+
+        Nothing of a chunk that cannot be read counts as there.
         """
         whole = np.zeros(len(counts), np.int64)
-        stops = (*self._starts[1:], max(counts, default=0))
-        for array, start, stop in zip(self._arrays, self._starts, stops, strict=True):
+        for array, start, stop in self._pieces(max(counts, default=0)):
             rows, reached = np.clip(counts, start, max(start, stop)) - start, whole == start
             whole[reached] += _whole(array, rows)[reached]
-        return [int(count) for count in whole]
+        return whole
 
     def place(self, chain: int, row: int) -> str:
         """Return where the chunk of a row is: its file, or the folder of its pieces."""
@@ -149,6 +186,32 @@ class StoredRows:
         array, row = self._arrays[piece], row - self._starts[piece]
         chunk = f"{chain // array.chunks[0]}/{row // array.chunks[1]}"
         return f"{array.store}/{array.path}/c/{chunk}"
+
+    def _pieces(self, end: int) -> Iterator[tuple[zarr.Array[Any], int, int]]:
+        """The arrays, each with the row that it begins with, and that behind its last."""
+        return zip(self._arrays, self._starts, (*self._starts[1:], end), strict=True)
+
+    def _select(self, chains: Index, rows: Index, inside: tuple[Any, ...]) -> NDArray[Any]:
+        """Values as they are stored, read chunk by chunk."""
+        piece = np.searchsorted(self._starts, rows, side="right") - 1
+        pieces = np.unique(piece).tolist() or [0]
+        if len(pieces) == 1:
+            array, start = self._arrays[pieces[0]], self._starts[pieces[0]]
+            return np.asarray(array.oindex[(chains, rows - start, *inside)])
+        parts = [self._select(chains, np.asarray(rows)[piece == each], inside) for each in pieces]
+        order, axis = np.argsort(np.argsort(piece, kind="stable")), np.ndim(chains)
+        return np.take(np.concatenate(parts, axis), order, axis)
+
+    def _damage(self, chains: Index, needed: Index) -> StoreError:
+        """The error that names the first chunk that is not whole."""
+        wanted = np.zeros(self._arrays[0].shape[0], np.int64)
+        wanted[chains] = needed
+        whole = self.whole(wanted)
+        for chain in np.flatnonzero(whole < wanted):
+            what = f"{self._name} of chain {chain} at draw {self._draw(int(whole[chain]))}"
+            place = self.place(int(chain), int(whole[chain]))
+            return damaged(place, f"it holds {what}, which was committed")
+        return damaged(self.place(0, 0), "it could not be read")
 
 
 def array_of(root: zarr.Group, name: str) -> zarr.Array[Any]:
@@ -164,6 +227,33 @@ def array_of(root: zarr.Group, name: str) -> zarr.Array[Any]:
     if not isinstance(array, zarr.Array):
         raise damaged(f"{root.store}/{name}", "it must be an array")
     return array
+
+
+def create_array(
+    parent: zarr.Group,
+    variable: Variable | WideVariable,
+    sizes: tuple[int, int],
+    chunk: tuple[int, ...],
+    dtype: str,
+) -> None:
+    """Make the array of a variable for a number of chains and rows, empty."""
+    kind = np.dtype(dtype)
+    array = parent.create_array(
+        variable.name,
+        shape=(*sizes, *variable.shape),
+        chunks=chunk,
+        dtype=kind,
+        fill_value=np.nan if kind.kind == "f" else -1,
+        dimension_names=("chain", "draw", *variable.dims),
+        **codecs(),
+    )
+    array.attrs["long_name"] = variable.meaning
+
+
+def resize_rows(array: zarr.Array[Any], rows: int) -> None:
+    """Cut the rows of an array, or make room for more."""
+    if array.shape[1] != rows:
+        array.resize((array.shape[0], rows, *array.shape[2:]))
 
 
 def codecs() -> dict[str, Any]:

@@ -30,7 +30,7 @@ from distsampler.sampling.job import Job, Resume
 from distsampler.sampling.prepare import inspector, prepare
 from distsampler.sampling.stopping import Stopped, stop_on_signals
 from distsampler.store.files import Files, as_files, writing
-from distsampler.store.lease import hold
+from distsampler.store.lease import Lease
 from distsampler.store.trace import check_new
 from distsampler.sweeps import warm_start
 from distsampler.sweeps.cells import Cell
@@ -139,7 +139,7 @@ def run_plan(
     """Run the cells of a plan, as far as they have not been run; see ``sweep``."""
     files = as_files(store)
     _check_store(files, plan, resume)
-    with hold(files), stop_on_signals() as stopped, fleet_of(pool, plan.request.config) as fleet:
+    with Lease(files), stop_on_signals() as stopped, fleet_of(pool, plan.request.config) as fleet:
         if not files.exists(SWEEP):
             write_manifest(files, plan.manifest)
         work = _PlanWork(plan, files, quiet)

@@ -15,7 +15,9 @@ import distsampler as ds
 from distsampler.analysis import diagnosis as diagnostics
 from distsampler.analysis import error_budget, estimators
 from distsampler.analysis import verdict as verdicts
+from distsampler.draws import AtAnchor
 from distsampler.errors import ConfigError, NotConverged, NotConvergedWarning, StoreError
+from distsampler.facts import Facts, Posterior
 from distsampler.store.trace import Trace
 from tests.stores import NBETA, N, autoregressive, make_run
 
@@ -159,9 +161,12 @@ def test_the_wbic_is_n_times_the_mean_loss_at_n_over_log_n(good: ds.Run) -> None
     assert found.mean == pytest.approx(N * good.posterior["loss"].values.mean(), rel=1e-9)
     assert "WBIC" in str(found)
     assert "gamma 5" in str(found)
-    facts = {**good.facts, "nbeta": 3.0}
+    hotter = make_run(autoregressive(2, 50, 0.5))
+    Trace(hotter.store).record_facts(
+        Facts(N, Posterior(3.0, 5.0)), AtAnchor(None, 0.5, 0.4, np.zeros(4))
+    )
     with pytest.raises(ConfigError, match="needs nbeta = n / log n"):
-        estimators.wbic(good.posterior, facts, good.diagnosis, good.verdict)
+        hotter.wbic("ignore")
 
 
 def test_lost_chains_are_in_the_result() -> None:

@@ -223,14 +223,14 @@ def test_rows_in_two_arrays_are_as_in_one(tmp_path: Path, cut: int, rows: list[i
         root.create_array(name, data=part, chunks=(2, 3), fill_value=np.nan)
         for name, part in (("first", values[:, :cut]), ("rest", values[:, cut:]))
     )
-    stored = zarr_files.StoredRows((first, 0), (rest, cut))
+    stored = zarr_files.StoredRows("x", [(first, 0), (rest, cut)])
     chains, draws = np.array([2, 0]), np.array(rows, np.int64)
-    assert np.array_equal(stored.select(chains, draws), values[chains][:, draws])
-    assert np.array_equal(stored.select(1, draws), values[1, draws])
-    assert stored.whole([10, 5, 0, 3]) == [10, 5, 0, 3]
+    assert np.array_equal(stored.read(chains, draws), values[chains][:, draws])
+    assert np.array_equal(stored.read(1, draws), values[1, draws])
+    assert stored.whole([10, 5, 0, 3]).tolist() == [10, 5, 0, 3]
     hole = min(cut + 2, 9)
     rest[3, hole - cut :] = np.nan
-    assert stored.whole([10, 10, 10, 10]) == [10, 10, 10, hole if cut < 10 else 10]
+    assert stored.whole([10, 10, 10, 10]).tolist() == [10, 10, 10, hole if cut < 10 else 10]
 
 
 def test_what_is_read_by_rows_of_chains_is_what_was_written(
