@@ -106,9 +106,8 @@ class Diagnosis:
     def remarks(self) -> list[str]:
         """Return what is known beside the rows, a sentence each."""
         remarks = [*self.apart(), *self.drifting(), *self._below()]
-        if self.bracket is not None:
-            nested = self.nested_r_hat or 0
-            remarks.append(f"{self.bracket_line()}; nested R-hat {nested:.4f}")
+        for line in self.bracket_lines():
+            remarks.append(f"{line}; nested R-hat {self.nested_r_hat or 0:.4f}")
         if not math.isnan(self.signal_to_noise):
             remarks.append(
                 f"signal-to-noise of a draw's minibatch loss {self.signal_to_noise:.3g} (sd of the "
@@ -149,15 +148,13 @@ class Diagnosis:
             "draw to the last"
         ]
 
-    def bracket_line(self) -> str:
-        """Return the two sides of the bracket in words; empty without one."""
-        if self.bracket is None:
-            return ""
-        even, odd = self.bracket
-        return (
+    def bracket_lines(self) -> list[str]:
+        """Return the two sides of the bracket in words, if there is one."""
+        return [
             f"the even chains, from w*, give an LLC of {even.mean:.4g} +- {even.se:.2g}, the odd "
             f"ones, started dispersed, {odd.mean:.4g} +- {odd.se:.2g}"
-        )
+            for even, odd in filter(None, [self.bracket])
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the diagnosis for JSON; numbers that are not finite as None."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -66,25 +66,19 @@ def judge(groups: Mapping[str, xr.Dataset], config: RunConfig) -> tuple[Diagnosi
 
 def gate(diagnosis: Diagnosis, config: GateConfig, relative_error: float = math.nan) -> Verdict:
     """Return the verdict: CONVERGED only if every gated quantity is below its threshold."""
-    refusal = _undetermined(diagnosis)
-    status = Status.UNDETERMINED if refusal else Status.NOT_CONVERGED
-    checks = (_chains_disagree, _bracket_is_open, _drifts, _few_draws)
-    refusal = refusal or next(filter(None, (check(diagnosis, config) for check in checks)), None)
-    refusal = refusal or _imprecise(config, relative_error)
+    undetermined = _undetermined(diagnosis)
+    refusal = undetermined or next(_refusals(diagnosis, config, relative_error), None)
+    status = Status.UNDETERMINED if undetermined else Status.NOT_CONVERGED
     if refusal is None:
         status, refusal = Status.CONVERGED, (_praise(diagnosis, config, relative_error), "")
     return Verdict(status, *refusal, diagnosis.r_hat, diagnosis.ess)
 
 
-Refusal = tuple[str, str] | None  # reason and advice
-
-
-def _undetermined(diagnosis: Diagnosis) -> Refusal:
+def _undetermined(diagnosis: Diagnosis) -> tuple[str, str] | None:
+    """Why nothing can be said, and what to do."""
     if diagnosis.chains < MIN_CHAINS:
-        return (
-            f"R-hat needs at least {MIN_CHAINS} chains, got {diagnosis.chains}",
-            "run more chains",
-        )
+        reason = f"R-hat needs at least {MIN_CHAINS} chains, got {diagnosis.chains}"
+        return reason, "run more chains"
     if diagnosis.draws < MIN_DRAWS:
         reason = f"a verdict needs at least {MIN_DRAWS} draws a chain, got {diagnosis.draws}"
         return reason, "make more draws"
@@ -92,8 +86,7 @@ def _undetermined(diagnosis: Diagnosis) -> Refusal:
     if blind or not diagnosis.gated:
         names = ", ".join(row.name for row in blind) or "no gated variable"
         return f"constant or NaN: {names}", "check that sampler.lr moves the chains at all"
-    nested = diagnosis.nested_r_hat
-    if nested is not None and not math.isfinite(nested):
+    if not math.isfinite(diagnosis.nested_r_hat or 0.0):
         return (
             "the bracket needs chains that started at w* and chains that started dispersed, and "
             "one kind is lost",
@@ -102,59 +95,37 @@ def _undetermined(diagnosis: Diagnosis) -> Refusal:
     return None
 
 
-def _chains_disagree(diagnosis: Diagnosis, config: GateConfig) -> Refusal:
-    """R-hat is too large, and whose fault it is."""
-    if diagnosis.r_hat < config.rhat:
-        return None
-    row = max(diagnosis.gated, key=lambda row: row.r_hat)
-    reason = f"R-hat of {row.name} is {row.r_hat:.4f}, not below {config.rhat}"
-    reason = "; ".join([reason, *diagnosis.apart(), *diagnosis.drifting()])
-    return reason, _more_draws(diagnosis, row.r_hat, config.rhat)
-
-
-def _bracket_is_open(diagnosis: Diagnosis, config: GateConfig) -> Refusal:
-    """The chains from below and from above have not met."""
+def _refusals(
+    diagnosis: Diagnosis, config: GateConfig, relative_error: float
+) -> Iterator[tuple[str, str]]:
+    """Yield each threshold that is not met as a reason, and what to do; the gravest first."""
+    if not diagnosis.r_hat < config.rhat:
+        row = max(diagnosis.gated, key=lambda row: row.r_hat)
+        reason = f"R-hat of {row.name} is {row.r_hat:.4f}, not below {config.rhat}"
+        reason = "; ".join([reason, *diagnosis.apart(), *diagnosis.drifting()])
+        yield reason, _more_draws(diagnosis, row.r_hat, config.rhat)
     nested = diagnosis.nested_r_hat
-    if nested is None or nested < config.rhat:
-        return None
-    row = max(diagnosis.gated, key=lambda row: row.nested_r_hat or 0.0)
-    reason = (
-        f"the bracket has not closed: nested R-hat of {row.name} is {nested:.4f}, not below "
-        f"{config.rhat}"
-    )
-    if diagnosis.bracket is not None:
-        reason += f"; {diagnosis.bracket_line()}"
-    return reason, _more_draws(diagnosis, nested, config.rhat)
-
-
-def _drifts(diagnosis: Diagnosis, config: GateConfig) -> Refusal:
-    """The segment means drift."""
-    drifting = diagnosis.drifting()
-    return ("; ".join(drifting), _more_draws(diagnosis, 1.0, config.rhat)) if drifting else None
-
-
-def _few_draws(diagnosis: Diagnosis, config: GateConfig) -> Refusal:
-    """The effective sample size is too small."""
-    if diagnosis.ess > config.ess:
-        return None
-    row = min(diagnosis.gated, key=lambda row: row.ess)
-    factor = config.ess / max(row.ess, 1.0)
-    reason = f"ESS of {row.name} is {row.ess:.0f}, not above {config.ess:.0f}"
-    return reason, f"about {factor:.1f} times the draws, or more chains"
-
-
-def _imprecise(config: GateConfig, relative_error: float) -> Refusal:
-    """The error is larger than wanted."""
+    if nested is not None and not nested < config.rhat:
+        row = max(diagnosis.gated, key=lambda row: row.nested_r_hat or 0.0)
+        reason = f"nested R-hat of {row.name} is {nested:.4f}, not below {config.rhat}"
+        reason = "; ".join([f"the bracket has not closed: {reason}", *diagnosis.bracket_lines()])
+        yield reason, _more_draws(diagnosis, nested, config.rhat)
+    if diagnosis.drifting():
+        yield "; ".join(diagnosis.drifting()), _more_draws(diagnosis, 1.0, config.rhat)
+    if not diagnosis.ess > config.ess:
+        row = min(diagnosis.gated, key=lambda row: row.ess)
+        reason = f"ESS of {row.name} is {row.ess:.0f}, not above {config.ess:.0f}"
+        yield reason, f"about {config.ess / max(row.ess, 1.0):.1f} times the draws, or more chains"
     wanted = config.relative_error
-    if wanted is None or relative_error <= wanted:
-        return None
-    factor = (relative_error / wanted) ** 2
-    if not math.isfinite(factor):
-        state = "it is not known" if math.isnan(relative_error) else "the LLC is zero"
-        reason = f"an error of {wanted:.1%} of the LLC is wanted, and {state}"
-        return reason, "set gate.relative_error to null"
-    reason = f"the standard error is {relative_error:.1%} of the LLC, not below {wanted:.1%}"
-    return reason, f"about {factor:.1f} times the draws, or as many times the chains"
+    if wanted is not None and not relative_error <= wanted:
+        factor = (relative_error / wanted) ** 2
+        reason = f"the standard error is {relative_error:.1%} of the LLC, not below {wanted:.1%}"
+        advice = f"about {factor:.1f} times the draws, or as many times the chains"
+        if not math.isfinite(factor):
+            state = "it is not known" if math.isnan(relative_error) else "the LLC is zero"
+            reason = f"an error of {wanted:.1%} of the LLC is wanted, and {state}"
+            advice = "set gate.relative_error to null"
+        yield reason, advice
 
 
 def _praise(diagnosis: Diagnosis, config: GateConfig, relative_error: float) -> str:

@@ -32,7 +32,7 @@ from distsampler.report.html import (
 from distsampler.report.summary import actors_lost, quantities
 from distsampler.report.table import Column, Table
 from distsampler.store.events import Draining, Lost, Started
-from distsampler.store.files import Files, is_url
+from distsampler.store.files import Files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -222,7 +222,7 @@ def _configuration(run: Run) -> list[Html]:
 def _again(run: Run) -> list[Html]:
     manifest = run.manifest
     seed, drivers = str(manifest.config.seed), str(manifest.epoch)
-    facts = {"store": _where(run), "seed": seed, **manifest.fingerprint, "drivers": drivers}
+    facts = {"store": run.files.address, "seed": seed, **manifest.fingerprint, "drivers": drivers}
     return [
         paragraph("The same seed gives the same bits, where all of this is the same:"),
         pairs(facts.items()),
@@ -251,7 +251,7 @@ def _from_python(run: Run) -> list[Html]:
             'run = ds.sample(model, data, loss, config, store="runs/again")'
         ),
         paragraph("To read this run again:"),
-        code(f"import distsampler as ds\n\nprint(ds.open({_where(run)!r}).llc())"),
+        code(f"import distsampler as ds\n\nprint(ds.open({run.files.address!r}).llc())"),
     ]
 
 
@@ -259,10 +259,6 @@ def _settings(run: Run) -> dict[str, Any]:
     """The config, as far as it differs from the defaults; the seed always."""
     config = run.manifest.config
     return {**config.model_dump(mode="json", exclude_defaults=True), "seed": config.seed}
-
-
-def _where(run: Run) -> str:
-    return run.store if is_url(run.store) else str(Path(run.store).absolute())
 
 
 def _first_line(text: object) -> str:

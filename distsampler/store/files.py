@@ -76,17 +76,20 @@ class Files:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the address alone, which holds in any working folder; guard and ``at`` stay."""
-        root = self.root if self._remote is not None else str(Path(self.root).absolute())
-        return functools.partial(Files, fsync=self.fsync), (root,)
+        return functools.partial(Files, fsync=self.fsync), (self.address,)
 
     def __str__(self) -> str:
         return self.root
 
     @property
+    def address(self) -> str:
+        """The root, valid in any working folder."""
+        return self.root if self._remote is not None else str(Path(self.root).absolute())
+
+    @property
     def name(self) -> str:
         """The last part of the root: the name of the run for people."""
-        whole = self.root if self._remote is not None else str(Path(self.root).absolute())
-        return whole.rstrip("/").rpartition("/")[2]
+        return self.address.rstrip("/").rpartition("/")[2]
 
     def path(self, name: str) -> str:
         """Return where a file is, for people."""

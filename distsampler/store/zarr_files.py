@@ -91,12 +91,9 @@ class ZarrFiles(Store):
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         """Yield the names right below a folder."""
         folder = f"{prefix.rstrip('/')}/" if prefix else ""
-        seen = set()
-        async for key in self.list_prefix(folder):
-            name = key.removeprefix(folder).partition("/")[0]
-            if name not in seen:
-                seen.add(name)
-                yield name
+        keys = [key.removeprefix(folder) async for key in self.list_prefix(folder)]
+        for name in dict.fromkeys(key.partition("/")[0] for key in keys):
+            yield name
 
 
 class StoredRows:
@@ -198,7 +195,8 @@ class StoredRows:
         if len(pieces) == 1:
             array, start = self._arrays[pieces[0]], self._starts[pieces[0]]
             return np.asarray(array.oindex[(chains, rows - start, *inside)])
-        parts = [self._select(chains, np.asarray(rows)[piece == each], inside) for each in pieces]
+        rows = np.asarray(rows)
+        parts = [self._select(chains, rows[piece == each], inside) for each in pieces]
         order, axis = np.argsort(np.argsort(piece, kind="stable")), np.ndim(chains)
         return np.take(np.concatenate(parts, axis), order, axis)
 
