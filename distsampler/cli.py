@@ -100,7 +100,7 @@ def calibrate(
     from distsampler.sampling.calibration import calibrate_recipe
 
     chosen, calibration = calibrate_recipe(recipe, heatmap=heatmap is not None, bias=bias)
-    _say(json.dumps(calibration.as_dict()) if as_json else str(calibration))
+    typer.echo(json.dumps(calibration.as_dict()) if as_json else str(calibration))
     if out is not None:
         write(chosen, out)
     if calibration.heatmap is not None and heatmap is not None:
@@ -142,9 +142,9 @@ def llc(
     """Print the LLC of a run, with its error and verdict."""
     run = _open(store)
     estimate = run.llc("ignore")
-    _say(json.dumps(estimate.as_dict()) if as_json else str(estimate))
+    typer.echo(json.dumps(estimate.as_dict()) if as_json else str(estimate))
     if budget and not as_json:
-        _say(estimate.budget.table(estimate.mean))
+        typer.echo(estimate.budget.table(estimate.mean))
     raise typer.Exit(_code(run))
 
 
@@ -154,7 +154,7 @@ def diagnose(store: Store, as_json: Json = False) -> None:
     from distsampler.report.summary import diagnosis_as_dict, diagnosis_text
 
     run = _open(store)
-    _say(json.dumps(diagnosis_as_dict(run)) if as_json else diagnosis_text(run))
+    typer.echo(json.dumps(diagnosis_as_dict(run)) if as_json else diagnosis_text(run))
     raise typer.Exit(_code(run))
 
 
@@ -174,7 +174,7 @@ def report(
         path = sweep_report.write(open_sweep(store), out)
     else:
         path = run_report.write(_open(store), out)
-    _say(json.dumps({"report": path}) if as_json else path)
+    typer.echo(json.dumps({"report": path}) if as_json else path)
 
 
 @app.command()
@@ -247,7 +247,7 @@ def list_runs(
     from distsampler.report.listing import entries, table
 
     runs = entries(folder)
-    _say(
+    typer.echo(
         json.dumps({"runs": [entry.as_dict() for entry in runs]}) if as_json else table(runs).text()
     )
 
@@ -267,7 +267,7 @@ def certify(
         typer.echo(f"{row.seconds:4.0f} s  {row.case}, {row.sampler}: {row.estimate:.4g}", err=True)
 
     certificate = truth.certify(sampler=sampler, quick=quick, say=say)
-    _say(json.dumps(certificate.as_dict()) if as_json else str(certificate))
+    typer.echo(json.dumps(certificate.as_dict()) if as_json else str(certificate))
     raise typer.Exit(0 if certificate.holds else FAILED)
 
 
@@ -279,7 +279,7 @@ def guide(
     from distsampler.report.guide import contents, show
 
     if page is None:
-        _say(contents())
+        typer.echo(contents())
     else:
         show(page)
 
@@ -320,11 +320,11 @@ def _finish(done: Run) -> None:
         reason = f"interrupted ({done.manifest.reason}), committed cleanly; go on with"
         typer.echo(f"{reason}: distsampler resume {done.store}", err=True)
         raise typer.Exit(INTERRUPTED)
-    _say(str(done.llc("ignore")))
-    _say(str(done.verdict))
+    typer.echo(str(done.llc("ignore")))
+    typer.echo(str(done.verdict))
     for advisory in done.advisories:
-        _say(f"note: {advisory}")
-    _say(f"run {done.store}")
+        typer.echo(f"note: {advisory}")
+    typer.echo(f"run {done.store}")
     raise typer.Exit(_code(done))
 
 
@@ -334,9 +334,9 @@ def _finish_sweep(done: Sweep, as_json: bool) -> None:
 
     dataset = done.collect()
     if as_json:
-        _say(json.dumps({"sweep": done.store, "cells": done.rows(dataset)}))
+        typer.echo(json.dumps({"sweep": done.store, "cells": done.rows(dataset)}))
     else:
-        _say(f"{estimates(dataset, waiting=False).text()}\nsweep {done.store}")
+        typer.echo(f"{estimates(dataset, waiting=False).text()}\nsweep {done.store}")
     left = int((~dataset["status"].isin(["finished", "failed"])).sum())
     if left:
         missing = f"{left} of {dataset['status'].size} cells have not ended"
@@ -379,7 +379,3 @@ def _code(run: Run) -> int:
     if not run.verdict.converged:
         return NOT_CONVERGED
     return LOST_CHAINS if run.lost_chains else 0
-
-
-def _say(text: str) -> None:
-    typer.echo(text)
