@@ -26,31 +26,20 @@ MIN_FOR_R_HAT, MIN_FOR_MOMENTS = 4, 2
 
 @dataclass(frozen=True)
 class Row:
-    """One diagnosed quantity.
+    """One diagnosed quantity."""
 
-    Args:
-        name: name of the variable, with an index where it has several entries.
-        gated: whether the quantity decides the verdict.
-        mean: mean over chains and draws.
-        sd: standard deviation over chains and draws.
-        mcse: Monte-Carlo standard error of the mean.
-        r_hat: rank-normalised split R-hat; NaN: undetermined.
-        ess_bulk: effective sample size of the bulk.
-        ess_tail: smaller effective sample size of the 5 % and 95 % quantiles.
-        nested_r_hat: R-hat of the even and the odd chains as superchains; None: not asked for.
-        drift: change from the first draw to the last, of the side (see ``sides``) that drifts most
-            clearly; None: not tested.
-    """
-
-    name: str
-    gated: bool
-    mean: float
-    sd: float
-    mcse: float
-    r_hat: float
-    ess_bulk: float
-    ess_tail: float
+    name: str  # name of the variable, with an index where it has several entries
+    gated: bool  # whether the quantity decides the verdict
+    mean: float  # mean over chains and draws
+    sd: float  # standard deviation over chains and draws
+    mcse: float  # Monte-Carlo standard error of the mean
+    r_hat: float  # rank-normalised split R-hat; NaN: undetermined
+    ess_bulk: float  # effective sample size of the bulk
+    ess_tail: float  # smaller effective sample size of the 5 % and 95 % quantiles
+    # R-hat of the even and the odd chains as superchains; None: not asked for
     nested_r_hat: float | None = None
+    # change from the first draw to the last, of the side (see ``sides``) that drifts most
+    # clearly; None: not tested
     drift: Drift | None = None
 
     @property

@@ -24,17 +24,11 @@ FALSE_ALARMS = 0.01  # chance of any alarm over all that is tested together, if 
 
 @dataclass(frozen=True)
 class Drift:
-    """The change of a quantity from the first draw to the last, chains pooled.
+    """The change of a quantity from the first draw to the last, chains pooled."""
 
-    Args:
-        size: the change, in the quantity's own unit; positive: it rises.
-        error: standard error of the size.
-        critical: ratio of size to error beyond which the change is more than chance.
-    """
-
-    size: float
-    error: float
-    critical: float
+    size: float  # the change, in the quantity's own unit; positive: it rises
+    error: float  # standard error of the size
+    critical: float  # ratio of size to error beyond which the change is more than chance
 
     @property
     def significant(self) -> bool:

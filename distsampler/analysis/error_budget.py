@@ -24,33 +24,26 @@ COVERAGE = 0.95
 
 @dataclass(frozen=True)
 class ErrorBudget:
-    """The parts of an LLC's error.
+    """The parts of an LLC's error."""
 
-    Args:
-        within: Monte-Carlo standard error from the draws of each chain: the larger of ArviZ's MCSE
-            of the excess loss and that of the probe's loss, whose slow part no noise can hide.
-        between: Monte-Carlo standard error from the spread of the chains' means; NaN for one chain.
-        discretisation: predicted bias of the step size; None: not predicted.
-        heat: predicted bias of the minibatches' noise; None: not predicted.
-        bias_se: standard error of the predicted bias, from its spread between chains.
-        drift: excess of the LLC of the second half of the draws over that of the first, on the
-            probe. Where modes relax within the run, their part in the error is minus half of it;
-            where they take longer, more than that.
-        drift_se: standard error of the drift, from its spread between chains; NaN for one chain.
-        anchor: standard error of L_n(w*): 0, since it is taken over all data.
-        hop: predicted bias of hopping over shards; None: chains draw from all data.
-        unpredicted: name of a bias -> why it is not predicted.
-    """
-
+    # Monte-Carlo standard error from the draws of each chain: the larger of ArviZ's MCSE of
+    # the excess loss and that of the probe's loss, whose slow part no noise can hide
     within: float
+    # Monte-Carlo standard error from the spread of the chains' means; NaN for one chain
     between: float
-    discretisation: float | None
-    heat: float | None
-    bias_se: float
+    discretisation: float | None  # predicted bias of the step size; None: not predicted
+    heat: float | None  # predicted bias of the minibatches' noise; None: not predicted
+    bias_se: float  # standard error of the predicted bias, from its spread between chains
+    # excess of the LLC of the second half of the draws over that of the first, on the
+    # probe. Where modes relax within the run, their part in the error is minus half of it;
+    # where they take longer, more than that.
     drift: float
+    # standard error of the drift, from its spread between chains; NaN for one chain
     drift_se: float
-    anchor: float = 0.0
+    anchor: float = 0.0  # standard error of L_n(w*): 0, since it is taken over all data
+    # predicted bias of hopping over shards; None: chains draw from all data
     hop: float | None = None
+    # name of a bias -> why it is not predicted
     unpredicted: Mapping[str, str] = field(default_factory=dict)
 
     @property
