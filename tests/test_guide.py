@@ -82,7 +82,7 @@ def test_every_block_has_a_test() -> None:
     """A new block needs a test: this one names those that have one."""
     tested = {
         ("README", "import torch.nn.functional as F"),
-        ("calibration", "found = ds.calibrate"),
+        ("calibration", "chosen = ds.calibrate"),
         ("observables", "def token_losses"),
         ("samplers", SAMPLER.strip()),
         ("shards", "def make_shard"),
@@ -199,10 +199,10 @@ def test_the_calibration_of_the_guide_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code = block_of("calibration", "found").replace("batch_size=500", "batch_size=50, draws=200")
+    code = block_of("calibration", "chosen").replace("batch_size=500", "batch_size=50, draws=200")
     names = run("calibration", code)
     assert "sampler.lr" in capsys.readouterr().out
-    assert names["run"].manifest.config.sampler == names["found"].config.sampler
+    assert names["run"].manifest.config.sampler == names["chosen"].config.sampler
 
 
 def test_the_config_of_the_verdict_page_runs_until_it_is_enough(tmp_path: Path) -> None:
