@@ -63,5 +63,5 @@ def container(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> Inf
 
 def group(data: InferenceData, name: str) -> xr.Dataset:
     """Return one group of either container as a Dataset."""
-    found: Any = data[name]
-    return found.to_dataset() if isinstance(found, xr.DataTree) else found
+    group: Any = data[name]
+    return group.to_dataset() if isinstance(group, xr.DataTree) else group

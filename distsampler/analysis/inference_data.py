@@ -29,9 +29,6 @@ def build(trace: TraceReader) -> InferenceData:
     """Return the run as arviz.InferenceData (0.23) or xarray.DataTree (1.x).
 
     The chains left out of the posterior are named in the attribute ``lost_chains``.
-
-    Raises:
-        StoreError: if a committed draw is missing or damaged.
     """
     attrs = {
         "config": trace.manifest.config.model_dump_json(),
@@ -54,9 +51,7 @@ def datasets(trace: TraceReader) -> dict[str, xr.Dataset]:
 def lazy_groups(trace: TraceReader, draws: int | None = None) -> dict[str, xr.Dataset]:
     """Return the groups after burn-in, and the constants; a variable is read when it is used.
 
-    Args:
-        trace: the run.
-        draws: number of draws after burn-in; None: all that every chain has.
+    ``draws`` counts those after burn-in; None: all that every chain has.
     """
     start, kept = trace.burn_in, trace.kept if draws is None else draws
     groups = {str(name): _lazy_group(trace, name, start, start + kept) for name in GROUPS}
@@ -64,11 +59,7 @@ def lazy_groups(trace: TraceReader, draws: int | None = None) -> dict[str, xr.Da
 
 
 def between(trace: TraceReader, group: str, start: int, stop: int) -> xr.Dataset:
-    """Return the draws of a group from start to stop, counted from the chains' start.
-
-    Raises:
-        StoreError: if one is missing or damaged.
-    """
+    """Return the draws of a group from start to stop, counted from the chains' start."""
     return _lazy_group(trace, group, start, stop).load()
 
 
@@ -86,13 +77,7 @@ def weights(trace: TraceReader) -> xr.Dataset:
 
 
 class CommittedArray(BackendArray):
-    """Committed values of one variable, as xarray reads them.
-
-    Args:
-        trace: the run.
-        variable: the variable.
-        rows: the rows of the variable that are shown.
-    """
+    """Committed values of some rows of a variable, as xarray reads them."""
 
     def __init__(self, trace: TraceReader, variable: Variable | WideVariable, rows: range) -> None:
         self._trace, self._variable = trace, variable

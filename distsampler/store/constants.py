@@ -38,7 +38,7 @@ MEASURED = {  # at w*: array -> field of AtAnchor; the probe's losses come last
 
 
 class Constants:
-    """The constants of a run, in its zarr group."""
+    """The constants of a run, in its zarr group; one that is damaged is a StoreError when read."""
 
     def __init__(self, root: zarr.Group) -> None:
         self._root = root
@@ -71,28 +71,16 @@ class Constants:
         self._root.create_group(GROUP)
 
     def numbers(self) -> dict[str, float]:
-        """Return the recorded numbers by name: nbeta, n, init_loss, localization ...
-
-        Raises:
-            StoreError: if one is damaged.
-        """
+        """Return the recorded numbers by name: nbeta, n, init_loss, localization ..."""
         return {n: float(self._values(a)) for n, a in self._arrays().items() if a.ndim == 0}
 
     def array(self, name: str) -> NDArray[Any] | None:
-        """Return one array of the anchor pass; None where there is none.
-
-        Raises:
-            StoreError: if it is damaged.
-        """
+        """Return one array of the anchor pass; None where there is none."""
         arrays = self._arrays()
         return self._values(arrays[name]) if name in arrays else None
 
     def at_anchor(self) -> AtAnchor | None:
-        """Return what the anchor pass measured; None before it has ended.
-
-        Raises:
-            StoreError: if it is damaged.
-        """
+        """Return what the anchor pass measured; None before it has ended."""
         arrays = self._arrays()
         if "probe_losses" not in arrays:
             return None

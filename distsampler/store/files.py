@@ -38,11 +38,7 @@ def damaged(where: str, why: object) -> StoreError:
 
 @contextlib.contextmanager
 def writing(files: Files) -> Iterator[None]:
-    """Turn an error of the file system into a StoreFault.
-
-    Raises:
-        StoreFault: if a write inside fails.
-    """
+    """Turn an error of the file system within into a StoreFault."""
     try:
         yield
     except OSError as error:

@@ -103,7 +103,11 @@ class WideArrays:
 
 
 class WideWriter:
-    """Writes the wide values of one chain into the store, a chunk at a time."""
+    """Writes the wide values of one chain into the store, a chunk at a time.
+
+    Raises:
+        StoreFault: from ``put`` and ``flush``, if the store cannot be written.
+    """
 
     def __init__(self, arrays: WideArrays, chain: int) -> None:
         self._arrays, self._chain = arrays, chain
@@ -112,11 +116,7 @@ class WideWriter:
         self._opened: dict[str, zarr.Array[Any]] = {}
 
     def put(self, draw: int, values: Mapping[str, float | NDArray[np.floating]]) -> None:
-        """Take what is wide of a draw's values, and write the chunks that are full.
-
-        Raises:
-            StoreFault: if the store cannot be written.
-        """
+        """Take what is wide of a draw's values, and write the chunks that are full."""
         for variable in self._arrays.variables:
             if variable.name in values:
                 self._rows[variable.name].append(np.asarray(values[variable.name], np.float32))
@@ -125,11 +125,7 @@ class WideWriter:
                     self._write(variable)
 
     def flush(self) -> tuple[str, ...]:
-        """Write all that was put, and return the names of the variables.
-
-        Raises:
-            StoreFault: if the store cannot be written.
-        """
+        """Write all that was put, and return the names of the variables."""
         for variable in self._arrays.variables:
             self._write(variable)
         return tuple(self._rows)

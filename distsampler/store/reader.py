@@ -35,7 +35,7 @@ class TraceReader:
         store: the run directory: its path or URL, or its files.
 
     Raises:
-        StoreError: if it is no run directory, or damaged.
+        StoreError: if it is no run directory, or damaged: now, or where a part is read.
     """
 
     def __init__(self, store: str | Path | Files) -> None:
@@ -96,11 +96,7 @@ class TraceReader:
         return events.read(self.files)
 
     def facts(self) -> Facts | None:
-        """Return what was known before the first draw; None while it is not recorded.
-
-        Raises:
-            StoreError: if it is damaged.
-        """
+        """Return what was known before the first draw; None while it is not recorded."""
         numbers = self.constants.numbers()
         if not {"nbeta", "n"} <= set(numbers):
             return None
@@ -123,9 +119,6 @@ class TraceReader:
             name: name of the variable.
             chains: indices of chains; those without draws are left out.
             start: the first draw, counted from the chains' start.
-
-        Raises:
-            StoreError: if one is missing or damaged; it names the file.
         """
         ends = {chain: self.ends[chain] for chain in chains if self.ends[chain] > start}
         if not ends:

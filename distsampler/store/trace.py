@@ -71,8 +71,8 @@ class Trace(TraceReader):
             known = counts[block.chain] - block.first_draw
             if known < 0:
                 raise StoreError(
-                    f"chain {block.chain} must go on at draw {counts[block.chain]}, got a block "
-                    f"from {block.first_draw}"
+                    f"chain {block.chain} must continue at draw {counts[block.chain]}, got a "
+                    f"block from {block.first_draw}"
                 )
             if block.draws > known:
                 new.append(block.after(known))

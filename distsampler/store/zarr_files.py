@@ -213,11 +213,7 @@ class StoredRows:
 
 
 def array_of(root: zarr.Group, name: str) -> zarr.Array[Any]:
-    """Return an array of a group by name.
-
-    Raises:
-        StoreError: if there is none, or its description cannot be read.
-    """
+    """Return an array of a group by name; a StoreError if there is none, or it is damaged."""
     try:
         array = root[name]
     except Exception as error:  # zarr raises what it likes

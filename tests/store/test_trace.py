@@ -55,7 +55,7 @@ def test_blocks_of_one_commit_may_follow_each_other_and_lag_behind(tmp_path: Pat
 def test_a_gap_is_refused(tmp_path: Path) -> None:
     trace = make(tmp_path / "run")
     trace.commit([counted(0, 0, 10)])
-    with pytest.raises(StoreError, match="must go on at draw 10, got a block from 15"):
+    with pytest.raises(StoreError, match="must continue at draw 10, got a block from 15"):
         trace.commit([counted(0, 15, 10)])
     assert trace.committed == (10, 0, 0)
 
