@@ -190,11 +190,8 @@ class Run:
             ConfigError: if the run's nbeta is another.
         """
         self._warn(on_unconverged)
-        init_loss, facts, posterior = (
-            self.facts["init_loss"],
-            self._facts,
-            self._groups["posterior"],
-        )
+        init_loss, facts = self.facts["init_loss"], self._facts
+        posterior = self._groups["posterior"]
         n, nbeta, wanted = facts.n, facts.posterior.nbeta, optimal_nbeta(facts.n)
         if not math.isclose(nbeta, wanted, rel_tol=1e-6):
             raise ConfigError(

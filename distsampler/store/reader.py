@@ -63,7 +63,8 @@ class TraceReader:
         """Draws of each chain that count, burn-in included: to the end of a run that was sealed."""
         if self.manifest.kept is None:
             return self.committed
-        return tuple(min(count, self.burn_in + self.manifest.kept) for count in self._committed)
+        end = self.burn_in + self.manifest.kept
+        return tuple(min(count, end) for count in self._committed)
 
     @property
     def burn_in(self) -> int:
@@ -120,17 +121,15 @@ class TraceReader:
             chains: indices of chains; those without draws are left out.
             start: the first draw, counted from the chains' start.
         """
-        ends = {chain: self.ends[chain] for chain in chains if self.ends[chain] > start}
-        if not ends:
+        ends = np.array(self.ends)
+        some = np.array([chain for chain in chains if ends[chain] > start], np.int64)
+        if not some.size:
             return {}
         (variable,) = (v for v in self.manifest.variables if v.name == name)
-        draws = np.arange(start, max(ends.values()))
-        counts = np.array(list(ends.values()))
-        values = self.rows(variable).read(np.array(list(ends)), draws, ends=counts)
-        return {
-            chain: row[: end - start].astype(np.float64)
-            for row, (chain, end) in zip(values, ends.items(), strict=True)
-        }
+        draws = np.arange(start, ends[some].max())
+        values = self.rows(variable).read(some, draws, ends=ends[some]).astype(np.float64)
+        cut = [row[: end - start] for row, end in zip(values, ends[some], strict=True)]
+        return dict(zip(some.tolist(), cut, strict=True))
 
     def read(self, group: str, name: str) -> NDArray[Any]:
         """Return all values of one variable as they are stored, beyond what is committed too."""
