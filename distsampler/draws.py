@@ -21,14 +21,8 @@ STEP = "step"
 CURVATURE = "curvature"
 DISCRETISATION_BIAS = "discretisation_bias"
 HEAT_BIAS = "heat_bias"
-# Recorded where the sampler is asked for it; a user's sampler may have metrics of other names.
+# Recorded where it is asked for, beside what else a sampler measures of its steps.
 ACCEPTANCE = "acceptance"
-GRAD_NORM = "grad_norm"
-LOCALIZATION_LOSS = "localization_loss"
-NOISE_CLIPPED = "noise_clipped"
-NOISE_NORM = "noise_norm"
-THERMOSTAT = "thermostat"
-WEIGHT_NORM = "weight_norm"
 
 Group = Literal["posterior", "sample_stats"]
 

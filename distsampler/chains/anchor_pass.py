@@ -61,7 +61,7 @@ def parts_of(spec: ChainSpec, places: int) -> tuple[Part, ...]:
     noise = list[tuple[int, int]]()
     if spec.config.sampler.correct_heat:
         noise = gradient_noise.blocks(len(gradient_noise.batches(spec.config, len(spec.rows))))
-    shards = spec.rows.spans if spec.rows.shards is not None else ()
+    shards = spec.rows.spans if spec.rows.shard_sizes else ()
     curved = shards if spec.config.watch else ()
     return (
         Part(0, 0, "probe"),

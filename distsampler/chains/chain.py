@@ -51,7 +51,6 @@ class Chain:
         spec: ChainSpec,
         index: int,
         at_anchor: AtAnchor,
-        *,
         anchors: list[Tensor] | None = None,
         device: torch.device | None = None,
         writer: WideWriter | None = None,
@@ -91,9 +90,9 @@ class Chain:
             AllRows(n) if needs_closure(spec.sampler) else spec.rows.stream(config, self.index)
         )
         self._shift: ControlVariate | None = None
-        gradients, shards = self._at_anchor.shard_gradients, spec.rows.shards
-        if gradients is not None and shards is not None:
-            self._shift = ControlVariate(self.replica, gradients, shards.sizes, self._batches)
+        gradients, sizes = self._at_anchor.shard_gradients, spec.rows.shard_sizes
+        if gradients is not None:
+            self._shift = ControlVariate(self.replica, gradients, sizes, self._batches)
         # An epoch's own batch is not independent of w_t: its excess loss would be biased.
         self._readout: BatchStream | None = None
         if config.batches == "epoch" and config.batch_size < n:

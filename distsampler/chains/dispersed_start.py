@@ -37,15 +37,7 @@ SMALLEST, DOUBLINGS, HALVINGS = 1e-6, 60, 20
 
 
 class DispersedStart:
-    """The start of one chain.
-
-    Args:
-        spec: the recipe.
-        replica: the chain's model, at w*; it is moved, and not put back.
-        anchors: the replica's flat parameters at w*.
-        at_anchor: losses at w*.
-        chain: index of the chain.
-    """
+    """The start of one chain, whose replica is moved from ``anchors``, w*, and not put back."""
 
     def __init__(
         self,

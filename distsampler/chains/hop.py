@@ -84,17 +84,15 @@ def check(config: RunConfig, rows: Rows) -> None:
             f"LLC of a regular model comes out {share:.0%} too large on all data, {share:.0%} too "
             "small on the shard itself; use data_mode='hop'"
         )
-    if rows.shards is None:
-        return
-    if not rows.shards.dealt and not ours(config.sampler.name).hop_bias_known:
+    sizes = rows.shard_sizes
+    if not rows.dealt and not ours(config.sampler.name).hop_bias_known:
         raise ConfigError(
             "of shards that were not dealt at random the bias must be predicted, which is known "
             f"for the samplers {names(lambda kind: kind.hop_bias_known)}, got "
             f"{config.sampler.name!r}: use one of "
             "them, or give the data whole, to be dealt"
         )
-    sizes = rows.shards.sizes
-    if config.watch and min(sizes) < 2:
+    if config.watch and 1 in sizes:
         raise ConfigError(
             "every shard must hold at least 2 examples, on whose halves its curvature is measured, "
             f"but shard {sizes.index(1)} of {len(sizes)} holds 1: make fewer shards"
@@ -108,19 +106,16 @@ def refusal(predicted: tuple[float, float] | None, spec: ChainSpec) -> str | Non
         predicted: what ``predict`` returned.
         spec: the recipe.
     """
-    shards = spec.rows.shards
-    if shards is None:
-        return None
-    if predicted is None:
-        return None if shards.dealt else "the bias of hopping over these shards cannot be predicted"
-    as_read, on_all = predicted
+    if predicted is None and not spec.rows.dealt:
+        return "the bias of hopping over these shards cannot be predicted"
+    as_read, on_all = predicted or (0.0, 0.0)
     if max(abs(as_read), abs(on_all)) <= TOLERATED:
         return None
     return (
-        f"hopping over these {len(shards.sizes)} shards would make the LLC {on_all:+.1%} off "
-        f"({as_read:+.1%} as it is read on the shards), more than {TOLERATED:.0%}, because their "
-        f"curvatures differ: lower hop_every={spec.config.hop_every}, or give the data whole, to "
-        "be dealt at random"
+        f"hopping over these {len(spec.rows.shard_sizes)} shards would make the LLC {on_all:+.1%} "
+        f"off ({as_read:+.1%} as it is read on the shards), more than {TOLERATED:.0%}, because "
+        f"their curvatures differ: lower hop_every={spec.config.hop_every}, or give the data "
+        "whole, to be dealt at random"
     )
 
 
@@ -170,14 +165,14 @@ def predict(parts: Sequence[Array], spec: ChainSpec) -> tuple[float, float] | No
         Error of the LLC as chains read it, on the shard where they sit; and of the LLC read on all
         data. None if it cannot be predicted.
     """
-    config, shards = spec.config, spec.rows.shards
-    if shards is None or not ours(config.sampler.name).hop_bias_known:
+    config = spec.config
+    if not ours(config.sampler.name).hop_bias_known:
         return None
     shares, halves = parts[0][0], np.array([part[1:] for part in parts])  # (shard, half, direction)
     if not np.isfinite(halves).all():
         return None
     posterior, lr = spec.posterior, signature_options(config.sampler)["lr"]
-    sizes = np.array(shards.sizes, np.float64)
+    sizes = np.array(spec.rows.shard_sizes, np.float64)
     visit = config.hop_every or 1
     as_read = on_all = total = 0.0
     for share, of_shards in zip(shares, np.moveaxis(halves, 2, 0), strict=True):

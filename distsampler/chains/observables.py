@@ -22,16 +22,10 @@ from distsampler.draws import (
     ACCEPTANCE,
     DISTANCE,
     EXCESS_LOSS,
-    GRAD_NORM,
-    LOCALIZATION_LOSS,
     LOSS,
-    NOISE_CLIPPED,
-    NOISE_NORM,
     PROBE_LOSS,
     PROJECTIONS,
     STEP,
-    THERMOSTAT,
-    WEIGHT_NORM,
     WEIGHT_PROJECTIONS,
     AtAnchor,
     Variable,
@@ -47,14 +41,14 @@ DIRECTIONS = 8  # onto which losses and weights are projected
 COORDINATES = 4096  # entries of the weights that enter their projections, at most
 
 METRICS = {
-    NOISE_NORM: "|N|, unscaled noise of the step that leaves w_t",
-    GRAD_NORM: "|g|, minibatch gradient at w_t",
-    WEIGHT_NORM: "|w_t|, L2 over the parameters that move",
+    "noise_norm": "|N|, unscaled noise of the step that leaves w_t",
+    "grad_norm": "|g|, minibatch gradient at w_t",
+    "weight_norm": "|w_t|, L2 over the parameters that move",
     DISTANCE: "|w_t - w*|, L2 over the parameters that move",
-    LOCALIZATION_LOSS: "gamma/2 |w_t - w*|^2",
+    "localization_loss": "gamma/2 |w_t - w*|^2",
     ACCEPTANCE: "chance that Metropolis would accept the step that leaves w_t",
-    NOISE_CLIPPED: "share of entries whose minibatch noise exceeds the noise of a step",
-    THERMOSTAT: "friction after the step that leaves w_t",
+    "noise_clipped": "share of entries whose minibatch noise exceeds the noise of a step",
+    "thermostat": "friction after the step that leaves w_t",
 }
 """What our samplers' metrics mean."""
 
@@ -99,39 +93,23 @@ def _metric(name: str, measured: Sequence[Variable]) -> Variable:
 
 
 def _measured(spec: ChainSpec) -> tuple[Variable, ...]:
+    def projected(name: str, what: str, count: int) -> Variable:
+        dim = name.removesuffix("s")
+        return Variable(name, "posterior", f"random projections of {what}", (dim,), (count,))
+
     return (
         Variable(LOSS, "posterior", "minibatch loss at w_t"),
         Variable(EXCESS_LOSS, "posterior", "minibatch loss minus the same examples' loss at w*"),
         Variable(PROBE_LOSS, "posterior", "loss on the probe examples at w_t"),
-        Variable(
-            PROJECTIONS,
-            "posterior",
-            "random projections of the probe's per-example excess losses",
-            ("projection",),
-            (_projections(spec),),
-        ),
+        projected(PROJECTIONS, "the probe's per-example excess losses", _projections(spec)),
         Variable(DISTANCE, "posterior", METRICS[DISTANCE]),
-        Variable(
-            WEIGHT_PROJECTIONS,
-            "posterior",
-            "random projections of w_t - w*",
-            ("weight_projection",),
-            (DIRECTIONS,),
-        ),
+        projected(WEIGHT_PROJECTIONS, "w_t - w*", DIRECTIONS),
         Variable(STEP, "sample_stats", "steps made before the draw", dtype="int64"),
     )
 
 
 class DrawMeter:
-    """Measures the draws of one chain.
-
-    Args:
-        spec: the recipe.
-        replica: the chain's model.
-        anchors: the replica's flat parameters at w*.
-        at_anchor: losses at w*.
-        chain: index of the chain.
-    """
+    """Measures the draws of one chain, whose replica had the weights ``anchors`` at w*."""
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ others: one that diverges, or was retired long ago, stays as a lane at w* that n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from torch import Tensor
@@ -31,7 +31,7 @@ class Pack:
         chains: indices, of one pack; those of it that are not named have been retired.
         at_anchor: losses at w*.
         base: a replica at w*, on the device where the chains run.
-        writer: gives what takes the wide values of a chain; None: they are dropped.
+        writers: what takes the wide values, by chain; None: they are dropped.
     """
 
     def __init__(
@@ -40,14 +40,12 @@ class Pack:
         chains: Sequence[int],
         at_anchor: AtAnchor,
         base: Replica,
-        writer: Callable[[int], WideWriter | None] = lambda chain: None,
+        writers: Mapping[int, WideWriter] | None = None,
     ) -> None:
         config = spec.config
-        anchors = [flat.detach() for flat in base.flats]
+        anchors, writers = [flat.detach() for flat in base.flats], writers or {}
         self._chains = {
-            index: Chain(
-                spec, index, at_anchor, anchors=anchors, device=base.device, writer=writer(index)
-            )
+            index: Chain(spec, index, at_anchor, anchors, base.device, writers.get(index))
             for index in chains
         }
         self._first = chains[0] // config.together * config.together
@@ -75,17 +73,11 @@ class Pack:
     def _make_stepper(self) -> Stepper:
         if self._lanes is None:
             return alone(self._chains[self._first])
-        return Stacked(self._chains, self._lanes, self._first)
+        return _Stacked(self._chains, self._lanes, self._first)
 
 
-class Stacked:
-    """Steps of a pack: all gradients in one call, then one joint move.
-
-    Args:
-        chains: by index; one that is removed is not stepped any more.
-        lanes: where their weights live.
-        first: index of the chain in lane 0.
-    """
+class _Stacked:
+    """Steps of a pack: all gradients in one call, then one joint move."""
 
     def __init__(self, chains: Mapping[int, Chain], lanes: Lanes, first: int) -> None:
         self._chains, self._lanes, self._first = chains, lanes, first
@@ -95,17 +87,14 @@ class Stacked:
         self._joint: Joint | None = None
 
     def step(self, step: int) -> None:
-        """Make a step of which nothing is measured."""
         self._gradients(step)
         self._move_jointly()
 
     def losses(self, step: int) -> Mapping[int, Tensor]:
-        """Return the losses at the present weights, and leave their gradients."""
         losses = self._gradients(step)
         return {index: losses[index - self._first] for index in self._chains}
 
     def move(self, step: int) -> Mapping[int, Values]:
-        """Move along the gradients that were left; one by one where samplers measure the step."""
         if self._one_by_one:
             for chain in self._chains.values():
                 chain.mover.move()
@@ -114,7 +103,6 @@ class Stacked:
         return {index: chain.metrics() for index, chain in self._chains.items()}
 
     def retire(self, chain: int) -> None:
-        """Put the lane of a chain to rest."""
         self._lanes.put_to_rest(chain - self._first)
         self._joint = None
 

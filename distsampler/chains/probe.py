@@ -18,12 +18,7 @@ PARTS = 8  # where the loss returns batch means
 
 
 class Probe:
-    """The probe's examples on a replica's device.
-
-    Args:
-        replica: whose losses are read.
-        spec: the recipe.
-    """
+    """The probe's examples on a replica's device."""
 
     def __init__(self, replica: Replica, spec: ChainSpec) -> None:
         self._replica, self._spec = replica, spec

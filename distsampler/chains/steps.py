@@ -51,21 +51,18 @@ class Advanced:
 
 
 class Stepper(Protocol):
-    """How chains make a step: where their gradients come from, and what moves them.
-
-    What it returns is by chain.
-    """
+    """How chains make a step: where their gradients come from, and what moves them."""
 
     def step(self, step: int) -> None:
         """Make a step of which nothing is measured."""
         ...
 
     def losses(self, step: int) -> Mapping[int, Tensor]:
-        """Return the losses of a step's batches, at the weights that the step will leave."""
+        """Return each chain's losses on a step's batch, at the weights that the step will leave."""
         ...
 
     def move(self, step: int) -> Mapping[int, Values]:
-        """Make the step whose losses were returned, and return what was measured of it."""
+        """Make the step whose losses were returned; return what was measured of it, by chain."""
         ...
 
     def retire(self, chain: int) -> None:
@@ -104,67 +101,61 @@ def advance(chains: dict[int, Chain], stepper: Stepper, draws: int) -> Advanced:
     return Advanced(tuple(chain.end() for chain in chains.values()), tuple(diverged))
 
 
-class Alone:
-    """Steps of a chain on a replica of its own."""
+def alone(chain: Chain) -> Stepper:
+    """Return how a chain with a replica of its own makes its steps."""
+    spec = chain.spec
+    if needs_closure(spec.sampler):
+        return _Adjusted(chain)
+    return (
+        _WithAcceptance(chain) if measures_acceptance(spec.sampler, spec.config) else _Alone(chain)
+    )
+
+
+class _Alone:
+    """Steps along the gradient of the replica."""
 
     def __init__(self, chain: Chain) -> None:
         self._chain, self._gradient, self._move = chain, chain.losses_and_gradient, chain.mover.move
 
     def step(self, step: int) -> None:
-        """Make a step of which nothing is measured."""
         self._gradient(step)
         self._move()
 
     def losses(self, step: int) -> Mapping[int, Tensor]:
-        """Return the losses at the present weights, and leave their gradient."""
         return {self._chain.index: self._gradient(step)}
 
     def move(self, step: int) -> Mapping[int, Values]:
-        """Move along the gradient that was left."""
         self._move()
         return {self._chain.index: self._chain.metrics()}
 
     def retire(self, chain: int) -> None:
-        """Nothing is left to step."""
+        pass
 
 
-class WithAcceptance(Alone):
-    """Steps whose chance under Metropolis is measured at each draw, at one gradient more."""
+class _WithAcceptance(_Alone):
+    """Such steps, compared at each draw with their way back, at one gradient more."""
 
     def losses(self, step: int) -> Mapping[int, Tensor]:
-        """Return the losses at the present weights, and leave their gradient."""
         losses = self._gradient(step)
         self._before = self._chain.sampler.side(losses.mean())
         return {self._chain.index: losses}
 
     def move(self, step: int) -> Mapping[int, Values]:
-        """Move, and compare the two ends of the step on the same batch."""
         self._move()
         after = self._chain.sampler.side(self._gradient(step).mean())
         acceptance = float(mala_acceptance(self._before, after))
         return {self._chain.index: {**self._chain.metrics(), ACCEPTANCE: acceptance}}
 
 
-class Adjusted(Alone):
+class _Adjusted(_Alone):
     """Steps of a sampler that evaluates loss and gradient itself, to accept or refuse a move."""
 
     def step(self, step: int) -> None:
-        """Make a step of which nothing is measured."""
         self._chain.sampler.step(lambda: self._gradient(step).mean())
 
     def losses(self, step: int) -> Mapping[int, Tensor]:
-        """Return the losses at the present weights."""
         return {self._chain.index: self._chain.losses(step)}
 
     def move(self, step: int) -> Mapping[int, Values]:
-        """Propose a move from the present weights."""
         self.step(step)
         return {self._chain.index: self._chain.metrics()}
-
-
-def alone(chain: Chain) -> Stepper:
-    """Return how a chain with a replica of its own makes its steps."""
-    spec = chain.spec
-    if needs_closure(spec.sampler):
-        return Adjusted(chain)
-    return WithAcceptance(chain) if measures_acceptance(spec.sampler, spec.config) else Alone(chain)

@@ -53,13 +53,7 @@ def dims_of(name: str, count: int) -> tuple[str, ...]:
 
 
 class UserObservables:
-    """Measures the user's observables along one chain.
-
-    Args:
-        spec: the recipe.
-        replica: the chain's model.
-        chain: index of the chain.
-    """
+    """Measures the user's observables along one chain."""
 
     def __init__(self, spec: ChainSpec, replica: Replica, chain: int) -> None:
         self._replica, self._chain, self._thin = replica, chain, spec.config.thin

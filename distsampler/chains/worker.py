@@ -7,7 +7,7 @@ import threading
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from distsampler.store.files import Files, writing
 from distsampler.store.large_arrays import WideArrays, WideWriter
 
 ALONE = threading.RLock()
-"""Of what sets torch's threads or forks its global generator, one at a time in a process."""
+"""Held by what sets torch's threads or forks its global generator: one at a time in a process."""
 
 
 @dataclass(frozen=True)
@@ -40,21 +40,21 @@ class AnchorPass:
 class Advance:
     """Make the next draws of the chains of a pack."""
 
-    chains: tuple[int, ...]  # indices, of all in the pack that were not retired
-    first_draw: int  # position of the first of them
-    draws: int  # how many
+    chains: tuple[int, ...]  # indices of all chains of the pack that were not retired
+    first_draw: int  # position of the first draw
+    draws: int  # number of draws
     at_anchor: AtAnchor | None = field(default=None, repr=False, compare=False)  # losses at w*
-    # of each chain at first_draw, None at its start; empty: as this worker left them, or at
+    # state of each chain at first_draw, None at its start; empty: as this worker left them, or at
     # their start
     states: tuple[bytes | StateFile | None, ...] = field(default=(), repr=False, compare=False)
-    # of the run directory, where large states lie; None: there are none
+    # run directory, where large states lie; None: there is none
     files: Files | None = field(default=None, repr=False, compare=False)
     with_states: bool = False  # whether the driver is to send the states along, which may be large
 
 
 @dataclass(frozen=True)
 class NotResident:
-    """The answer where a worker does not have the chains at this draw: it needs their states."""
+    """The answer of a worker that does not have the chains at this draw: it needs their states."""
 
 
 Work = AnchorPass | Advance
@@ -67,16 +67,16 @@ class Worker:
     Args:
         spec: the recipe of every chain.
         device: where they run.
-        capacity: packs that stay in memory between two requests.
+        capacity: number of packs that stay in memory between two requests.
     """
 
     def __init__(self, spec: ChainSpec, device: torch.device, capacity: int = 1) -> None:
-        self._spec, self._device, self._capacity = spec, device, capacity
+        self._spec, self._capacity = spec, capacity
         self._base = Replica(spec, device)
         self._packs: OrderedDict[int, Pack] = OrderedDict()
 
     def perform(self, work: Work) -> Result:
-        """Does the work.
+        """Do the work.
 
         Raises:
             WorkFailedError: if the user's model, data or loss raised.
@@ -99,13 +99,36 @@ class Worker:
 
     def _advance(self, work: Advance) -> Advanced | NotResident:
         """The next draws; large states go to the store at once."""
-        pack = self._pack(work)
-        if pack is None:
-            return NotResident()
+        number = work.chains[0] // self._spec.config.together
+        pack = self._packs.pop(number, None)
+        if pack is None or not pack.at(work.chains, work.first_draw):
+            if work.first_draw and not work.states:
+                return NotResident()
+            pack = self._made(work)
+        self._packs[number] = pack
+        while len(self._packs) > self._capacity:
+            self._packs.popitem(last=False)
         done = pack.advance(work.draws)
         return replace(done, blocks=tuple(self._stored(b, work.files) for b in done.blocks))
 
+    def _made(self, work: Advance) -> Pack:
+        """The chains at work.first_draw, from their states."""
+        if work.at_anchor is None:
+            raise RuntimeError("a chain needs the losses at w*")
+        wide, writer = wide_variables(self._spec), dict[int, WideWriter]()
+        if wide and work.files is not None:
+            arrays = WideArrays(work.files, wide)
+            writer = {chain: WideWriter(arrays, chain) for chain in work.chains}
+        pack = Pack(self._spec, work.chains, work.at_anchor, self._base, writer)
+        for chain, state in zip(work.chains, work.states, strict=False):
+            if state is not None:
+                pack.restore(chain, _read(state, work.files))
+        if not pack.at(work.chains, work.first_draw):
+            raise RuntimeError(f"chains {work.chains} are not at draw {work.first_draw}")
+        return pack
+
     def _stored(self, block: DrawBlock, files: Files | None) -> DrawBlock:
+        """A block whose state, if it is large, lies in the store."""
         limit = self._spec.config.max_state_mb * 2**20
         if files is None or isinstance(block.state, StateFile) or len(block.state) <= limit:
             return block
@@ -114,36 +137,6 @@ class Worker:
             file = chain_states.write(files, block.chain, block.end, block.state)
         seconds = block.state_seconds + time.perf_counter() - began
         return replace(block, state=file, state_seconds=seconds)
-
-    def _pack(self, work: Advance) -> Pack | None:
-        """The chains at work.first_draw: as left here, or from their states; None without both."""
-        number = work.chains[0] // self._spec.config.together
-        pack = self._packs.pop(number, None)
-        if pack is None or not pack.at(work.chains, work.first_draw):
-            if work.first_draw and not work.states:
-                return None
-            if work.at_anchor is None:
-                raise RuntimeError("a chain needs the losses at w*")
-            pack = Pack(
-                self._spec, work.chains, work.at_anchor, self._base, self._writers(work.files)
-            )
-            for chain, state in zip(work.chains, work.states, strict=False):
-                if state is not None:
-                    pack.restore(chain, _read(state, work.files))
-        if not pack.at(work.chains, work.first_draw):
-            raise RuntimeError(f"chains {work.chains} are not at draw {work.first_draw}")
-        self._packs[number] = pack
-        while len(self._packs) > self._capacity:
-            self._packs.popitem(last=False)
-        return pack
-
-    def _writers(self, files: Files | None) -> Callable[[int], WideWriter | None]:
-        """What takes the wide values of each chain."""
-        wide = wide_variables(self._spec)
-        if not wide or files is None:
-            return lambda chain: None
-        arrays = WideArrays(files, wide)
-        return lambda chain: WideWriter(arrays, chain)
 
 
 def _read(state: bytes | StateFile, files: Files | None) -> bytes:
@@ -156,7 +149,7 @@ def _read(state: bytes | StateFile, files: Files | None) -> bytes:
 
 @contextlib.contextmanager
 def numerics(config: RunConfig) -> Iterator[None]:
-    """Threads and determinism as configured, put back afterwards."""
+    """Set torch's threads and determinism as configured, and restore them afterwards."""
     threads = torch.get_num_threads()
     mode = torch.get_deterministic_debug_mode()
     memory: Any = torch.utils.deterministic
@@ -164,7 +157,7 @@ def numerics(config: RunConfig) -> Iterator[None]:
     torch.set_num_threads(config.threads)
     # use_deterministic_algorithms would say the same, and import the whole compiler: two seconds
     torch.set_deterministic_debug_mode("error" if config.deterministic else "default")
-    memory.fill_uninitialized_memory = False  # costs time, finds no bug here
+    memory.fill_uninitialized_memory = False  # it costs time and finds no bug here
     try:
         yield
     finally:
@@ -174,15 +167,15 @@ def numerics(config: RunConfig) -> Iterator[None]:
 
 
 def _what(work: Work) -> str:
-    match work:
-        case AnchorPass(part=Part(what="probe")):
-            return "the anchor pass over the probe"
-        case AnchorPass(part=Part(start, stop, "gradient noise")):
-            return f"the anchor pass over the gradients of batches {start}..{stop}"
-        case AnchorPass(part=Part(start, stop, "shard gradient" | "shard curvature" as what)):
-            return f"the anchor pass over the {what.removeprefix('shard ')} of rows {start}..{stop}"
-        case AnchorPass(part=Part(start, stop)):
-            return f"the anchor pass over rows {start}..{stop}"
-        case Advance():
-            names = f"chains {work.chains}" if len(work.chains) > 1 else f"chain {work.chains[0]}"
-            return f"{names} at draws {work.first_draw}..{work.first_draw + work.draws}"
+    """The work, as errors name it."""
+    if isinstance(work, Advance):
+        names = f"chains {work.chains}" if len(work.chains) > 1 else f"chain {work.chains[0]}"
+        return f"{names} at draws {work.first_draw}..{work.first_draw + work.draws}"
+    start, stop, what = work.part
+    over = {
+        "probe": "the probe",
+        "losses": f"rows {start}..{stop}",
+        "gradient noise": f"the gradients of batches {start}..{stop}",
+    }
+    shard = f"the {what.removeprefix('shard ')} of rows {start}..{stop}"
+    return f"the anchor pass over {over.get(what, shard)}"

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -41,31 +41,15 @@ RESIDENT = 0.25  # of a GPU's free memory: data that take no more are kept there
 Take = Callable[[NDArray[np.int64]], object]
 
 
-@dataclass(frozen=True)
-class Shards:
-    """How rows are cut into shards; they are numbered through the shards in order.
-
-    Args:
-        sizes: N_s, number of examples of each shard.
-        dealt: whether the rows were dealt to the shards at random.
-    """
-
-    sizes: tuple[int, ...]
-    dealt: bool
-
-    @cached_property
-    def spans(self) -> tuple[tuple[int, int], ...]:
-        """First row of each shard, and the row behind its last."""
-        return tuple(pairwise(accumulate(self.sizes, initial=0)))
-
-
 class Rows(ABC):
-    """Numbered examples."""
+    """Numbered examples, whole or in shards, through which they are numbered in order."""
 
     batch_size: int | None = None
     """Batch size of the DataLoader that they come from."""
-    shards: Shards | None = None
-    """How they are cut; None: they are whole."""
+    shard_sizes: tuple[int, ...] = ()
+    """N_s, number of examples of each shard; empty: the data are whole."""
+    dealt = True
+    """Whether the rows were dealt to the shards at random."""
     pack_obstacle: str | None = None
     """Why the batches of several chains cannot be taken as one; None if they can."""
 
@@ -82,9 +66,9 @@ class Rows(ABC):
         """Return a text that tells one data set from another, the same in every process."""
 
     @property
-    def spans(self) -> Sequence[tuple[int, int]]:
-        """First row of each part that is held at once, and the row behind its last."""
-        return ((0, len(self)),) if self.shards is None else self.shards.spans
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """First row of each shard (or of the whole), and the row behind its last."""
+        return tuple(pairwise(accumulate(self.shard_sizes or (len(self),), initial=0)))
 
     def stream(self, config: RunConfig, chain: int) -> Batches:
         """Return the minibatches of a chain."""
@@ -114,11 +98,7 @@ Source = Callable[[], Rows]
 
 
 class _Elsewhere:
-    """Rows that lie elsewhere.
-
-    Args:
-        source: fetches them.
-    """
+    """Rows that lie elsewhere."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -173,25 +153,24 @@ class TensorRows(Rows):
         return TensorRows(self.take(rows))
 
     @cached_property
+    def _tensors(self) -> object:
+        return map_leaves(_Leaf, _Leaf.tensor, self._tree)
+
+    @cached_property
     def _digest(self) -> str:
         return _digest_of("", self._tensors)
+
+    @cached_property
+    def _residents(self) -> dict[torch.device, object]:
+        return {}
 
     def _resident(self, device: torch.device) -> object | None:
         """The tensors on a GPU, moved there once a process; None if they would take too much."""
         if device not in self._residents:
             size = sum(tensor.nbytes for tensor in tensors_of(self._tensors))
             fits = size <= RESIDENT * torch.cuda.mem_get_info(device)[0]
-            moved = map_tensors(lambda tensor: tensor.to(device), self._tensors) if fits else None
-            self._residents[device] = moved
+            self._residents[device] = to_device(self._tensors, device) if fits else None
         return self._residents[device]
-
-    @cached_property
-    def _tensors(self) -> object:
-        return map_leaves(_Leaf, _Leaf.tensor, self._tree)
-
-    @cached_property
-    def _residents(self) -> dict[torch.device, object]:
-        return {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_tree": self._tree, "_n": self._n}
@@ -229,12 +208,7 @@ class DatasetRows(Rows):
 
 
 class _PickedRows(Rows):
-    """Some of the rows of others.
-
-    Args:
-        rows: all of them.
-        picked: which of them.
-    """
+    """Some of the rows of others."""
 
     def __init__(self, rows: Rows, picked: NDArray[np.int64]) -> None:
         self._rows, self._picked = rows, picked
@@ -243,11 +217,9 @@ class _PickedRows(Rows):
         return len(self._picked)
 
     def take(self, rows: NDArray[np.int64]) -> object:
-        """Return the batch of these rows."""
         return self._rows.take(self._picked[rows])
 
     def digest(self) -> str:
-        """Return a digest of the choice, and of what was chosen from."""
         chosen = hashlib.blake2b(self._picked.tobytes(), digest_size=16).hexdigest()
         return chosen + self._rows.digest()
 
@@ -294,18 +266,11 @@ def as_rows(data: object) -> Rows:
     Raises:
         ConfigError: if it is empty, an IterableDataset, or nothing of the kind.
     """
-    rows = _as_rows(data)
-    if len(rows) == 0:
-        raise ConfigError("the data must hold at least one example, got none")
-    return rows
-
-
-def _as_rows(data: object) -> Rows:
     match data:
         case Rows():
-            return data
+            rows = data
         case DataLoader():
-            return _of_loader(data)
+            rows = _of_loader(data)
         case IterableDataset():
             raise ConfigError(
                 "data must be map-style, so that a chain can return to any batch after a fault; "
@@ -313,36 +278,39 @@ def _as_rows(data: object) -> Rows:
                 "__getitem__, or tensors"
             )
         case TensorDataset():
-            return TensorRows(data.tensors)
+            rows = TensorRows(data.tensors)
         case Subset(dataset=TensorDataset() as whole):
-            return TensorRows(tuple(tensor[list(data.indices)] for tensor in whole.tensors))
+            rows = TensorRows(tuple(tensor[list(data.indices)] for tensor in whole.tensors))
         case torch.Tensor() | np.ndarray() | tuple() | dict():
-            return TensorRows(_as_tensors(data))
+            rows = TensorRows(_as_tensors(data))
         case _ if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
-            return DatasetRows(data, default_collate)  # type: ignore[arg-type]
+            rows = DatasetRows(data, default_collate)  # type: ignore[arg-type]
         case _:
             raise ConfigError(
                 "data must be a map-style Dataset, a tensor, a tuple or dict of tensors, or a "
                 f"DataLoader, got {type(data).__name__}"
             )
+    if len(rows) == 0:
+        raise ConfigError("the data must hold at least one example, got none")
+    return rows
 
 
 def _of_loader(loader: DataLoader[Any]) -> Rows:
     dataset: object = loader.dataset
     if isinstance(dataset, IterableDataset):
-        return _as_rows(dataset)
+        return as_rows(dataset)
     sampler = loader.sampler
     if not isinstance(sampler, RandomSampler | SequentialSampler):
         warnings.warn(
             f"the DataLoader's sampler {type(sampler).__name__} is not used: every chain draws its "
             "own batches, uniformly over the dataset",
-            stacklevel=4,
+            stacklevel=3,
         )
     log.info("taking dataset, collate_fn and batch_size of the DataLoader, not its sampler")
     if not hasattr(dataset, "__len__"):
         raise ConfigError(f"the DataLoader's dataset must have __len__: {type(dataset).__name__}")
     whole = loader.collate_fn is default_collate
-    rows = _as_rows(dataset) if whole else DatasetRows(loader.dataset, loader.collate_fn)
+    rows = as_rows(dataset) if whole else DatasetRows(loader.dataset, loader.collate_fn)
     rows.batch_size = loader.batch_size
     return rows
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,33 +18,18 @@ from numpy.typing import NDArray
 
 from distsampler.config import RunConfig
 from distsampler.data.batches import HopStream
-from distsampler.data.rows import Rows, Shards, Source, as_rows
+from distsampler.data.rows import Rows, Source, as_rows
 from distsampler.data.trees import select, tensors_of, with_tensors
 from distsampler.errors import ConfigError
 from distsampler.seeding import Stream, generator, probe_rows
 
-MakeShard = Callable[[int, int], object]
 FIRST = 4  # rows that are kept for the checks before a run
-
-
-@dataclass(frozen=True)
-class InMemory:
-    """A shard in memory.
-
-    Args:
-        rows: the shard.
-    """
-
-    rows: Rows
-
-    def __call__(self) -> Rows:
-        """Return the shard."""
-        return self.rows
+Shard = Rows | Source  # in memory, or what makes it
 
 
 @dataclass(frozen=True)
 class Made:
-    """A shard that is made where it is needed.
+    """Makes a shard where it is needed.
 
     Args:
         make: ``make_shard(index, count)`` gives the data of one shard.
@@ -52,7 +37,7 @@ class Made:
         count: number of all shards.
     """
 
-    make: MakeShard
+    make: Callable[[int, int], object]
     index: int
     count: int
 
@@ -61,86 +46,60 @@ class Made:
         return as_rows(self.make(self.index, self.count))
 
 
-@dataclass(frozen=True)
-class ShardSummary:
-    """What is known of a shard that is not here.
-
-    Args:
-        size: number of examples.
-        digest: tells it from others; empty where examples were asked for.
-        examples: batch of the rows that were asked for; None if none were.
-    """
+class ShardSummary(NamedTuple):
+    """What is known of a shard that is not here."""
 
     size: int
-    digest: str
-    examples: object | None
+    """Number of examples."""
+    digest: str = ""
+    """Tells it from others; empty where examples were asked for."""
+    examples: object = None
+    """Batch of the rows that were asked for; None if none were."""
 
 
-def inspect_shard(source: Source, rows: NDArray[np.int64] | None) -> ShardSummary:
+def inspect_shard(shard: Shard, rows: NDArray[np.int64] | None) -> ShardSummary:
     """Return a shard's size, and its digest (rows None) or some of its examples."""
-    shard = source()
+    shard = _fetched(shard)
     if rows is None:
-        return ShardSummary(len(shard), shard.digest(), None)
-    examples = _checked(shard.take(rows)) if len(rows) else None
-    return ShardSummary(len(shard), "", examples)
+        return ShardSummary(len(shard), shard.digest())
+    return ShardSummary(len(shard), examples=_checked(shard.take(rows)) if len(rows) else None)
 
 
 def inspect_shards(
-    sources: Sequence[Source], rows: Sequence[NDArray[np.int64] | None]
+    shards: Sequence[Shard], rows: Sequence[NDArray[np.int64] | None]
 ) -> Sequence[ShardSummary]:
     """Inspect shards in this process, one after another."""
-    return [inspect_shard(*pair) for pair in zip(sources, rows, strict=True)]
+    return [inspect_shard(*pair) for pair in zip(shards, rows, strict=True)]
 
 
 InspectShards = Callable[
-    [Sequence[Source], Sequence[NDArray[np.int64] | None]], Sequence[ShardSummary]
+    [Sequence[Shard], Sequence[NDArray[np.int64] | None]], Sequence[ShardSummary]
 ]
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """Examples that every process has.
-
-    Args:
-        rows: their numbers, rising.
-        examples: the batch of them.
-    """
-
-    rows: NDArray[np.int64]
-    examples: object
-
-    def take(self, rows: NDArray[np.int64]) -> object | None:
-        """Return the batch of these rows; None if one of them is not kept."""
-        places = np.minimum(np.searchsorted(self.rows, rows), len(self.rows) - 1)
-        if not np.array_equal(self.rows[places], rows):
-            return None
-        return select(self.examples, torch.from_numpy(places))
 
 
 class ShardedRows(Rows):
     """Rows of several shards.
 
     Args:
-        sources: fetch or make the shards.
+        shards: in memory, or what makes them.
         summaries: what is known of each.
-        kept: examples that need no shard.
+        kept: numbers, rising, and batch of examples that need no shard.
         dealt: whether the rows were dealt to the shards at random.
     """
 
     pack_obstacle = "the chains of a pack would sit on different shards"
-    shards: Shards
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        shards: Sequence[Shard],
         summaries: Sequence[ShardSummary],
-        kept: _Kept,
+        kept: tuple[NDArray[np.int64], object],
         dealt: bool,
     ) -> None:
-        self._sources, self._kept = tuple(sources), kept
-        self.shards = Shards(tuple(each.size for each in summaries), dealt)
+        self._shards, self._kept, self.dealt = tuple(shards), kept, dealt
+        self.shard_sizes = tuple(each.size for each in summaries)
         self._digests = [each.digest for each in summaries]
-        self._ends = np.cumsum(self.shards.sizes)
+        self._ends = np.cumsum(self.shard_sizes)
         self._current: tuple[int, Rows] | None = None
 
     def __len__(self) -> int:
@@ -151,34 +110,35 @@ class ShardedRows(Rows):
         shards = np.searchsorted(self._ends, [rows.min(), rows.max()], side="right")
         first, last = map(int, shards)
         if first != last or self._current is None or self._current[0] != first:
-            kept = self._kept.take(rows)
-            if kept is not None:
-                return kept
+            numbers, batch = self._kept
+            places = np.minimum(np.searchsorted(numbers, rows), len(numbers) - 1)
+            if np.array_equal(numbers[places], rows):
+                return select(batch, torch.from_numpy(places))
         return self._of_shard(first, rows) if first == last else self._gathered(rows)
 
     def digest(self) -> str:
         """Return a digest of the shards' sizes and digests."""
-        text = repr((self.shards.sizes, self._digests)).encode()
+        text = repr((self.shard_sizes, self._digests)).encode()
         return hashlib.blake2b(text, digest_size=16).hexdigest()
 
     def stream(self, config: RunConfig, chain: int) -> HopStream:
         """Return the minibatches of a chain that hops over the shards."""
-        sizes, visit = self.shards.sizes, config.hop_every or 1  # never None where data are cut
-        return HopStream(config.seed, chain, sizes, config.batch_size, visit)
+        visit = config.hop_every or 1  # never None where data are cut
+        return HopStream(config.seed, chain, self.shard_sizes, config.batch_size, visit)
 
     def located(self, place: Callable[[Rows], Source]) -> ShardedRows:
         """Return the same rows, with the shards in memory put somewhere else one by one."""
-        sources = [place(s.rows) if isinstance(s, InMemory) else s for s in self._sources]
+        shards = [place(s) if isinstance(s, Rows) else s for s in self._shards]
         other = object.__new__(ShardedRows)
-        other.__dict__.update(self.__getstate__() | {"_sources": tuple(sources)})
+        other.__dict__.update(self.__getstate__() | {"_shards": tuple(shards)})
         return other
 
     def _of_shard(self, index: int, rows: NDArray[np.int64]) -> object:
         """A batch of one shard, which is fetched if it is not the current one."""
         if self._current is None or self._current[0] != index:
             self._current = None  # before the next comes, not after
-            self._current = (index, self._sources[index]())
-        return self._current[1].take(rows - self.shards.spans[index][0])
+            self._current = (index, _fetched(self._shards[index]))
+        return self._current[1].take(rows - (self._ends[index] - self.shard_sizes[index]))
 
     def _gathered(self, rows: NDArray[np.int64]) -> object:
         """A batch that lies in several shards."""
@@ -207,16 +167,14 @@ def cut(data: object, config: RunConfig, inspect: InspectShards = inspect_shards
         case ShardedRows():
             return data
         case list():
-            sources: list[Source] = [InMemory(as_rows(each)) for each in data]
-            if config.shards not in (None, len(sources)):
+            if config.shards not in (None, len(data)):
                 raise ConfigError(
-                    f"the data are a list of {len(sources)} shards, and shards={config.shards}"
+                    f"the data are a list of {len(data)} shards, and shards={config.shards}"
                 )
-            return _sharded(sources, config, inspect_shards, dealt=False)
+            return _sharded([as_rows(each) for each in data], config)
         case _ if is_made(data) and callable(data):
             count = _count(config)
-            made = [Made(data, index, count) for index in range(count)]
-            return _sharded(made, config, inspect, dealt=False)
+            return _sharded([Made(data, i, count) for i in range(count)], config, inspect)
         case _:
             return _dealt(as_rows(data), config)
 
@@ -233,25 +191,31 @@ def _dealt(rows: Rows, config: RunConfig) -> ShardedRows:
         raise ConfigError(f"shards must be at most the {len(rows)} examples, got {count}")
     order = generator(config.seed, Stream.SHARDS).permutation(len(rows))
     hands = [np.sort(hand) for hand in np.array_split(order, count)]
-    sources = [InMemory(rows.picked(hand)) for hand in hands]
-    sharded = _sharded(sources, config, inspect_shards, dealt=True)
+    sharded = _sharded([rows.picked(hand) for hand in hands], config, dealt=True)
     sharded.batch_size = rows.batch_size
     return sharded
 
 
 def _sharded(
-    sources: Sequence[Source], config: RunConfig, inspect: InspectShards, dealt: bool
+    shards: Sequence[Shard],
+    config: RunConfig,
+    inspect: InspectShards = inspect_shards,
+    dealt: bool = False,
 ) -> ShardedRows:
     """Rows of these shards; the probe and the first rows are kept."""
-    summaries = inspect(sources, [None] * len(sources))
+    summaries = inspect(shards, [None] * len(shards))
     ends = np.cumsum([each.size for each in summaries])
     n = int(ends[-1])
     rows = np.union1d(probe_rows(config.seed, n, config.probe), np.arange(min(FIRST, n)))
     parts = np.split(rows, np.searchsorted(rows, ends[:-1]))
     starts = [0, *ends[:-1].tolist()]
-    asked = inspect(sources, [part - start for part, start in zip(parts, starts, strict=True)])
+    asked = inspect(shards, [part - start for part, start in zip(parts, starts, strict=True)])
     examples = [each.examples for each in asked if each.examples is not None]
-    return ShardedRows(sources, summaries, _Kept(rows, _joined(examples)), dealt)
+    return ShardedRows(shards, summaries, (rows, _joined(examples)), dealt)
+
+
+def _fetched(shard: Shard) -> Rows:
+    return shard if isinstance(shard, Rows) else shard()
 
 
 def _count(config: RunConfig) -> int:

@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 
 from distsampler.chains.worker import ALONE, Result, Work, Worker
 from distsampler.config import RunConfig
-from distsampler.data.rows import Source
-from distsampler.data.shards import ShardSummary
+from distsampler.data.shards import Shard, ShardSummary
 from distsampler.errors import ConfigError, DistsamplerError
 from distsampler.execution.placement import CUBLAS
 from distsampler.models.replica import ChainSpec
@@ -117,7 +116,7 @@ class InspectsShards(Protocol):
     """A pool that can inspect shards of data where its chains will run."""
 
     def inspect_shards(
-        self, sources: Sequence[Source], rows: Sequence[NDArray[np.int64] | None]
+        self, sources: Sequence[Shard], rows: Sequence[NDArray[np.int64] | None]
     ) -> Sequence[ShardSummary]:
         """Return the size, and the digest or the examples of some rows, of each shard."""
 

@@ -21,8 +21,7 @@ from ray.util.metrics import Gauge
 
 from distsampler.chains.worker import Advance, Work
 from distsampler.config import PlacementConfig, RunConfig
-from distsampler.data.rows import Source
-from distsampler.data.shards import ShardSummary, inspect_shard
+from distsampler.data.shards import Shard, ShardSummary, inspect_shard
 from distsampler.errors import ConfigError
 from distsampler.execution.pickling import check_picklable, send_by_value, send_values
 from distsampler.execution.placement import choose_device, start_failure
@@ -159,7 +158,7 @@ class RayPool:
         self._cluster.leave()
 
     def inspect_shards(
-        self, sources: Sequence[Source], rows: Sequence[NDArray[np.int64] | None]
+        self, sources: Sequence[Shard], rows: Sequence[NDArray[np.int64] | None]
     ) -> Sequence[ShardSummary]:
         """Make shards on the cluster, where they stay, and return what is to be known of them.
 

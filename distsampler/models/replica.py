@@ -112,15 +112,26 @@ class Replica:
             weights: one tensor for each flat one, of its shape; the present weights go there.
             gradients: likewise.
         """
+        torch._foreach_copy_(list(weights), self.flats)
+        homes = zip(self.moving, self.views(weights), self.views(gradients), strict=True)
+        for p, home, gradient in homes:
+            p.data, p.grad = home, gradient
         for flat, home, gradient in zip(self.flats, weights, gradients, strict=True):
-            before = int(flat.storage_offset())
-            home.copy_(flat)
             flat.data, flat.grad = home, gradient
-            for p in self.moving:
-                if p.dtype == flat.dtype:
-                    start = int(p.storage_offset()) - before
-                    p.data = view_like(p, home, start)
-                    p.grad = view_like(p, gradient, start)
+
+    def views(self, homes: Sequence[Tensor]) -> list[Tensor]:
+        """Return the part of each parameter that moves, in its shape and strides.
+
+        Args:
+            homes: one tensor for each flat one, of its shape (in its last dimension).
+        """
+        pairs = [(flat, home) for flat, home in zip(self.flats, homes, strict=True)]
+        by_dtype = {flat.dtype: (home, int(flat.storage_offset())) for flat, home in pairs}
+        return [
+            view_like(p, home, int(p.storage_offset()) - first)
+            for p in self.moving
+            for home, first in [by_dtype[p.dtype]]
+        ]
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """Return a vector over all entries, (d,), as one part for each flat tensor."""
@@ -131,17 +142,10 @@ class Replica:
 
         A microbatch at a time, where the run has any: then no more than one of them is in memory.
         """
-        pieces = self._pieces(rows)
-        if len(pieces) == 1:
-            losses = self.losses(self.batch(rows), chain, step)
-            self.backward(losses)
-            return losses.detach()
-        parts = []
-        self._clear_gradients()
+        pieces, parts = self._pieces(rows), []
         for number, piece in enumerate(pieces):
             losses = self.losses(self.batch(piece), chain, step, number)
-            share = len(piece) / len(rows)
-            losses.backward(torch.full_like(losses, share / losses.numel()))  # type: ignore[no-untyped-call]
+            self.backward(losses, len(piece) / len(rows), first=not number)
             parts.append(losses.detach())
         return self._together(parts, pieces)
 
@@ -155,14 +159,19 @@ class Replica:
         ]
         return self._together(parts, pieces)
 
-    def backward(self, losses: Tensor) -> None:
+    def backward(self, losses: Tensor, share: float = 1.0, first: bool = True) -> None:
         """Leave the gradient of the mean loss in the flat tensors' ``grad``.
 
         The mean enters as the weight of each loss: autograd need not walk through it.
+
+        Args:
+            losses: of a batch, or of a piece of one.
+            share: part of the batch that the losses are of.
+            first: whether the piece is the batch's first: the others' gradients are added to it.
         """
-        self._clear_gradients()
-        share = torch.full_like(losses, 1 / losses.numel())
-        losses.backward(share)  # type: ignore[no-untyped-call]
+        for flat in self.flats if first else ():
+            flat.grad.zero_()  # type: ignore[union-attr]  # made in _flatten, never dropped
+        losses.backward(torch.full_like(losses, share / losses.numel()))  # type: ignore[no-untyped-call]
 
     def losses(
         self, batch: object, chain: int = 0, step: int = 0, piece: int = 0, exact: bool = False
@@ -182,9 +191,10 @@ class Replica:
         loss = self._spec.loss if exact else self._loss
         if not (self._spec.stochastic or self._buffers):
             return loss(self.model, batch)
-        stochastic = self._spec.stochastic
-        seeded = self._seeded(chain, step, piece) if stochastic else contextlib.nullcontext()
-        with seeded, self._still_buffers():
+        if not self._spec.stochastic:
+            with self._still_buffers():
+                return loss(self.model, batch)
+        with self._seeded(chain, step, piece), self._still_buffers():
             return loss(self.model, batch)
 
     def evaluate(
@@ -208,14 +218,9 @@ class Replica:
         sizes = torch.tensor([len(piece) for piece in pieces], device=self.device)
         return (torch.stack(parts) * sizes).sum() / sizes.sum()
 
-    def _clear_gradients(self) -> None:
-        for flat in self.flats:
-            flat.grad.zero_()  # type: ignore[union-attr]  # made in _flatten, never dropped
-
-    def _seeded(
-        self, chain: int, step: int, piece: int = 0
-    ) -> contextlib.AbstractContextManager[None]:
-        return seeded_globally(self.device, step_seed(self._spec.config.seed, chain, step, piece))
+    def _seeded(self, *place: int) -> contextlib.AbstractContextManager[None]:
+        """A seeded global generator; place: chain, step and number of the microbatch."""
+        return seeded_globally(self.device, step_seed(self._spec.config.seed, *place))
 
     @contextlib.contextmanager
     def _still_buffers(self) -> Iterator[None]:

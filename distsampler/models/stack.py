@@ -20,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from distsampler.data.trees import map_tensors, tensors_of, with_tensors
 from distsampler.models.loss import LossFn, in_precision
-from distsampler.models.replica import ChainSpec, Replica, view_like
+from distsampler.models.replica import ChainSpec, Replica
 
 Compute = Callable[..., Sequence[Tensor]]
 aten: Any = torch.ops.aten
@@ -40,8 +40,8 @@ class Lanes:
         self._base, self._spec = base, spec
         self.weights = [flat.detach().repeat(count, 1) for flat in base.flats]
         self.gradients = [torch.zeros_like(stack) for stack in self.weights]
-        self._parameters = self._shaped(self.weights)
-        self._parameter_gradients = self._shaped(self.gradients)
+        self._parameters = base.views(self.weights)
+        self._parameter_gradients = base.views(self.gradients)
         self._compute: Compute | None = None
 
     def take_in(self, replica: Replica, lane: int) -> None:
@@ -95,11 +95,6 @@ class Lanes:
             return graph.forward
         compiled: Compute = torch.compile(graph.forward, dynamic=False)
         return compiled
-
-    def _shaped(self, stacks: Sequence[Tensor]) -> list[Tensor]:
-        """Views of the stacks, one for each parameter, (lanes, *shape)."""
-        homes = {stack.dtype: stack for stack in stacks}
-        return [view_like(p, homes[p.dtype], int(p.storage_offset())) for p in self._base.moving]
 
 
 class _Lossy(nn.Module):

@@ -126,7 +126,7 @@ def test_only_what_moves_has_a_curvature(restrict_to: str) -> None:
         moving, found = [7, 14], around(model, data, restrict_to=masks)
     else:
         moving, found = [18, 19, 20, 21], around(model, data, restrict_to=restrict_to)
-    assert found.moving == len(moving)
+    assert found.dimension == len(moving)
     exact = np.linalg.eigvalsh(whole[np.ix_(moving, moving)])
     np.testing.assert_allclose(measure(found, generator()).values, exact, atol=1e-5)
 
@@ -162,7 +162,7 @@ def test_channels_last_weights_and_dead_ones_are_in_their_places() -> None:
     before = measure(around(plain, images, loss), generator(), 20).values
     other = plain.to(memory_format=torch.channels_last)
     found = around(other, images, loss)
-    assert found.moving == sum(p.numel() for p in plain.parameters())
+    assert found.dimension == sum(p.numel() for p in plain.parameters())
     assert measure(found, generator(), 20).largest == pytest.approx(before[-1], rel=1e-3)
 
 

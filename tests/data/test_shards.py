@@ -39,8 +39,8 @@ def numbers(rows: ShardedRows, asked: Any) -> list[int]:
 @pytest.mark.parametrize("data", [(X, Y), Numbers()], ids=["tensors", "dataset"])
 def test_rows_are_dealt_to_shards_once_and_by_the_seed(data: object) -> None:
     rows = cut(data, hop(shards=3))
-    assert rows.shards.sizes == (7, 7, 6)
-    assert rows.shards.dealt
+    assert rows.shard_sizes == (7, 7, 6)
+    assert rows.dealt
     everything = numbers(rows, np.arange(20))
     assert sorted(everything) == list(range(20))
     assert everything != list(range(20))
@@ -51,8 +51,8 @@ def test_rows_are_dealt_to_shards_once_and_by_the_seed(data: object) -> None:
 def test_given_shards_are_taken_as_they_are_unequal_ones_too() -> None:
     data = [(X[:5], Y[:5]), TensorDataset(X[5:6], Y[5:6]), (X[6:], Y[6:])]
     rows = cut(data, hop())
-    assert (rows.shards.sizes, rows.spans) == ((5, 1, 14), ((0, 5), (5, 6), (6, 20)))
-    assert not rows.shards.dealt
+    assert (rows.shard_sizes, rows.spans) == ((5, 1, 14), ((0, 5), (5, 6), (6, 20)))
+    assert not rows.dealt
     assert numbers(rows, [19, 0, 5, 4, 19]) == [19, 0, 5, 4, 19]
 
 
