@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from html import escape
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from distsampler.report.table import Column, Content, Marked, Table, plain_text
@@ -37,46 +38,7 @@ RC: dict[Any, Any] = {
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
 }
-STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1c1c1e; --faint: #62626a; --line: #8885;
-  --card: #f5f5f7; --good: #1a7f4b; --bad: #c22f2f; --open: #9a6700; }
-@media (prefers-color-scheme: dark) { :root { --paper: #16171a; --ink: #e8e8ea; --faint: #a2a2aa;
-  --card: #212328; --good: #4cc38a; --bad: #ff7a70; --open: #e3b341; } }
-* { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 70rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
-h1 { font-size: 1.15rem; margin: .5rem 0; color: var(--faint); font-weight: 600; }
-h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; padding-top: .6rem;
-  border-top: 1px solid var(--line); }
-header { background: var(--card); border-left: .4rem solid var(--faint); border-radius: .4rem;
-  padding: .8rem 1rem; }
-header p { margin: .35rem 0; }
-.big { font-size: 1.9rem; font-weight: 650; line-height: 1.2; }
-.status { font-weight: 700; white-space: nowrap; }
-.CONVERGED { border-color: var(--good); } .CONVERGED .status, .good { color: var(--good); }
-.NOT_CONVERGED { border-color: var(--bad); } .NOT_CONVERGED .status, .bad { color: var(--bad); }
-.UNDETERMINED { border-color: var(--open); } .UNDETERMINED .status { color: var(--open); }
-nav { margin: 1rem 0; } nav a { display: inline-block; margin: .1rem .9rem .1rem 0;
-  padding: .2rem 0; color: inherit; }
-.figures { display: grid; gap: 1.2rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
-figure { margin: 0; } .figures > * { min-width: 0; } .wide figure { max-width: 44rem; }
-.wide { grid-template-columns: minmax(0, 1fr); }
-figure svg { display: block; width: 100%; height: auto; fill: currentColor; }
-figcaption, .faint { font-size: .88rem; color: var(--faint); }
-.scroll { overflow-x: auto; } .scroll + .scroll { margin-top: 1rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line);
-  white-space: nowrap; }
-th { color: var(--faint); font-weight: 600; }
-th:first-child, td:first-child { padding-left: 0; }
-.label, .sentence { text-align: left; } td.sentence { white-space: normal; min-width: 6.5rem;
-  overflow-wrap: break-word; }
-td.sentence:last-child { min-width: 9rem; } td { vertical-align: top; }
-summary { cursor: pointer; padding: .3rem 0; }
-pre { overflow-x: auto; font-size: .8rem; background: var(--card); padding: .7rem;
-  border-radius: .4rem; }
-"""
+STYLE = (files("distsampler.report") / "page.css").read_text("utf-8")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""Figures of runs, calibrations and sweeps, on matplotlib Axes.
+"""Figures of runs (finished or not), calibrations and sweeps, on matplotlib Axes.
 
-Each function draws on the Axes it is given, or on new ones, and returns them. Figures of chains
-show the probe, which has no minibatch noise and decides about convergence.
+Each function draws on ``ax``, or on new Axes where that is None, and returns the Axes. Figures of
+chains show the probe, which has no minibatch noise and decides about convergence.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from distsampler.analysis.arviz_bridge import group
 from distsampler.analysis.heatmap import Heatmap
 from distsampler.analysis.run import Run
+from distsampler.draws import ACCEPTANCE, DISTANCE, EXCESS_LOSS, PROBE_LOSS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 RANK_BINS = 20
 POINTS = 6_000  # of all lines of a picture; what lies between is drawn as its extremes
 LEAST_POINTS = 200  # of a line
-NORMS = ("grad_norm", "noise_norm", "weight_norm")
+NORMS = ("grad_norm", "noise_norm", "weight_norm")  # of those that samplers can record
 NAMED = 8  # chains that a legend names, at most
 MARKS = {
     "CONVERGED": ("o", "C0", "converged"),
@@ -40,10 +41,6 @@ def plot_trace(run: Run, ax: Axes | None = None) -> Axes:
 
     Chains that started dispersed are dashed. The right-hand scale is in units of the LLC.
 
-    Args:
-        run: finished or not.
-        ax: where to draw; None: new Axes.
-
     Example:
         >>> import distsampler as ds
         >>> ds.plot_trace(ds.open("runs/digits")).figure.savefig("trace.png")  # doctest: +SKIP
@@ -51,7 +48,7 @@ def plot_trace(run: Run, ax: Axes | None = None) -> Axes:
     parts = [run.posterior]
     if run.burn_in and "warmup_posterior" in run.inference_data:
         parts.insert(0, group(run.inference_data, "warmup_posterior"))
-    values = np.concatenate([part["probe_loss"].values for part in parts], axis=1)
+    values = np.concatenate([part[PROBE_LOSS].values for part in parts], axis=1)
     burn_in = values.shape[1] - run.posterior.sizes["draw"]
     nbeta, start = run.facts["nbeta"], run.facts.get("probe_init_loss", 0.0)
     with _figure(ax, "Loss along the chains", "draw", "probe loss, less that at w*") as ax:
@@ -68,13 +65,9 @@ def plot_running_llc(run: Run, ax: Axes | None = None) -> Axes:
 
     The band is two standard errors wide to either side: at the last draw as the estimate says, and
     before it larger by ``sqrt(draws / draws so far)``.
-
-    Args:
-        run: finished or not.
-        ax: where to draw; None: new Axes.
     """
     estimate = run.llc("ignore")
-    running = estimate.nbeta * _running_means(run.posterior["excess_loss"])
+    running = estimate.nbeta * _running_means(run.posterior[EXCESS_LOSS])
     with _figure(ax, "Running LLC", "draws after burn-in", "running LLC") as ax:
         _plot_chains(ax, run, running, first=1, lw=0.9)
         if running.size:
@@ -91,12 +84,8 @@ def plot_rank(run: Run, ax: Axes | None = None) -> Axes:
     """Plot ranks of the probe loss among all chains' draws (Vehtari et al. 2021, section 4.4).
 
     Chains that sample the same law have flat histograms.
-
-    Args:
-        run: finished or not.
-        ax: where to draw; None: new Axes.
     """
-    values = run.posterior["probe_loss"].values
+    values = run.posterior[PROBE_LOSS].values
     ranks = np.argsort(np.argsort(values, axis=None)).reshape(values.shape)
     bins = min(RANK_BINS, max(1, values.shape[1] // 5))
     edges = np.linspace(0, max(values.size, 1), bins + 1)
@@ -111,13 +100,8 @@ def plot_rank(run: Run, ax: Axes | None = None) -> Axes:
 
 
 def plot_autocorrelation(run: Run, ax: Axes | None = None) -> Axes:
-    """Plot the autocorrelation of the probe loss within each chain, against the lag in draws.
-
-    Args:
-        run: finished or not.
-        ax: where to draw; None: new Axes.
-    """
-    lags = _autocorrelation(np.asarray(run.posterior["probe_loss"].values, np.float64))
+    """Plot the autocorrelation of the probe loss within each chain, against the lag in draws."""
+    lags = _autocorrelation(np.asarray(run.posterior[PROBE_LOSS].values, np.float64))
     with _figure(ax, "Autocorrelation, probe loss", "lag in draws", "autocorrelation") as ax:
         _plot_chains(ax, run, lags[:, : _decayed(lags)])
         ax.axhline(0.0, color="black", lw=0.8, ls=":")
@@ -135,18 +119,16 @@ def plot_acceptance(run: Run, ax: Axes | None = None) -> Axes:
     Raises:
         KeyError: if it was not recorded.
     """
-    running = _running_means(group(run.inference_data, "sample_stats")["acceptance"])
+    running = _running_means(group(run.inference_data, "sample_stats")[ACCEPTANCE])
     with _figure(ax, "Acceptance", "draws after burn-in", "running mean") as ax:
         _plot_chains(ax, run, running)
     return ax
 
 
 def plot_norms(run: Run, ax: Axes | None = None) -> Axes:
-    """Plot norms of gradient, noise and weights, and the distance from w*: median chain and range.
+    """Plot norms of gradient, noise and weights, and the distance from w*, as far as recorded.
 
-    Args:
-        run: finished or not; only what it recorded is drawn.
-        ax: where to draw; None: new Axes.
+    Lines are the median chain, shades reach from the least to the largest.
     """
     with _figure(ax, "Norms", "draws after burn-in", "Euclidean norm") as ax:
         for number, (name, values) in enumerate(norms(run)):
@@ -160,12 +142,7 @@ def plot_norms(run: Run, ax: Axes | None = None) -> Axes:
 
 
 def plot_budget(run: Run, ax: Axes | None = None) -> Axes:
-    """Plot the parts of the LLC's error as bars: standard errors to both sides, biases to theirs.
-
-    Args:
-        run: finished or not.
-        ax: where to draw; None: new Axes.
-    """
+    """Plot the parts of the LLC's error: standard errors to both sides, biases to their own."""
     parts = reversed(run.llc("ignore").budget.rows())
     bars = [(name, value, text) for name, value, text in parts if value is not None]
     bars = [bar for bar in bars if np.isfinite(bar[1])]
@@ -181,12 +158,7 @@ def plot_budget(run: Run, ax: Axes | None = None) -> Axes:
 
 
 def plot_heatmap(heatmap: Heatmap, ax: Axes | None = None) -> Axes:
-    """Plot the LLC over lr and nbeta by colour; each cell names it, and sd / mean between chains.
-
-    Args:
-        heatmap: the heatmap of a calibration.
-        ax: where to draw; None: new Axes.
-    """
+    """Plot the LLC over lr and nbeta by colour, with sd / mean between chains as text."""
     middle = np.nanmean(heatmap.llc) if np.isfinite(heatmap.llc).any() else 0.0
     with _figure(ax, "LLC, and sd / mean between chains", "lr", "nbeta") as ax:
         image = ax.imshow(heatmap.llc, aspect="auto", origin="lower", cmap="viridis")
@@ -231,7 +203,7 @@ def plot_llc_curve(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
 def norms(run: Run) -> Iterator[tuple[str, NDArray[np.float64]]]:
     """Yield name and values, (chain, draw), of the distance and the norms that were recorded."""
     stats = group(run.inference_data, "sample_stats")
-    for name, home in (("distance", run.posterior), *((name, stats) for name in NORMS)):
+    for name, home in ((DISTANCE, run.posterior), *((name, stats) for name in NORMS)):
         if name in home and home[name].size and (home[name].values > 0).any():
             yield name, np.asarray(home[name].values, np.float64)
 

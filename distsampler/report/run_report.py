@@ -15,6 +15,7 @@ from distsampler.analysis.arviz_bridge import group
 from distsampler.analysis.error_budget import ErrorBudget
 from distsampler.analysis.estimators import LLCEstimate, plus_minus
 from distsampler.analysis.run import Run
+from distsampler.draws import ACCEPTANCE
 from distsampler.recipe import CALIBRATION
 from distsampler.report import plots
 from distsampler.report.html import (
@@ -173,7 +174,7 @@ def _sampler(run: Run) -> list[Html]:
     if not _has_draws(run):
         return []
     drawn = [_figure(run, plots.plot_norms)] if any(plots.norms(run)) else []
-    if "acceptance" in group(run.inference_data, "sample_stats"):
+    if ACCEPTANCE in group(run.inference_data, "sample_stats"):
         drawn.append(_figure(run, plots.plot_acceptance))
     else:
         drawn.append(paragraph("Acceptance was not recorded: save_mala_vars=True does.", "faint"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -15,6 +15,7 @@ from distsampler.store.files import Files
 
 MANIFEST = "run.json"
 SCHEMA_VERSION = 1
+M = TypeVar("M", bound=Frozen)
 RunStatus = Literal["running", "finished", "interrupted", "failed"]
 
 
@@ -86,22 +87,39 @@ def read(files: Files) -> Manifest:
     Raises:
         StoreError: if there is none, or it is torn, or of another version.
     """
-    path = files.path(MANIFEST)
+    return read_as(Manifest, files, MANIFEST, "a run", "delete the store and sample again")
+
+
+def read_as(kind: type[M], files: Files, name: str, what: str, repair: str) -> M:
+    """Return a manifest, of a run or of more, with the version that its type has by default.
+
+    Args:
+        kind: type of the manifest.
+        files: the directory.
+        name: file of the manifest.
+        what: what the directory is of: "a run".
+        repair: what to do where a damaged manifest has no copy.
+
+    Raises:
+        StoreError: if there is none, or it is torn, or of another version.
+    """
+    path, known = files.path(name), kind.model_fields["schema_version"].default
     try:
-        data: dict[str, Any] = json.loads(files.read(MANIFEST))
+        data: dict[str, Any] = json.loads(files.read(name))
         version = data.get("schema_version")
-        if version != SCHEMA_VERSION:
+        if version != known:
             raise StoreError(
-                f"{path} must have schema version {SCHEMA_VERSION}, got {version}: "
-                "read it with the version of distsampler that wrote it"
+                f"{path} must have schema version {known}, got {version}: read it with the "
+                "version of distsampler that wrote it"
             )
-        return Manifest.model_validate(data)
+        return kind.model_validate(data)
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(
-            f"{files} must be a run directory, but it holds no {MANIFEST}: give the store of a run"
+            f"{files} must be the directory of {what}, but it holds no {name}: give the store of "
+            f"{what}"
         ) from None
     except (OSError, ValueError, AttributeError, ValidationError) as error:
         raise StoreError(
-            f"{path} must be a manifest, but it cannot be read: {error}; restore it from a copy, "
-            "or delete the store and sample again: the same seed gives the same bits"
+            f"{path} must be the manifest of {what}, but it cannot be read: {error}; restore it "
+            f"from a copy, or {repair}: the same seed gives the same bits"
         ) from error

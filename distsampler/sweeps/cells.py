@@ -15,8 +15,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from distsampler.errors import ConfigError
 
@@ -88,9 +90,10 @@ class Grid:
                 cells.append(Cell("--".join(labels[dim] for dim in naming), **labels))
         return tuple(cells)
 
-    def index(self, cell: Cell) -> tuple[int, ...]:
-        """Return the position of a cell along each dimension."""
-        return tuple(names.index(cell.labels[dim]) for dim, names in self.labels.items())
+    def arranged(self, values: Sequence[object]) -> NDArray[Any]:
+        """Return a value per cell, in the order of the cells, as an array over the dimensions."""
+        checkpoints, *row = self.shape
+        return np.moveaxis(np.array(values).reshape(*row, checkpoints), -1, 0)
 
     def check(self, max_cells: int) -> None:
         """Check that the sweep is no larger than meant, and that its labels can name folders.

@@ -6,14 +6,14 @@ chose, and why the cell failed where its run could not say so itself.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from distsampler.config import Frozen, RunConfig
 from distsampler.errors import StoreError
 from distsampler.store.files import Files
+from distsampler.store.manifest import read_as
 from distsampler.sweeps.cells import Cell, Grid
 
 SWEEP, CELL = "sweep.json", "cell.json"
@@ -86,26 +86,8 @@ def read_manifest(files: Files) -> SweepManifest:
     Raises:
         StoreError: if there is none, or it is damaged, or of another version.
     """
-    path = files.path(SWEEP)
-    try:
-        data: dict[str, Any] = json.loads(files.read(SWEEP))
-        version = data.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise StoreError(
-                f"{path} must have schema version {SCHEMA_VERSION}, got {version}: read it with "
-                "the version of distsampler that wrote it"
-            )
-        return SweepManifest.model_validate(data)
-    except (FileNotFoundError, NotADirectoryError):
-        raise StoreError(
-            f"{files} must be the directory of a sweep, but it holds no {SWEEP}: give the store of "
-            "a sweep"
-        ) from None
-    except (OSError, ValueError, AttributeError, ValidationError) as error:
-        raise StoreError(
-            f"{path} must be the manifest of a sweep, but it cannot be read: {error}; restore it "
-            "from a copy, or delete it and start the same sweep again in another store"
-        ) from error
+    repair = "delete it and start the same sweep again in another store"
+    return read_as(SweepManifest, files, SWEEP, "a sweep", repair)
 
 
 def check_same(files: Files, asked: SweepManifest) -> None:

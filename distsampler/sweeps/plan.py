@@ -29,20 +29,12 @@ SHARED = ("device", "placement", "deterministic", "threads")  # actors go from c
 
 @dataclass(frozen=True)
 class SweepRequest:
-    """What a sweep is asked for, from Python or a file.
+    """What a sweep is asked for, from Python or a file; see ``sweep`` for what is not said here.
 
     Args:
-        model: a module of the checkpoints' architecture.
         data: label -> data set.
-        loss: see ``sample``.
-        config: the config that all cells start from.
         checkpoints: the weights to sample around, in their order.
-        restrictions: label -> ``restrict_to``; None: the config's.
-        settings: label -> fields that differ from the config; None: no field differs.
         named_data: whether cells are named by their data sets.
-        calibrate: whether pilots choose sampler, step and length.
-        bias: relative bias of the LLC that pilots aim for.
-        max_cells: largest number of cells.
     """
 
     model: nn.Module

@@ -34,17 +34,12 @@ from distsampler.sweeps.plan import MAX_CELLS, SweepRequest
 
 
 class SweepConfig(Config):
-    """The block ``sweep`` of a YAML file; see ``sweep.sweep``.
+    """The block ``sweep`` of a YAML file; see ``sweep`` for what is not said here.
 
     Args:
         checkpoints: a file, glob or folder, a list of those, or a mapping from names to them.
-        load: ``module:callable`` from a name to a state dict, where they are no files.
-        restrictions: name -> ``restrict_to``.
-        settings: name -> fields that differ from the config.
+        load: ``module:callable``, or a callable in a file.
         datasets: name -> keyword arguments of ``data``.
-        calibrate: whether pilots choose sampler, step and length.
-        bias: relative bias of the LLC that pilots aim for.
-        max_cells: largest number of cells.
     """
 
     checkpoints: str | list[str] | dict[str, str] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,12 @@ class Sweep:
     Args:
         store: the directory of the sweep.
 
+    Attributes:
+        files: the directory, for writing beside the cells.
+        store: its path, or its fsspec URL.
+        manifest: what the sweep is.
+        cells: all cells, the checkpoints of one row after another.
+
     Raises:
         StoreError: if there is none, or it is damaged.
 
@@ -80,24 +86,10 @@ class Sweep:
     """
 
     def __init__(self, store: str | Path | Files) -> None:
-        self._files = as_files(store)
-        self.manifest = read_manifest(self._files)
-        self._grid = self.manifest.grid
-
-    @property
-    def cells(self) -> tuple[Cell, ...]:
-        """All cells, the checkpoints of one row after another."""
-        return self._grid.cells
-
-    @property
-    def files(self) -> Files:
-        """The directory, for writing beside the cells."""
-        return self._files
-
-    @property
-    def store(self) -> str:
-        """The directory of the sweep: a path, or an fsspec URL."""
-        return str(self._files)
+        self.files = as_files(store)
+        self.store = str(self.files)
+        self.manifest = read_manifest(self.files)
+        self.cells = self.manifest.grid.cells
 
     def run(self, name: str) -> Run:
         """Return the run of a cell.
@@ -105,7 +97,7 @@ class Sweep:
         Raises:
             StoreError: if there is no such cell, or it has not begun.
         """
-        return Run(cell_files(self._files, self._cell(name)))
+        return Run(cell_files(self.files, self._cell(name)))
 
     def status(self, name: str) -> str:
         """Return the status of a cell: waiting, running, interrupted, finished or failed."""
@@ -124,15 +116,11 @@ class Sweep:
         sweep, whatever died on the way; a failed one has no estimate, for how far its other chains
         came is not.
         """
-        values = [asdict(self._result(cell)) for cell in self.cells]
-        variables = {}
-        for field in fields(CellResult):
-            column = np.array([each[field.name] for each in values])
-            array = np.empty(self._grid.shape, column.dtype)
-            for cell, value in zip(self.cells, column, strict=True):
-                array[self._grid.index(cell)] = value
-            variables[field.name] = DIMS, array
-        coordinates: dict[str, Any] = {dim: list(names) for dim, names in self._grid.labels.items()}
+        grid, results = self.manifest.grid, [asdict(self._result(cell)) for cell in self.cells]
+        variables = {
+            name: (DIMS, grid.arranged([result[name] for result in results])) for name in results[0]
+        }
+        coordinates: dict[str, Any] = {dim: list(names) for dim, names in grid.labels.items()}
         steps = list(self.manifest.checkpoints.values())
         if None not in steps:
             coordinates["step"] = ("checkpoint", steps)
@@ -155,7 +143,7 @@ class Sweep:
         dataset = self.collect() if dataset is None else dataset
         rows = []
         for cell in self.cells:
-            at = dataset.isel(dict(zip(DIMS, self._grid.index(cell), strict=True)))
+            at = dataset.sel(cell.labels)
             values = {str(name): _plain(value.item()) for name, value in at.data_vars.items()}
             rows.append({"cell": cell.name, **cell.labels, **values})
         return rows
@@ -176,7 +164,7 @@ class Sweep:
 
     def _standing(self, cell: Cell) -> tuple[CellResult, Run | None]:
         """How a cell stands, and its run; one that is whole counts, whatever came after."""
-        files = cell_files(self._files, cell)
+        files = cell_files(self.files, cell)
         failure = read_record(files, cell).failure
         if not files.exists(MANIFEST):
             return CellResult(status=FAILED if failure else WAITING, reason=failure), None
