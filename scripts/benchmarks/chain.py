@@ -101,8 +101,10 @@ def table(result: dict[str, Any], missing: str) -> str:
         lines.append(f"{title:37}{row['steps_per_second']:8.0f}  {ratios}".rstrip())
     for name, goals in result["goals"].items():
         for to, goal in goals.items():
-            found = result["contestants"][name]["ratios"].get(to)
-            verdict = "not measured" if found is None else "met" if found[1] >= goal else "MISSED"
+            reached = result["contestants"][name]["ratios"].get(to)
+            verdict = (
+                "not measured" if reached is None else "met" if reached[1] >= goal else "MISSED"
+            )
             lines.append(f"goal: {OURS[name]}, at least {goal:g} x {(OURS | PEERS)[to]}: {verdict}")
     return "\n".join(lines)
 
@@ -120,20 +122,20 @@ def main() -> None:
     except (subprocess.CalledProcessError, OSError) as error:
         missing = f"{PEER} could not be installed: {error}"
         log(missing)
-    found = {"machine": machine(), "seconds": options.seconds, "rounds": options.rounds}
-    found["missing"] = missing or None
-    found["workloads"] = {
+    results = {"machine": machine(), "seconds": options.seconds, "rounds": options.rounds}
+    results["missing"] = missing or None
+    results["workloads"] = {
         name: race(name, pythons, options.seconds, options.rounds) for name in options.workloads
     }
     if options.json:
-        print(json.dumps(found))
+        print(json.dumps(results))
         return
-    about = found["machine"]
+    about = results["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     print(heading(about))
     print(f"1 thread; {versions}; {options.rounds} rounds of {options.seconds:g} s; "
           "ratios: median (quartiles) over the rounds")  # fmt: skip
-    for result in found["workloads"].values():
+    for result in results["workloads"].values():
         print(table(result, missing))
 
 

@@ -20,7 +20,7 @@ from scripts.benchmarks.workloads import SEED, WORKLOADS, Workload
 WARM_UP = 200  # steps; a multiple of every thin
 
 Steps = Callable[[int], int]
-"""Makes about so many steps, of all chains; how many it made."""
+"""Makes about this many steps, of all chains together; returns how many."""
 
 
 def chain(workload: Workload, thin: int, pack: int = 1) -> tuple[float, Steps]:

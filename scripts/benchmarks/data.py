@@ -104,30 +104,30 @@ def compare(megabytes: int, seconds: float, kinds: list[str]) -> dict[str, Any]:
     base = statistics.median(measure(torch.randn(2_048, WIDTH), seconds, {}))
     log(f"data: an actor without data: {base:.0f} MB")
     rows = torch.randn(megabytes * 2**20 // (4 * WIDTH), WIDTH)
-    found: dict[str, Any] = {"megabytes": megabytes, "base_mb": base, "kinds": {}}
+    results: dict[str, Any] = {"megabytes": megabytes, "base_mb": base, "kinds": {}}
     for name in kinds:
         _, made, fields = KINDS[name]
         above = [each - base for each in measure(made(rows), seconds, fields)]
-        found["kinds"][name] = {"above_mb": above, "most_mb": max(above), "actors": len(above)}
+        results["kinds"][name] = {"above_mb": above, "most_mb": max(above), "actors": len(above)}
         log(f"data: {name}: above base {', '.join(f'{each:.0f}' for each in above)} MB")
-    return found
+    return results
 
 
-def table(found: dict[str, Any]) -> str:
+def table(results: dict[str, Any]) -> str:
     """All as text."""
     lines = [
-        f"\n{found['megabytes']} MB of data, {ACTORS} actors; one without data: "
-        f"{found['base_mb']:.0f} MB of its own",
+        f"\n{results['megabytes']} MB of data, {ACTORS} actors; one without data: "
+        f"{results['base_mb']:.0f} MB of its own",
         f"{'':48}{'MB above that, the most':>24}{'least':>8}",
     ]
-    for name, row in found["kinds"].items():
+    for name, row in results["kinds"].items():
         lines.append(f"  {KINDS[name][0]:46}{row['most_mb']:24.0f}{min(row['above_mb']):8.0f}")
-    if "replicate" in found["kinds"]:
-        met = "met" if found["kinds"]["replicate"]["most_mb"] <= GOAL else "MISSED"
+    if "replicate" in results["kinds"]:
+        met = "met" if results["kinds"]["replicate"]["most_mb"] <= GOAL else "MISSED"
         lines.append(f"goal: replicated, at most {GOAL:g} MB above base each: {met}")
-    if "hop" in found["kinds"]:
-        shard = found["megabytes"] / SHARDS
-        met = "met" if found["kinds"]["hop"]["most_mb"] <= shard else "MISSED"
+    if "hop" in results["kinds"]:
+        shard = results["megabytes"] / SHARDS
+        met = "met" if results["kinds"]["hop"]["most_mb"] <= shard else "MISSED"
         lines.append(f"goal: hopping, at most a shard of {shard:g} MB each: {met}")
     return "\n".join(lines)
 
@@ -150,13 +150,13 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
     join_ray(options.megabytes)
-    found = {"machine": machine()}
-    found |= compare(options.megabytes, options.seconds, options.kinds)
+    results = {"machine": machine()}
+    results |= compare(options.megabytes, options.seconds, options.kinds)
     if options.json:
-        print(json.dumps(found))
+        print(json.dumps(results))
         return
-    print(heading(found["machine"]))
-    print(table(found))
+    print(heading(results["machine"]))
+    print(table(results))
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def race(folder: Path, seconds: float, rounds: int) -> dict[str, Any]:
             times[name].append(whole)
             shares[name].append(writing / whole)
         log(f"durability: round {turn + 1} of {rounds}")
-    found = {
+    medians = {
         name: {
             "seconds": float(np.median(times[name])),
             "extra": np.quantile(np.divide(times[name], times["memory"]) - 1, QUARTILES).tolist(),
@@ -103,20 +103,20 @@ def race(folder: Path, seconds: float, rounds: int) -> dict[str, Any]:
         }
         for name in STORES
     }
-    return {"draws": settings.draws, "block": settings.placement.block, "stores": found}
+    return {"draws": settings.draws, "block": settings.placement.block, "stores": medians}
 
 
 def group_commits(store: Path, commits: int) -> dict[str, Any]:
     """Seconds of every commit that carries a block of each of many chains."""
     spec = prepare(WORKLOAD.model(), WORKLOAD.rows(), WORKLOAD.loss, config(chains=MANY))
-    found = variables(spec)
+    recorded = variables(spec)
     manifest = Manifest(
-        config=spec.config, fingerprint={}, variables=found, versions={}, n_committed=(0,) * MANY
+        config=spec.config, fingerprint={}, variables=recorded, versions={}, n_committed=(0,) * MANY
     )
     trace, generator = Trace.create(Files(store), manifest), np.random.default_rng(0)
     seconds = []
     for number in range(commits):
-        blocks = [_block(chain, number * BLOCK, found, generator) for chain in range(MANY)]
+        blocks = [_block(chain, number * BLOCK, recorded, generator) for chain in range(MANY)]
         began = time.perf_counter()
         trace.commit(blocks)
         seconds.append(time.perf_counter() - began)
@@ -125,20 +125,20 @@ def group_commits(store: Path, commits: int) -> dict[str, Any]:
 
 
 def _block(
-    chain: int, first: int, found: tuple[Variable, ...], generator: np.random.Generator
+    chain: int, first: int, recorded: tuple[Variable, ...], generator: np.random.Generator
 ) -> DrawBlock:
     values = {
         v.name: generator.random((BLOCK, *v.shape)).astype(v.dtype)
         if np.dtype(v.dtype).kind == "f"
         else np.ones((BLOCK, *v.shape), v.dtype)
-        for v in found
+        for v in recorded
     }
     return DrawBlock(chain, first, values, generator.bytes(STATE_BYTES))
 
 
-def table(found: dict[str, Any]) -> str:
+def table(results: dict[str, Any]) -> str:
     """All as text."""
-    raced, many = found["run"], found["commits"]
+    raced, many = results["run"], results["commits"]
     lines = [f"\n{CHAINS} chains of {raced['draws']} draws, {WORKLOAD.title}, "
              f"blocks of {raced['block']} draws (2 s)",
              f"{'':28}{'run':>8}   {'more than in memory':28}writing, of the run"]  # fmt: skip
@@ -170,16 +170,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6, help="runs on every store")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()
-    found = {"machine": machine(), "seconds": options.seconds, "rounds": options.rounds}
+    results = {"machine": machine(), "seconds": options.seconds, "rounds": options.rounds}
     with tempfile.TemporaryDirectory(dir=ROOT, prefix=".bench-") as folder:
-        found["commits"] = group_commits(Path(folder) / "many", 10)
-        found["run"] = race(Path(folder), options.seconds, options.rounds)
+        results["commits"] = group_commits(Path(folder) / "many", 10)
+        results["run"] = race(Path(folder), options.seconds, options.rounds)
     if options.json:
-        print(json.dumps(found))
+        print(json.dumps(results))
         return
-    print(heading(found["machine"]))
+    print(heading(results["machine"]))
     print(f"1 thread; {options.rounds} rounds; medians (quartiles)")
-    print(table(found))
+    print(table(results))
 
 
 if __name__ == "__main__":

@@ -122,15 +122,15 @@ class Network:
 
     def refresh(self, lr: float, times: int = 4) -> None:
         """Take the gradient's variance where chains go: far larger than at a minimum."""
-        found, along = [], []
+        variances, along = [], []
         for seed in range(times):
             self.energies(LMSGLD, False, lr, way=1.0, seed=10 + seed)
             each = self._gradients()
-            found.append([g.var(0) for g in each])
+            variances.append([g.var(0) for g in each])
             _, leading = self._leading()
             projected = sum((g * v).flatten(1).sum(1) for g, v in zip(each, leading, strict=True))
             along.append(self._share(lr) * float(torch.as_tensor(projected).var()))
-        self.variance = [torch.stack(each).mean(0) for each in zip(*found, strict=True)]
+        self.variance = [torch.stack(each).mean(0) for each in zip(*variances, strict=True)]
         self.along_leading = sum(along) / times
 
     def full_loss(self) -> float:
@@ -167,15 +167,15 @@ class Network:
         )
         rows = torch.Generator().manual_seed(1_000 + seed)
         relaxation = 2 / (lr * self.gamma)
-        every, found = max(1, round(relaxation / 10)), []
+        every, measured = max(1, round(relaxation / 10)), []
         for step in range(math.ceil((5 + way) * relaxation)):
             picked = torch.randint(self.n, (self.batch,), generator=rows)
             chain.zero_grad()
             self.loss(self.model, (self.data[0][picked], self.data[1][picked])).mean().backward()
             chain.step()
             if step > 5 * relaxation and step % every == 0:
-                found.append(self.nbeta * (self.full_loss() - self.init_loss))
-        return torch.tensor(found, dtype=torch.float64)
+                measured.append(self.nbeta * (self.full_loss() - self.init_loss))
+        return torch.tensor(measured, dtype=torch.float64)
 
     def _share(self, lr: float) -> float:
         """What a variance of the gradient is to be multiplied with to be a share of the noise."""
@@ -243,8 +243,8 @@ def markdown(cells: list[Cell]) -> str:
     rows = [["sampler", *(f"lr = {share} / kappa_max" for share in SHARES)]]
     rows.append(["---"] * len(rows[0]))
     for corrected, name in product((False, True), ("SGLD", "LMSGLD")):
-        found = [c for c in cells if (c.corrected, c.sampler) == (corrected, name)]
-        rows.append([name + corrected * ", corrected", *map(_entry, found)])
+        matching = [c for c in cells if (c.corrected, c.sampler) == (corrected, name)]
+        rows.append([name + corrected * ", corrected", *map(_entry, matching)])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
@@ -258,12 +258,12 @@ def main() -> None:
     parser.add_argument("--network", action="store_true", help="the demo's network as well")
     parser.add_argument("--only-network", action="store_true", help="that alone")
     parser.add_argument("--quick", action="store_true", help="a quarter of the draws")
-    given = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    if not given.only_network:
-        print(markdown(quadratic_cells(10 if given.quick else 40)) + "\n", flush=True)
-    if given.network or given.only_network:
-        cells = network_cells(100 if given.quick else 400, lambda text: print(text, flush=True))
+    if not options.only_network:
+        print(markdown(quadratic_cells(10 if options.quick else 40)) + "\n", flush=True)
+    if options.network or options.only_network:
+        cells = network_cells(100 if options.quick else 400, lambda text: print(text, flush=True))
         print(markdown(cells))
 
 

@@ -126,14 +126,14 @@ def uneven(steps: int) -> Iterator[dict[str, Any]]:
         run = {"thin": thin, "burn_in": 20, "draws": steps // thin, "batch_size": 8, "probe": 64}
         problem = Problem(label, Bowl(size), data, bowl, sampler, run)
         with mock.patch.object(hop, "TOLERATED", math.inf):
-            found = sample(problem, data_mode="hop", hop_every=visit)
+            hopped = sample(problem, data_mode="hop", hop_every=visit)
         plain = size / 2 * nbeta / (nbeta + gamma) / (1 - share / 4)
-        probe = found.posterior["probe_loss"].values.mean(axis=1) - found.facts["probe_init_loss"]
+        probe = hopped.posterior["probe_loss"].values.mean(axis=1) - hopped.facts["probe_init_loss"]
         onto = {
-            "own": np.array(found.llc("ignore").per_chain),
+            "own": np.array(hopped.llc("ignore").per_chain),
             "all": nbeta * probe,
         }
-        facts = found.facts
+        facts = hopped.facts
         predicted = {"own": facts["hop_bias"], "all": facts["hop_bias_on_all_data"]}
         yield {
             "shards": label, "lr_kappa": share, "hop_every": visit, "predicted": predicted,
@@ -143,9 +143,9 @@ def uneven(steps: int) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
 
 
-def dealt_table(found: list[dict[str, Any]]) -> list[str]:
+def dealt_table(results: list[dict[str, Any]]) -> list[str]:
     lines = list[str]()
-    for each in found:
+    for each in results:
         whole = each["replicate"]
         lines.append(f"\n{each['title']}: replicated {whole['mean']:.2f} +- {whole['se']:.2f}")
         lines.append("  shards  hop             z     pinned, uncorrected")
@@ -154,17 +154,17 @@ def dealt_table(found: list[dict[str, Any]]) -> list[str]:
                 f"{row[how]['mean']:6.2f} +- {row[how]['se']:.2f}" for how in ("hop", "pinned")
             )
             lines.append(f"  {row['shards']:6d}  {moving}  {row['z']:+5.1f}  {pinned}")
-    worst = max(abs(row["z"]) for each in found for row in each["rows"])
+    worst = max(abs(row["z"]) for each in results for row in each["rows"])
     met = "met" if worst < Z else "MISSED"
     return [*lines, f"goal: abs(z) below {Z:g}, largest {worst:.1f}: {met}"]
 
 
-def uneven_table(found: list[dict[str, Any]]) -> list[str]:
+def uneven_table(results: list[dict[str, Any]]) -> list[str]:
     lines = [
         "\nshards of other curvature, SGLD: bias of the LLC on all data, and as chains read it",
         "  curvatures             lr kappa  hop_every        all  predicted       read  predicted",
     ]
-    for row in found:
+    for row in results:
         cells = [f"{row['shards']:22s} {row['lr_kappa']:8g} {row['hop_every']:10d}"]
         for which in ("all", "own"):
             got, se = row["measured"][which], row["se"][which]
@@ -173,7 +173,7 @@ def uneven_table(found: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def draw(found: list[dict[str, Any]], path: Path) -> None:
+def draw(results: list[dict[str, Any]], path: Path) -> None:
     """Bias against hop_every: points measured, lines predicted."""
     from matplotlib.figure import Figure
 
@@ -181,7 +181,7 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
     panels = sheet.subplots(1, 2, sharey=True)
     for ax, share in zip(panels, (GENTLE, STEEP), strict=True):
         for number, label in enumerate(SPREADS):
-            rows = [r for r in found if (r["shards"], r["lr_kappa"]) == (label, share)]
+            rows = [r for r in results if (r["shards"], r["lr_kappa"]) == (label, share)]
             for which, style in (("all", "-"), ("own", ":")):
                 visits = [r["hop_every"] for r in rows]
                 law = [100 * r["predicted"][which] for r in rows]
@@ -202,22 +202,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench hop", description=__doc__)
     parser.add_argument("--steps", type=int, default=4_000, help="of a chain, on uneven shards")
     parser.add_argument("--only", choices=("dealt", "uneven"), help="one of the two tables")
-    parser.add_argument("--figure", action="store_true", help=f"draw {FIGURE.name} anew")
+    parser.add_argument("--figure", action="store_true", help=f"draw {FIGURE.name} again")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found: dict[str, Any] = {"machine": machine()}
+    results: dict[str, Any] = {"machine": machine()}
     if options.only != "uneven":
-        found["dealt"] = [dealt(regular()), dealt(singular())]
+        results["dealt"] = [dealt(regular()), dealt(singular())]
     if options.only != "dealt":
-        found["uneven"] = list(uneven(options.steps))
+        results["uneven"] = list(uneven(options.steps))
     if options.figure:
-        draw(found["uneven"], FIGURE)
+        draw(results["uneven"], FIGURE)
     if options.json:
-        print(json.dumps(found))
+        print(json.dumps(results))
         return
     for name, lines in (("dealt", dealt_table), ("uneven", uneven_table)):
-        print("\n".join(lines(found[name]) if name in found else []))
+        print("\n".join(lines(results[name]) if name in results else []))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ QUARTILES = [0.25, 0.5, 0.75]
 
 def turns(workload: str, pythons: dict[str, str], seconds: float, rounds: int) -> dict[str, Any]:
     """What every contestant answers in each round."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in pythons}
+    said: dict[str, list[dict[str, float]]] = {name: [] for name in pythons}
     with contextlib.ExitStack() as stack:
         workers = {}
         for name, python in pythons.items():
@@ -51,25 +51,25 @@ def turns(workload: str, pythons: dict[str, str], seconds: float, rounds: int) -
             stack.callback(workers[name].close)
         for turn in range(rounds):
             for name in rotated([*workers], turn):
-                found[name].append(workers[name].go(seconds))
+                said[name].append(workers[name].go(seconds))
             log(f"{workload}: {', '.join(pythons)}: round {turn + 1} of {rounds}")
-        return {"parameters": workers[next(iter(workers))].hello["parameters"], "rounds": found}
+        return {"parameters": workers[next(iter(workers))].hello["parameters"], "rounds": said}
 
 
 def speeds(answers: list[dict[str, float]]) -> list[float]:
     return [each.get("steps_per_second") or each["steps"] / each["seconds"] for each in answers]
 
 
-def compared(found: dict[str, list[dict[str, float]]], to: str) -> dict[str, Any]:
+def compared(answers: dict[str, list[dict[str, float]]], to: str) -> dict[str, Any]:
     """Speed of each, and the quartiles of its ratio to one of them."""
     return {
         name: {
-            "steps_per_second": float(np.median(speeds(answers))),
+            "steps_per_second": float(np.median(speeds(own))),
             "ratio": np.quantile(
-                np.divide(speeds(answers), speeds(found[to])), QUARTILES
-            ).tolist() if to in found else None,
+                np.divide(speeds(own), speeds(answers[to])), QUARTILES
+            ).tolist() if to in answers else None,
         }
-        for name, answers in found.items()
+        for name, own in answers.items()
     }  # fmt: skip
 
 
@@ -95,11 +95,11 @@ def raced(workload: str, peer: str | None, options: argparse.Namespace) -> dict[
 
 def first_draw(rounds: int) -> dict[str, Any]:
     """Seconds from the call to the first draw, and to what comes before it."""
-    found = turns("mlp", {"first": sys.executable}, 0.0, rounds)["rounds"]["first"]
+    answers = turns("mlp", {"first": sys.executable}, 0.0, rounds)["rounds"]["first"]
     return {
-        name: np.quantile([each[name] for each in found if name in each], QUARTILES).tolist()
+        name: np.quantile([each[name] for each in answers if name in each], QUARTILES).tolist()
         for name in PHASES
-        if any(name in each for each in found)
+        if any(name in each for each in answers)
     }
 
 
@@ -116,27 +116,27 @@ def table(result: dict[str, Any], missing: str, goal: float) -> str:
             else f"{title:37}  NOT MEASURED: {missing}"
         )  # fmt: skip
     ours = [result["whole"][name]["ratio"] for name in ("packed", "unpacked")]
-    verdict = "not measured" if None in ours else told(max(r[1] for r in ours) >= goal)
+    verdict = "not measured" if None in ours else met_or_missed(max(r[1] for r in ours) >= goal)
     lines.append(f"goal: the better of ours at least {goal:g} x devinterp's: {verdict}")
     lines.append(f"{'2 chains, their pace':37}{'steps/s':>8}  2 actors are of it")
     for name, title in PACE.items():
         line = f"{title:37}{result['pace'][name]:8.0f}"
         lines.append(line + f"  {quartiles(result['two_over'].get(name))}" * (name != "two"))
     for name, least in GOALS_OF_TWO.items():
-        met = told(result["two_over"][name][1] >= least)
+        met = met_or_missed(result["two_over"][name][1] >= least)
         lines.append(f"goal: 2 actors at least {least:g} x {PACE[name]}: {met}")
     return "\n".join(lines)
 
 
-def told(met: bool) -> str:
+def met_or_missed(met: bool) -> str:
     return "met" if met else "MISSED"
 
 
-def first_table(found: dict[str, Any]) -> str:
+def first_table(phases: dict[str, Any]) -> str:
     """The way to the first draw as text."""
     lines = ["\nMLP, 2 chains on 2 actors of a local Ray that runs: seconds from the call"]
-    lines += [f"  {PHASES[name]:22}{quartiles(row)}" for name, row in found.items()]
-    met = told(found["seconds"][1] <= FIRST_DRAW)
+    lines += [f"  {PHASES[name]:22}{quartiles(row)}" for name, row in phases.items()]
+    met = met_or_missed(phases["seconds"][1] <= FIRST_DRAW)
     return "\n".join([*lines, f"goal: first draw within {FIRST_DRAW:g} s: {met}"])
 
 
@@ -155,22 +155,22 @@ def main() -> None:
             peer = peer_python()
         except (subprocess.CalledProcessError, OSError) as error:
             missing = f"{PEER} could not be installed: {error}"
-    found = {"machine": machine(), "seconds": options.seconds, "rounds": options.rounds}
-    found["missing"] = None if peer else missing
-    found["first_draw"] = first_draw(max(3, options.rounds))
-    found["workloads"] = {}
+    results = {"machine": machine(), "seconds": options.seconds, "rounds": options.rounds}
+    results["missing"] = None if peer else missing
+    results["first_draw"] = first_draw(max(3, options.rounds))
+    results["workloads"] = {}
     for name in options.workloads:
-        found["workloads"][name] = raced(name, peer, options)
-        log(table(found["workloads"][name], missing, GOALS[name]))  # as soon as it is known
+        results["workloads"][name] = raced(name, peer, options)
+        log(table(results["workloads"][name], missing, GOALS[name]))  # as soon as it is known
     if options.json:
-        print(json.dumps(found))
+        print(json.dumps(results))
         return
-    print(heading(found["machine"]))
+    print(heading(results["machine"]))
     print(f"1 thread a process; {options.rounds} rounds: whole runs of {options.seconds:g} s, "
           f"paces of {options.pace:g} s; medians (quartiles)")  # fmt: skip
-    for name, result in found["workloads"].items():
+    for name, result in results["workloads"].items():
         print(table(result, missing, GOALS[name]))
-    print(first_table(found["first_draw"]))
+    print(first_table(results["first_draw"]))
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def paced(workload: Workload, actors: int) -> Callable[[float], Answer]:
                 reports = seen[chain.chain]
                 if chain.draws and (not reports or reports[-1][1] != chain.draws):
                     reports.append((time.perf_counter(), chain.draws))
-            if all(len(found := late(r)) >= REPORTS and found[-1][0] - r[0][0] >= seconds
+            if all(len(kept := late(r)) >= REPORTS and kept[-1][0] - r[0][0] >= seconds
                    for r in seen.values()):  # fmt: skip
                 running.stop()
         running.wait()
@@ -180,20 +180,20 @@ def first(workload: Workload) -> Callable[[float], Answer]:
     join_ray()
 
     def go(seconds: float) -> Answer:
-        config, found = settings(workload, CORES, 10**7), dict[str, float]()
+        config, phases = settings(workload, CORES, 10**7), dict[str, float]()
         began = time.perf_counter()
         running = ds.start(workload.model(), workload.rows(), workload.loss, config)
-        found["checked"] = time.perf_counter() - began
-        while "seconds" not in found and not running.done:
+        phases["checked"] = time.perf_counter() - began
+        while "seconds" not in phases and not running.done:
             time.sleep(POLL)
             if (progress := running.progress) is not None:
                 now = time.perf_counter() - began
-                found.setdefault(progress.phase, now)
+                phases.setdefault(progress.phase, now)
                 if any(chain.draws for chain in progress.chains):
-                    found["seconds"] = now
+                    phases["seconds"] = now
         running.stop()
         running.wait()
-        return found
+        return phases
 
     return go
 

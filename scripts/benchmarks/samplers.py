@@ -240,10 +240,10 @@ def step_alone(title: str, shapes: list[tuple[int, ...]], prior: str, rounds: in
     source = torch.Generator().manual_seed(0)
 
     def params() -> list[nn.Parameter]:
-        found = [nn.Parameter(torch.randn(s, generator=source)) for s in shapes]
-        for p in found:
+        made = [nn.Parameter(torch.randn(s, generator=source)) for s in shapes]
+        for p in made:
             p.grad = torch.randn(p.shape, generator=source)
-        return found
+        return made
 
     options = {"lr": 1e-9, "nbeta": 10.0, prior: 1.0}
     flat = torch.empty(sum(math.prod(s) for s in shapes))
@@ -308,8 +308,8 @@ def memory_child() -> None:
 def memory_of_a_large_model() -> dict[str, float]:
     """As memory_child, in a process of its own."""
     command = [sys.executable, "-m", "scripts.benchmarks.samplers", "--memory-child"]
-    found: dict[str, float] = json.loads(subprocess.check_output(command, text=True))
-    return found
+    megabytes: dict[str, float] = json.loads(subprocess.check_output(command, text=True))
+    return megabytes
 
 
 # Tables
@@ -320,11 +320,11 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def print_tables(found: dict[str, Any]) -> None:
+def print_tables(results: dict[str, Any]) -> None:
     """All tables, as they stand in the README."""
     rows = [
         [r.sampler, r.law, f"{r.z:+.1f}", r.control, f"{r.control_z:+.0f}",
-         f"{r.microseconds:.0f}", f"{r.memory:.2g}"] for r in found["samplers"]
+         f"{r.microseconds:.0f}", f"{r.memory:.2g}"] for r in results["samplers"]
     ]  # fmt: skip
     head = ["sampler", "law tested", "z", "negative control", "its z", "µs a step", "state"]
     print(markdown(head, rows))
@@ -334,17 +334,17 @@ def print_tables(found: dict[str, Any]) -> None:
     )
     rows = [
         [s.model, f"{s.sgd:.0f}", f"{s.silent:.0f}", f"{s.silent_ratio:.2f}",
-         f"{s.noisy:.0f}", f"{s.fill:.0f}", f"{s.excess:.2f}"] for s in found["step_alone"]
+         f"{s.noisy:.0f}", f"{s.fill:.0f}", f"{s.excess:.2f}"] for s in results["step_alone"]
     ]  # fmt: skip
     head = ["step() alone, µs", "SGD", "SGLD, no noise drawn", "ratio (goal 1.3)", "SGLD",
             "normal_", "SGLD / (no noise + 1.1 normal_) (goal 1)"]  # fmt: skip
     print(markdown(head, rows))
-    size, extra = found["large_model"]["parameters"], found["large_model"]["extra"]
+    size, extra = results["large_model"]["parameters"], results["large_model"]["extra"]
     print(
         f"\nSGLD on {size / 4:.0f} million parameters ({size:.0f} MB) takes {extra:.0f} MB beyond "
         f"parameters and gradients: {extra - size:+.0f} MB and a copy, w* (goal +64)\n"
     )
-    print(heat.markdown(found["heat"]))
+    print(heat.markdown(results["heat"]))
 
 
 def measure(quick: bool) -> dict[str, Any]:
@@ -374,17 +374,17 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--quick", action="store_true", help="a fifth of the rounds")
     parser.add_argument("--memory-child", action="store_true", help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    if given.memory_child:
+    if options.memory_child:
         memory_child()
         return
-    found = measure(given.quick)
-    if given.json:
-        found["heat"] = [cell._asdict() for cell in found["heat"]]
-        print(json.dumps(found, default=asdict))
+    results = measure(options.quick)
+    if options.json:
+        results["heat"] = [cell._asdict() for cell in results["heat"]]
+        print(json.dumps(results, default=asdict))
     else:
-        print_tables(found)
+        print_tables(results)
 
 
 if __name__ == "__main__":

@@ -40,31 +40,31 @@ def measure(name: str, *numbers: int | str) -> dict[str, Any]:
         [*command, *map(str, numbers)], check=True, stdout=subprocess.PIPE, text=True,
         env=environment,
     )  # fmt: skip
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     log(f"scale: {name} {numbers}: {done.stdout.splitlines()[-1]}")
-    return found
+    return measured
 
 
 def growth(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """A row for every size of every axis."""
-    found: dict[str, list[dict[str, Any]]] = {"chains": [], "draws": [], "parameters": []}
+    rows: dict[str, list[dict[str, Any]]] = {"chains": [], "draws": [], "parameters": []}
     for chains in options.chains:
         draws = max(20, options.steps // chains)
-        found["chains"].append({"size": chains, **measure("sampled", chains, draws, PACK)})
+        rows["chains"].append({"size": chains, **measure("sampled", chains, draws, PACK)})
         with tempfile.TemporaryDirectory(dir=ROOT, prefix=".bench-") as folder:
-            found["chains"][-1]["commit"] = measure("committed", chains, 3_000, f"{folder}/x")[
+            rows["chains"][-1]["commit"] = measure("committed", chains, 3_000, f"{folder}/x")[
                 "commit"
             ]
     for draws in options.draws:
-        found["draws"].append({"size": draws, **measure("sampled", 2, draws, 2)})
+        rows["draws"].append({"size": draws, **measure("sampled", 2, draws, 2)})
         with tempfile.TemporaryDirectory(dir=ROOT, prefix=".bench-") as folder:
             row = measure("committed", 4, draws, f"{folder}/x")
-            found["draws"][-1]["commit"] = row["commit"]
+            rows["draws"][-1]["commit"] = row["commit"]
     for wanted in options.parameters:
         steps = int(min(2_000, max(20, 4e7 / wanted)))
         row = measure("parameters", width_of(wanted), steps)
-        found["parameters"].append({"size": row["parameters"], **row})
-    return found
+        rows["parameters"].append({"size": row["parameters"], **row})
+    return rows
 
 
 def width_of(parameters: int) -> int:
@@ -86,13 +86,13 @@ def thousand(options: argparse.Namespace) -> dict[str, Any]:
 
     As long, because a chain looks at its curvature early rather than late.
     """
-    draws, found = options.goal_draws, list[tuple[dict[str, Any], dict[str, Any]]]()
+    draws, pairs = options.goal_draws, list[tuple[dict[str, Any], dict[str, Any]]]()
     for _ in range(options.rounds):
         few = measure("sampled", FEW, draws, PACK, FEW_RUNS)
-        found.append((few, measure("sampled", MANY, draws, PACK)))
-    costs = [b["microseconds_per_step"] / a["microseconds_per_step"] for a, b in found]
+        pairs.append((few, measure("sampled", MANY, draws, PACK)))
+    costs = [b["microseconds_per_step"] / a["microseconds_per_step"] for a, b in pairs]
     driver = measure("driven", MANY, options.driver_draws or draws, PACK)
-    return {"draws": draws, "few": found[-1][0], "many": found[-1][1], "driver": driver,
+    return {"draws": draws, "few": pairs[-1][0], "many": pairs[-1][1], "driver": driver,
             "cost": np.quantile(costs, [0.25, 0.5, 0.75]).tolist()}  # fmt: skip
 
 
@@ -100,15 +100,15 @@ def diagnosis(draws: int, rounds: int) -> dict[str, Any]:
     """The verdict on 1,000 chains, read from a store."""
     with tempfile.TemporaryDirectory(dir=ROOT, prefix=".bench-") as folder:
         measure("written", MANY, draws, f"{folder}/run")
-        found = [measure("diagnosed", f"{folder}/run") for _ in range(rounds)]
-    seconds = np.quantile([each["seconds"] for each in found], [0.25, 0.5, 0.75]).tolist()
-    return {**found[-1], "draws": draws, "seconds": seconds}
+        measured = [measure("diagnosed", f"{folder}/run") for _ in range(rounds)]
+    seconds = np.quantile([each["seconds"] for each in measured], [0.25, 0.5, 0.75]).tolist()
+    return {**measured[-1], "draws": draws, "seconds": seconds}
 
 
-def table(found: dict[str, Any]) -> str:
+def table(results: dict[str, Any]) -> str:
     """All as text."""
     lines = list[str]()
-    for axis, rows in found["growth"].items():
+    for axis, rows in results["growth"].items():
         columns = [name for name in COLUMNS if any(name in row for row in rows)]
         lines.append(f"\n{axis:>12}" + "".join(f"{COLUMNS[name]:>17}" for name in columns))
         for row in rows:
@@ -116,7 +116,7 @@ def table(found: dict[str, Any]) -> str:
             lines.append(f"{row['size']:12,}{''.join(cells)}")
         powers = [f"{exponent(rows, name):17.2f}" for name in columns]
         lines.append(f"{'~ size^':>12}{''.join(powers)}")
-    many, verdicts = found.get("thousand"), list[str]()
+    many, verdicts = results.get("thousand"), list[str]()
     if many:
         low, cost, high = many["cost"]
         peak, step = many["driver"]["peak_mb"], many["many"]["microseconds_per_step"]
@@ -126,7 +126,7 @@ def table(found: dict[str, Any]) -> str:
                      f"the driver of two actors {peak:.0f} MB")  # fmt: skip
         verdicts += [_goal("cost of a chain-step within 15 %", cost <= GOALS["cost"]),
                      _goal("driver under 600 MB", peak <= GOALS["driver_mb"])]  # fmt: skip
-    if read := found.get("diagnosis"):
+    if read := results.get("diagnosis"):
         low, median, high = read["seconds"]
         lines.append(f"\ndiagnosis of {MANY:,} chains x {read['draws']:,} draws: {median:.1f} s "
                      f"({low:.1f}-{high:.1f}), {read['peak_mb']:.0f} MB at most; one draw in "
@@ -140,7 +140,7 @@ def _goal(text: str, met: bool) -> str:
     return f"goal: {text}: {'met' if met else 'MISSED'}"
 
 
-def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
+def draw(by_axis: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """The growth as a figure: cost and memory over each axis, and what linear would be."""
     import matplotlib
 
@@ -148,7 +148,7 @@ def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(2, 3, figsize=(10, 5.5), sharex="col")
-    for column, (axis, rows) in enumerate(found.items()):
+    for column, (axis, rows) in enumerate(by_axis.items()):
         sizes = np.array([row["size"] for row in rows], float)
         whole = [row["microseconds_per_step"] * (row.get("steps") or 1e6) / 1e6 for row in rows]
         if axis == "parameters":
@@ -188,18 +188,18 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, default=None, help=f"as {FIGURE.name}")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()
-    found: dict[str, Any] = {"machine": machine(), "growth": growth(options)}
+    results: dict[str, Any] = {"machine": machine(), "growth": growth(options)}
     if options.goal_draws:
-        found["thousand"] = thousand(options)
+        results["thousand"] = thousand(options)
     if options.diagnosed:
-        found["diagnosis"] = diagnosis(options.diagnosed, options.rounds)
+        results["diagnosis"] = diagnosis(options.diagnosed, options.rounds)
     if options.figure:
-        draw(found["growth"], options.figure)
+        draw(results["growth"], options.figure)
     if options.json:
-        print(json.dumps(found))
+        print(json.dumps(results))
         return
-    print(heading(found["machine"]))
-    print(table(found))
+    print(heading(results["machine"]))
+    print(table(results))
 
 
 if __name__ == "__main__":

@@ -95,11 +95,11 @@ def energy(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
 
 def committed(chains: int, draws: int) -> dict[str, float]:
     """Commits of a block of every chain until all draws are there; the last ones' seconds."""
-    trace, found = empty(Path(sys.argv[-1]), chains, draws)
+    trace, recorded = empty(Path(sys.argv[-1]), chains, draws)
     generator, seconds = np.random.default_rng(SEED), list[float]()
     for first in range(0, draws, BLOCK):
         size = min(BLOCK, draws - first)
-        blocks = [block(chain, first, size, found, generator) for chain in range(chains)]
+        blocks = [block(chain, first, size, recorded, generator) for chain in range(chains)]
         began = time.perf_counter()
         trace.commit(blocks)
         seconds.append(time.perf_counter() - began)
@@ -135,30 +135,38 @@ def settings(chains: int, draws: int, thin: int, pack: int = 1) -> ds.RunConfig:
 def empty(store: Path, chains: int, draws: int) -> tuple[Trace, tuple[Variable, ...]]:
     """A run directory without draws, and what a draw of it holds."""
     spec = prepare(LINEAR.model(), LINEAR.rows(), LINEAR.loss, settings(chains, draws, thin=1))
-    found = variables(spec)
+    recorded = variables(spec)
     manifest = Manifest(
-        config=spec.config, fingerprint={}, variables=found, versions={}, n_committed=(0,) * chains
+        config=spec.config,
+        fingerprint={},
+        variables=recorded,
+        versions={},
+        n_committed=(0,) * chains,
     )
-    return Trace.create(Files(store), manifest), found
+    return Trace.create(Files(store), manifest), recorded
 
 
 def block(
-    chain: int, first: int, size: int, found: tuple[Variable, ...], generator: np.random.Generator
+    chain: int,
+    first: int,
+    size: int,
+    recorded: tuple[Variable, ...],
+    generator: np.random.Generator,
 ) -> DrawBlock:
     """Made-up draws: noise, as large as it may be."""
     values = {
         v.name: generator.standard_normal((size, *v.shape)).astype(v.dtype)
         if np.dtype(v.dtype).kind == "f"
         else np.ones((size, *v.shape), v.dtype)
-        for v in found
+        for v in recorded
     }
     return DrawBlock(chain, first, values, generator.bytes(STATE_BYTES))
 
 
-def held(name: str) -> float:
+def memory(name: str) -> float:
     """MB of memory of this process: VmRSS now, VmHWM at most."""
-    found = re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())
-    return int(found[1]) / 1024 if found else float("nan")
+    line = re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())
+    return int(line[1]) / 1024 if line else float("nan")
 
 
 MEASURES: dict[str, Callable[..., dict[str, float]]] = {
@@ -175,11 +183,11 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     arviz_bridge.load()
-    before = held("VmRSS")
+    before = memory("VmRSS")
     numbers = [int(text) for text in sys.argv[2:] if text.isdecimal()]
-    found: dict[str, Any] = MEASURES[sys.argv[1]](*numbers)
-    peak = held("VmHWM")
-    print(json.dumps({**found, "peak_mb": peak, "above_mb": max(0.0, peak - before)}))
+    measured: dict[str, Any] = MEASURES[sys.argv[1]](*numbers)
+    peak = memory("VmHWM")
+    print(json.dumps({**measured, "peak_mb": peak, "above_mb": max(0.0, peak - before)}))
 
 
 if __name__ == "__main__":

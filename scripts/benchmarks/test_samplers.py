@@ -55,6 +55,6 @@ def test_ratios_are_taken_within_a_round() -> None:
 
 @pytest.mark.slow
 def test_sgld_on_50_million_parameters_takes_one_copy_and_64_megabytes() -> None:
-    found = samplers.memory_of_a_large_model()
-    assert found["parameters"] > 200
-    assert found["parameters"] * 0.99 < found["extra"] < found["parameters"] + 64
+    megabytes = samplers.memory_of_a_large_model()
+    assert megabytes["parameters"] > 200
+    assert megabytes["parameters"] * 0.99 < megabytes["extra"] < megabytes["parameters"] + 64

@@ -39,9 +39,9 @@ class Bar(NamedTuple):
     nan: int = 0
 
 
-def summary(found: dict[str, Rows]) -> tuple[str, bool]:
+def summary(made: dict[str, Rows]) -> tuple[str, bool]:
     """The table in markdown, and whether every bar is met."""
-    lines = [line for bar in BARS for line in JUDGES[bar](found.get(bar, []))]
+    lines = [line for bar in BARS for line in JUDGES[bar](made.get(bar, []))]
     cells = [["case", "bar", "reached", "", "runs", "gradients", "NaN runs"]]
     cells.append(["---"] * len(cells[0]))
     words = {True: "met", False: "**missed**", None: ""}
@@ -49,8 +49,8 @@ def summary(found: dict[str, Rows]) -> tuple[str, bool]:
         counts = [f"{line.runs:,}", f"{line.gradients:,}", str(line.nan)]
         cells.append([line.case, line.bar, line.reached, words[line.met], *counts])
     text = "\n".join("| " + " | ".join(row) + " |" for row in cells)
-    notes = [*_steps_taken(found), *_strata(found)]
-    met = all(line.met is not False for line in lines) and all(found.get(bar) for bar in BARS)
+    notes = [*_steps_taken(made), *_strata(made)]
+    met = all(line.met is not False for line in lines) and all(made.get(bar) for bar in BARS)
     return "\n\n".join([text, *notes]), met
 
 
@@ -205,18 +205,18 @@ def _pools(rows: Rows) -> Iterator[Bar]:
     yield _line("RayPool, an actor killed", "same numbers", rows, judged)
 
 
-def _steps_taken(found: dict[str, Rows]) -> Iterator[str]:
+def _steps_taken(made: dict[str, Rows]) -> Iterator[str]:
     """The steps that each net took until it converged."""
     for bar in ("nets 1K", "nets 10K"):
-        rows = [row for row in found.get(bar, []) if row["how"] == "auto"]
+        rows = [row for row in made.get(bar, []) if row["how"] == "auto"]
         if rows:
             yield f'Steps a chain of {bar}, draws="auto": ' + ", ".join(map(_taken, rows))
 
 
-def _strata(found: dict[str, Rows]) -> Iterator[str]:
+def _strata(made: dict[str, Rows]) -> Iterator[str]:
     """Which nets are off, and what a chain would find there that had not left w*."""
     for bar in ("nets 1K", "nets 10K"):
-        rows = [row for row in found.get(bar, []) if row["how"] == "calibrated"]
+        rows = [row for row in made.get(bar, []) if row["how"] == "calibrated"]
         off = [row for row in rows if not _near(row, 0.05)]
         if off:
             yield (
@@ -271,10 +271,10 @@ def _percent(row: dict[str, Any]) -> str:
 
 def groups(rows: Rows, *keys: str) -> list[tuple[str, Rows]]:
     """The rows by what they share, in their order."""
-    found: dict[str, Rows] = {}
+    cells: dict[str, Rows] = {}
     for row in rows:
-        found.setdefault(" ".join(f"{row[key]}" for key in keys), []).append(row)
-    return list(found.items())
+        cells.setdefault(" ".join(f"{row[key]}" for key in keys), []).append(row)
+    return list(cells.items())
 
 
 def share(hits: Iterable[bool]) -> str:

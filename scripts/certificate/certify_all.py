@@ -30,9 +30,9 @@ def chosen(part: str, only: str | None) -> list[Job]:
     index, count = (int(number) for number in part.split("/"))
     if not 1 <= index <= count:
         raise SystemExit(f"--part must be i/k with i from 1 to k, got {part}")
-    found = [job for job in jobs() if only in (None, job.bar)]
-    found.sort(key=lambda job: -job.cost)  # the long ones first: the last to end is a short one
-    return found[index - 1 :: count]
+    todo = [job for job in jobs() if only in (None, job.bar)]
+    todo.sort(key=lambda job: -job.cost)  # the long ones first: the last to end is a short one
+    return todo[index - 1 :: count]
 
 
 def perform(job: Job, out: Path, truths: Truths) -> None:
@@ -42,21 +42,21 @@ def perform(job: Job, out: Path, truths: Truths) -> None:
     write(path_of(out, job), {"rows": rows, "seconds": time.monotonic() - began})
 
 
-def write(path: Path, found: object) -> None:
+def write(path: Path, content: object) -> None:
     """A JSON file that is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(f".{os.getpid()}")
-    new.write_text(json.dumps(found, indent=1, allow_nan=False))
+    new.write_text(json.dumps(content, indent=1, allow_nan=False))
     new.replace(path)
 
 
 def read(out: Path) -> dict[str, list[dict[str, object]]]:
     """Bar -> the rows that are there."""
-    found: dict[str, list[dict[str, object]]] = {}
+    by_bar: dict[str, list[dict[str, object]]] = {}
     for bar in BARS:
         files = sorted((out / bar).glob("*.json"))
-        found[bar] = [row for file in files for row in json.loads(file.read_text())["rows"]]
-    return found
+        by_bar[bar] = [row for file in files for row in json.loads(file.read_text())["rows"]]
+    return by_bar
 
 
 @contextmanager
@@ -118,23 +118,23 @@ def main() -> int:
     parser.add_argument("--only", choices=BARS, help="one bar's jobs")
     parser.add_argument(
         "--jobs", type=int, default=len(os.sched_getaffinity(0)),
-        help="how many are run at a time, each on one core (all cores unless given)",
+        help="how many are run at a time, each on one core (all cores unless options)",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, default=OUT, help="the folder of results")
     parser.add_argument("--list", action="store_true", help="the jobs and their estimated seconds")
     parser.add_argument("--summary", action="store_true", help="print what is there, run nothing")
-    given = parser.parse_args()
-    todo = chosen(given.part, given.only)
-    if given.list:
+    options = parser.parse_args()
+    todo = chosen(options.part, options.only)
+    if options.list:
         for job in todo:
             print(f"{job.cost:6.0f}  {job.bar} {job.name}")
         print(f"{sum(job.cost for job in todo):6.0f}  seconds in all, one core")
         return 0
-    if not given.summary:
+    if not options.summary:
         torch.set_num_threads(1)
         warnings.simplefilter("ignore")  # each run's verdict is in its row
-        run_with(given.jobs - 1, todo, given.out)
-    text, met = summary(read(given.out))
+        run_with(options.jobs - 1, todo, options.out)
+    text, met = summary(read(options.out))
     print(text)
     return 0 if met else 1
 

@@ -93,12 +93,12 @@ def slug(name: str) -> str:
 
 def rows_of(cases: list[Case], truths: Truths, **tags: Any) -> Rows:
     """What comes of some cases."""
-    found = []
+    rows = []
     for case in cases:
         known = replace(case, target=truths.of(case.target))
         made = certify.row(known)
-        found.append({**made.as_dict(), "covered": made.covered, **tags})
-    return found
+        rows.append({**made.as_dict(), "covered": made.covered, **tags})
+    return rows
 
 
 def quadratics() -> Iterator[Job]:
@@ -303,14 +303,14 @@ def calibrated(
 ) -> tuple[ds.RunConfig, int, str]:
     """What calibration proposes at the target's nbeta and gamma; its pilots' steps; its sampler."""
     sampler = ds.SamplerConfig(nbeta=target.nbeta, localization=target.localization)
-    given = ds.RunConfig(
+    asked = ds.RunConfig(
         sampler=sampler, chains=CHAINS, pack=CHAINS, batch_size=batch_size, seed=seed, device="cpu",
         thin=THIN, burn_in=STEPS * 8 // 10 // THIN, draws=STEPS * 2 // 10 // THIN,
     )  # fmt: skip
-    found = ds.calibrate(
-        target.model, target.data, target.loss, given, pool=ds.SerialPool(), bias=bias
+    proposal = ds.calibrate(
+        target.model, target.data, target.loss, asked, pool=ds.SerialPool(), bias=bias
     )
-    return found.config, found.pilot_steps, str(found.config.sampler)
+    return proposal.config, proposal.pilot_steps, str(proposal.config.sampler)
 
 
 def until_converged(config: ds.RunConfig) -> ds.RunConfig:

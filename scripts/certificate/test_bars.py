@@ -63,8 +63,8 @@ WORSE = {
 
 @pytest.mark.parametrize("bar", BETTER)
 def test_a_bar_that_is_reached_is_met(bar: str) -> None:
-    found = {name: rows() for name, rows in BETTER.items()}
-    lines = list(bars.JUDGES[bar](found[bar]))
+    results = {name: rows() for name, rows in BETTER.items()}
+    lines = list(bars.JUDGES[bar](results[bar]))
     assert any(line.met for line in lines)
     assert not [line for line in lines if line.met is False], lines
     assert all(line.reached for line in lines)
@@ -79,16 +79,16 @@ def test_a_bar_that_is_not_reached_is_missed(bar: str, number: int) -> None:
 
 
 def test_the_summary_is_markdown_and_met_only_if_all_is_there() -> None:
-    found = {name: rows() for name, rows in BETTER.items()}
-    text, met = bars.summary(found)
+    results = {name: rows() for name, rows in BETTER.items()}
+    text, met = bars.summary(results)
     assert met, text
     table = text.split("\n\n")[0].splitlines()
     assert len({line.count("|") for line in table}) == 1
     assert "met" in table[2]
-    text, met = bars.summary({**found, "pools": []})
+    text, met = bars.summary({**results, "pools": []})
     assert not met
     assert "not run" in text
-    assert not bars.summary({**found, "pools": WORSE["pools"][0]})[1]
+    assert not bars.summary({**results, "pools": WORSE["pools"][0]})[1]
 
 
 def test_a_net_that_is_off_is_named_with_what_a_chain_finds_near_its_start() -> None:

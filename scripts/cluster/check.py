@@ -47,10 +47,10 @@ Config = dict[str, Any]
 
 def check(folder: Path) -> list[str]:
     """All mistakes in a folder of cluster files; a file of another shape is not read further."""
-    found: list[str] = []
+    mistakes: list[str] = []
     for rules in ((files_can_be_read,), SHAPES, RULES):
-        found = found or [mistake for rule in rules for mistake in rule(folder)]
-    return found
+        mistakes = mistakes or [mistake for rule in rules for mistake in rule(folder)]
+    return mistakes
 
 
 def files_can_be_read(folder: Path) -> Mistakes:
@@ -190,9 +190,9 @@ def versions_are_pinned(folder: Path) -> Mistakes:
     direct = {re.split(r"[><=]", line)[0] for line in project["dependencies"]}
     for name in FILES:
         for _, _, *words in commands(folder / name, ("pip",), "install"):
-            given = dict(word.split("==") for word in words if "==" in word)
-            given = {package.split("[")[0]: version for package, version in given.items()}
-            for package, version in given.items():
+            pinned = dict(word.split("==") for word in words if "==" in word)
+            pinned = {package.split("[")[0]: version for package, version in pinned.items()}
+            for package, version in pinned.items():
                 if version != pins.get(package, version):
                     yield f"{name}: {package} must be {pins[package]}, got {version}"
             for word in words:
@@ -201,7 +201,7 @@ def versions_are_pinned(folder: Path) -> Mistakes:
             wheels = [Path(word).name for word in words if word.endswith(".whl")]
             if any(found != wheel for found in wheels):
                 yield f"{name}: must install {wheel}, got {wheels}"
-            missing = direct - given.keys()
+            missing = direct - pinned.keys()
             if wheels and missing and not any(word.endswith("constraints.txt") for word in words):
                 yield f"{name}: installs without a version: {sorted(missing)}"
 
@@ -223,9 +223,9 @@ def images_are_pinned(folder: Path) -> Mistakes:
         if not image.endswith(wanted):
             yield f"{name}: the image must be {wanted}, got {image}"
     for document in _documents(folder / RAYJOB):
-        found = document.get("spec", {}).get("rayClusterSpec", {}).get("rayVersion", ray)
-        if found != ray:
-            yield f"{RAYJOB}: rayVersion must be {ray}, got {found}"
+        stated = document.get("spec", {}).get("rayClusterSpec", {}).get("rayVersion", ray)
+        if stated != ray:
+            yield f"{RAYJOB}: rayVersion must be {ray}, got {stated}"
 
 
 def nothing_is_exposed(folder: Path) -> Mistakes:
@@ -313,10 +313,10 @@ def _pins() -> dict[str, str]:
 
 def main() -> int:
     """Prints the mistakes; the exit code."""
-    found = check(ROOT / "cluster")
-    for mistake in found:
+    mistakes = check(ROOT / "cluster")
+    for mistake in mistakes:
         print(mistake, file=sys.stderr)
-    return 1 if found else 0
+    return 1 if mistakes else 0
 
 
 if __name__ == "__main__":

@@ -94,8 +94,8 @@ def _parse(group: click.Group, words: list[str]) -> None:
             raise ValueError("no -- before the command")
         rest = rest[: rest.index("--")]
         own, context = group.commands[name], click.Context(group)
-        given = own.make_context(name, [*rest, "--", "true"], parent=context).params
-        name, rest = "start", [word for word in given["ray_args_and_entrypoint"] if word != "true"]
+        known = own.make_context(name, [*rest, "--", "true"], parent=context).params
+        name, rest = "start", [word for word in known["ray_args_and_entrypoint"] if word != "true"]
     command = group.get_command(click.Context(group), name)
     if command is None:
         raise ValueError(f"no such command: {name}")

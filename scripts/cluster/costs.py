@@ -42,7 +42,7 @@ def measure() -> Costs:
     """All of them."""
     with local_ray(2):
         start, submit, collect, latency = calls()
-        wait = looks()
+        wait = polls()
     fixed, each, chain = commits()
     return Costs(start, latency, submit, collect, wait, fixed, each, chain, snapshots())
 
@@ -109,15 +109,15 @@ def one(pool: RayPool, kind: type[Any]) -> Any:
             return event
 
 
-def looks() -> float:
-    """Seconds of a look for replies, for each call under way: calls that wait for one actor."""
+def polls() -> float:
+    """Return seconds of a poll for replies per call under way: calls that wait for one actor."""
 
     class Slow:
         def nap(self) -> None:
             time.sleep(60)
 
     actor = ray.remote(Slow).options(num_cpus=0).remote()
-    found = []
+    medians = []
     for size in SIZES:
         refs = [actor.nap.remote() for _ in range(size)]
         taken = list[float]()
@@ -126,14 +126,14 @@ def looks() -> float:
             ray.wait(refs, num_returns=1, timeout=0)
             ray.wait(refs, num_returns=size, timeout=0)
             taken.append(time.thread_time() - thread)
-        found.append(median(taken))
+        medians.append(median(taken))
     ray.kill(actor)
-    return slope(found)
+    return each(medians)
 
 
 def commits() -> tuple[float, float, float]:
     """Of a commit: what it costs in any case, for each block, and for each chain of the run."""
-    generator, found = np.random.default_rng(0), list[tuple[float, float, float, float]]()
+    generator, measured = np.random.default_rng(0), list[tuple[float, float, float, float]]()
     for chains in SIZES:
         for share in (10, 1):  # every tenth chain brings a block, then all do
             with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".bench-") as folder:
@@ -145,8 +145,8 @@ def commits() -> tuple[float, float, float]:
                     began = time.process_time()  # the codecs have threads of their own
                     trace.commit(blocks)
                     seconds.append(time.process_time() - began)
-                found.append((1.0, float(len(blocks)), float(chains), median(seconds)))
-    table = np.array(found)
+                measured.append((1.0, float(len(blocks)), float(chains), median(seconds)))
+    table = np.array(measured)
     weights = 1 / table[:, 3]
     numbers = np.linalg.lstsq(table[:, :3] * weights[:, None], np.ones(len(table)), rcond=None)[0]
     fixed, each, chain = np.maximum(numbers, 0.0).tolist()
@@ -155,7 +155,7 @@ def commits() -> tuple[float, float, float]:
 
 def snapshots() -> float:
     """Seconds of a snapshot of the progress, for each chain."""
-    found = []
+    measured = []
     for chains in SIZES:
         progress = Progress((0,) * chains, 0, 10**6, 1.0)
         at = np.random.default_rng(0).standard_normal(600)
@@ -167,13 +167,13 @@ def snapshots() -> float:
         for _ in range(3):
             shown = progress.snapshot("sampling", ()).r_hat  # as the display asks for
         assert math.isfinite(shown)
-        found.append((time.thread_time() - thread) / 3)
-    return slope(found)
+        measured.append((time.thread_time() - thread) / 3)
+    return each(measured)
 
 
-def slope(found: list[float]) -> float:
+def each(seconds: list[float]) -> float:
     """Seconds for each of the things that were counted in SIZES."""
-    return max(0.0, (found[1] - found[0]) / (SIZES[1] - SIZES[0]))
+    return max(0.0, (seconds[1] - seconds[0]) / (SIZES[1] - SIZES[0]))
 
 
 def check(sizes: list[int], costs: Costs, seconds: float) -> list[dict[str, Any]]:
@@ -181,10 +181,10 @@ def check(sizes: list[int], costs: Costs, seconds: float) -> list[dict[str, Any]
     rows, draw = list[dict[str, Any]](), pace()
     for actors in sizes:
         with local_ray(actors):
-            found = real(actors, seconds)
-        cluster = Cluster(actors, found["elapsed"], 0.0, draw, spread=0.0)
+            measured = real(actors, seconds)
+        cluster = Cluster(actors, measured["elapsed"], 0.0, draw, spread=0.0)
         simulated = simulate(cluster, replace(costs, start=0.0))  # both count from the first draws
-        rows.append({"actors": actors, "draw": draw, "real": found, "simulated": simulated})
+        rows.append({"actors": actors, "draw": draw, "real": measured, "simulated": simulated})
     return rows
 
 

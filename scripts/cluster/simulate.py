@@ -47,8 +47,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{missing['waiting for the driver']:9.2%}  {row['bottleneck']}"
         )
         parts = sorted(row["driver"].items(), key=lambda item: -item[1])
-        told = ", ".join(f"{name} {share:.1%}" for name, share in parts)
-        lines.append(f"{'':23}driver: {told}")
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in parts)
+        lines.append(f"{'':23}driver: {shares}")
     return "\n".join(lines)
 
 
@@ -87,19 +87,19 @@ def main() -> None:
         print(json.dumps({"machine": machine(), "costs": asdict(measured.measure())}))
         return
     costs = Costs(**json.load(options.costs)["costs"]) if options.costs else COSTS
-    found: dict[str, Any] = {"machine": machine(), "costs": asdict(costs)}
+    results: dict[str, Any] = {"machine": machine(), "costs": asdict(costs)}
     if options.check is not None:
         from scripts.cluster import costs as measured
 
-        found["check"] = measured.check(
+        results["check"] = measured.check(
             options.check or [1, 2, 4, 8], costs, options.seconds or REAL_SECONDS
         )
     else:
-        found["clusters"] = clusters(options, costs)
+        results["clusters"] = clusters(options, costs)
     if options.json:
-        print(json.dumps(found))
+        print(json.dumps(results))
     else:
-        print(checked(found["check"]) if "check" in found else table(found["clusters"]))
+        print(checked(results["check"]) if "check" in results else table(results["clusters"]))
 
 
 def clusters(options: argparse.Namespace, costs: Costs) -> list[dict[str, Any]]:

@@ -196,10 +196,10 @@ class Simulation:
         self._charge("looking for replies", self._costs.wait * len(self._began))
         nearest = self._due[0][0] if self._due else self._now + WAIT_SECONDS
         self._now = max(self._now, min(nearest, self._now + WAIT_SECONDS))
-        found: list[Event] = []
+        events: list[Event] = []
         while self._due and self._due[0][0] <= self._now:
-            found.append(heapq.heappop(self._due)[2])
-        return found
+            events.append(heapq.heappop(self._due)[2])
+        return events
 
     def _hear(self, event: Event) -> None:
         """Takes an event in, decides with the library's own ``transition``, and acts."""

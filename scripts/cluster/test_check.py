@@ -122,9 +122,9 @@ def test_a_mistake_is_found_in_its_file_and_told(
     text = (folder / name).read_text()
     assert old in text
     (folder / name).write_text(text.replace(old, new))
-    found = check(folder)
-    assert any(said in mistake for mistake in found), found
-    assert all(mistake.startswith(f"{name}: ") for mistake in found), found
+    mistakes = check(folder)
+    assert any(said in mistake for mistake in mistakes), mistakes
+    assert all(mistake.startswith(f"{name}: ") for mistake in mistakes), mistakes
 
 
 @pytest.mark.parametrize("name", FILES)

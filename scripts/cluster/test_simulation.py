@@ -13,9 +13,9 @@ def costs(**fields: float) -> Costs:
     return Costs(**{**free, **fields})
 
 
-def run(cluster: Cluster, given: Costs) -> Any:
+def run(cluster: Cluster, what: Costs) -> Any:
     """A run in which decisions cost nothing, so that it is a function of its seed."""
-    simulation = Simulation(cluster, given, clock=lambda: 0.0)
+    simulation = Simulation(cluster, what, clock=lambda: 0.0)
     tally = simulation.run()
     return tally, tally.report(cluster.actors), simulation
 
@@ -30,9 +30,9 @@ def test_where_nothing_costs_or_dies_all_time_is_useful() -> None:
 
 
 def test_every_actors_time_is_accounted_for() -> None:
-    found = costs(start=3.0, latency=0.01, submit=0.002, collect=0.003, commit=0.05)
+    dear = costs(start=3.0, latency=0.01, submit=0.002, collect=0.003, commit=0.05)
     cluster = Cluster(20, 600.0, 5.0, 0.1)
-    tally, report, _ = run(cluster, found)
+    tally, report, _ = run(cluster, dear)
     missing = sum(report["missing"].values())
     assert tally.deaths > 5
     assert report["efficiency"] + missing == pytest.approx(1.0, abs=0.005)
@@ -67,7 +67,7 @@ def test_the_bottleneck_is_what_was_made_dear(
 
 
 def test_the_same_seed_gives_the_same_cluster_and_another_another() -> None:
-    cluster, found = Cluster(10, 300.0, 20.0, 0.1), costs(start=2.0)
-    _, first, _ = run(cluster, found)
-    assert run(cluster, found)[1] == first
-    assert run(replace(cluster, seed=1), found)[1] != first
+    cluster, dear = Cluster(10, 300.0, 20.0, 0.1), costs(start=2.0)
+    _, first, _ = run(cluster, dear)
+    assert run(cluster, dear)[1] == first
+    assert run(replace(cluster, seed=1), dear)[1] != first

@@ -25,6 +25,6 @@ def losses(named: Mapping[str, xr.DataArray], ax: Axes, scale: str = "log") -> N
 
 def legend(*axes: Axes) -> None:
     """One legend for what all of them hold, below the first."""
-    found = [pair for each in axes for pair in zip(*each.get_legend_handles_labels(), strict=True)]
+    pairs = [pair for each in axes for pair in zip(*each.get_legend_handles_labels(), strict=True)]
     below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "ncols": 5}
-    axes[0].legend(*zip(*found, strict=True), frameon=False, fontsize=8, **below)
+    axes[0].legend(*zip(*pairs, strict=True), frameon=False, fontsize=8, **below)

@@ -37,8 +37,8 @@ def main() -> None:
 
 def calibrated(demo: recipe.Recipe) -> recipe.Recipe:
     """With what pilots choose."""
-    chosen, found = calibrate_recipe(demo, bias=BIAS)
-    print(found, flush=True)
+    chosen, calibration = calibrate_recipe(demo, bias=BIAS)
+    print(calibration, flush=True)
     return chosen
 
 

@@ -104,22 +104,22 @@ def main() -> None:
     parser.add_argument("--figure", default="grokking.png", help="where to draw the curve")
     parser.add_argument("--checkpoints", type=int, default=12, help="how many")
     parser.add_argument("--max-draws", type=int, default=2_000, help="of a chain")
-    given = parser.parse_args()
-    steps = np.geomspace(40, STEPS, given.checkpoints).round().astype(int).tolist()
+    options = parser.parse_args()
+    steps = np.geomspace(40, STEPS, options.checkpoints).round().astype(int).tolist()
     weights, curve = trained(steps)
     config = ds.RunConfig(
         sampler=ds.SamplerConfig(localization=10.0),  # its name and lr are left to the pilots
-        chains=4, draws="auto", max_draws=given.max_draws, batch_size=256, device="cpu",
+        chains=4, draws="auto", max_draws=options.max_draws, batch_size=256, device="cpu",
     )  # fmt: skip
     sweep = ds.sweep(
-        adder(), sums("train"), loss, config, store=given.store, checkpoints=weights,
+        adder(), sums("train"), loss, config, store=options.store, checkpoints=weights,
         calibrate=True, bias=0.02, resume="auto",
     )  # fmt: skip
     table = sweep.collect().squeeze()
     columns = ["llc", "se", "r_hat", "ess", "verdict", "seconds"]
     shown = table[columns].to_dataframe()[columns].assign(accuracy=curve.accuracy.values)
     print(shown.round(3).to_string())
-    figure(table, curve, given.figure)
+    figure(table, curve, options.figure)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def loss(model: nn.Module, batch: Tensor) -> Tensor:
 def heads(model: GPT2LMHeadModel) -> dict[str, dict[str, Tensor]]:
     """What moves, by head: masks of its columns of the fused query, key and value, and of its rows
     of the output projection."""
-    found, size = {}, WIDTH // HEADS
+    by_head, size = {}, WIDTH // HEADS
     for layer in range(LAYERS):
         names = [f"transformer.h.{layer}.attn.{part}.weight" for part in ("c_attn", "c_proj")]
         for head in range(HEADS):
@@ -72,8 +72,8 @@ def heads(model: GPT2LMHeadModel) -> dict[str, dict[str, Tensor]]:
             own = slice(head * size, (head + 1) * size)
             masks[0].view(WIDTH, 3, WIDTH)[:, :, own] = True  # (in, [query, key, value] x out)
             masks[1][own] = True
-            found[f"head{layer}.{head}"] = dict(zip(names, masks, strict=True))
-    return found
+            by_head[f"head{layer}.{head}"] = dict(zip(names, masks, strict=True))
+    return by_head
 
 
 def trained(
@@ -150,14 +150,14 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=int, default=12, help="how many")
     parser.add_argument("--steps", type=int, default=STEPS, help="of training")
     parser.add_argument("--draws", type=int, default=600, help="of a chain, at most")
-    given = parser.parse_args()
-    steps = np.geomspace(20, given.steps, given.checkpoints).round().astype(int).tolist()
+    options = parser.parse_args()
+    steps = np.geomspace(20, options.steps, options.checkpoints).round().astype(int).tolist()
     weights, curve = trained(steps)
     print(curve.to_dataframe(), flush=True)
-    table = estimates(weights, given.store, given.draws)
+    table = estimates(weights, options.store, options.draws)
     for column in (table.llc.round(3), table.se.round(3), table.verdict):
         print(column.name, column.to_pandas().to_string(), sep="\n")
-    figure(table, curve, given.figure)
+    figure(table, curve, options.figure)
 
 
 if __name__ == "__main__":

@@ -46,15 +46,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("store", help="the directory of the sweep")
     parser.add_argument("--figure", default="vision.png", help="where to draw its curve")
-    given = parser.parse_args()
-    table = ds.open_sweep(given.store).collect().squeeze()
+    options = parser.parse_args()
+    table = ds.open_sweep(options.store).collect().squeeze()
     columns = ["llc", "se", "init_loss", "r_hat", "ess", "verdict", "seconds"]
     print(table[columns].to_dataframe()[columns].round(4).to_string())
     sheet, ax = curves.sheet()
     ds.plot_llc_curve(table, ax)
     curves.losses({"training loss": table.init_loss}, ax)
     ax.set(title="MNIST, convolutional network", xlabel="training step", xscale="log")
-    sheet.savefig(given.figure, dpi=80)
+    sheet.savefig(options.figure, dpi=80)
 
 
 if __name__ == "__main__":
