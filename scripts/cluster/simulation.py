@@ -35,6 +35,7 @@ from distsampler.execution.run_state import (
     State,
     Submit,
 )
+from distsampler.schedule import Schedule
 from distsampler.store.zarr_arrays import CHUNK
 
 COMMIT_SECONDS = 5.0
@@ -169,7 +170,7 @@ class Simulation:
         self._pending: list[DrawBlock] = []
         self._said: list[Event] = []
         self.tally = Tally()
-        setup = RunSetup(0, (DRAWS,), 1, cluster.block, (), 1)
+        setup = RunSetup(Schedule(0, (DRAWS,)), 1, cluster.block, ())
         self.state: State = decisions.begin(
             setup, tuple(range(cluster.actors)), (0,) * cluster.actors, anchored=True
         )
