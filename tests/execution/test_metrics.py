@@ -15,7 +15,7 @@ from distsampler.analysis.verdict import Status, Verdict
 from distsampler.execution.metrics import METRICS, Logger, Metrics, logged, measured
 from distsampler.execution.progress import Progress, Snapshot
 from tests.problems import Held, config, regression, squared_error
-from tests.processes import RAY_ENVIRONMENT, committed, until
+from tests.processes import RAY_ENVIRONMENT, actors, committed, until
 from tests.stores import rising
 
 
@@ -221,12 +221,12 @@ def test_actors_have_names_that_read_well_and_survive_restarts(
     ray_cluster: None, tmp_path: Path
 ) -> None:
     import ray
-    from ray._private.state import actors
+    from ray._private.state import actors as all_actors
 
     from distsampler.execution.ray_actor import ChainActor
 
     def alive() -> set[str]:
-        return {a["Name"] for a in actors().values() if a["State"] == "ALIVE"}
+        return {a["Name"] for a in all_actors().values() if a["State"] == "ALIVE"}
 
     placement = ds.PlacementConfig(cpus_per_chain=0.5, gpus_per_chain=0, block=5)
     settings = config(commit_seconds=0.1, placement=placement)
