@@ -44,12 +44,8 @@ def fit(
             "placement.gpus_per_chain or cpus_per_chain, join a larger cluster, or set "
             "placement.autoscale if this one grows"
         )
-    options: dict[str, Any] = {
-        "num_cpus": request["CPU"],
-        "num_gpus": gpus,
-        "max_restarts": 0,
-        "max_task_retries": 0,
-    }
+    options: dict[str, Any] = {"num_cpus": request["CPU"], "num_gpus": gpus}
+    options |= {"max_restarts": 0, "max_task_retries": 0}  # see ray_actor
     if labels:
         options["label_selector"] = labels
     environment = dict(placement.runtime_env or {})

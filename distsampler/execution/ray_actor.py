@@ -30,6 +30,7 @@ from distsampler.execution.pool import (
     place_info,
 )
 
+Handle = Any  # Ray's, of an actor: it has no type
 _NAMED: Counter[str] = Counter()  # how often this process has given an actor a name
 
 
@@ -99,7 +100,7 @@ class ChainActor:
 class Slot:
     """What the driver knows of the actor of one place."""
 
-    actor: Any
+    actor: Handle
     call: Any  # that is awaited, if there is one
     ready: bool = False  # whether it has ever answered
     node: str = ""  # unknown until it is ready
@@ -113,12 +114,7 @@ class Slot:
         self.probe = self.probe or self.actor.ping.remote()
 
     def lost_reason(self, error: Exception, drained: Container[str]) -> LostReason:
-        """Return whose fault it was that the actor is gone.
-
-        Args:
-            error: what Ray raised.
-            drained: nodes that were to go away.
-        """
+        """Return whose fault it was, by what Ray raised and the nodes that were to go away."""
         if isinstance(error, OutOfMemoryError):
             return "memory"
         if isinstance(error, RayTaskError | RuntimeEnvSetupError):
@@ -131,30 +127,22 @@ class Slot:
 
 
 def new_actor(
-    run: str, place: int, options: dict[str, Any], arguments: tuple[Any, str, int]
-) -> Any:  # noqa: ANN401 (Ray's handles have no type)
-    """Start an actor, with a name of its own unless somebody else's in the namespace has it.
-
-    Args:
-        run: name of the run.
-        place: number of the place.
-        options: the actor's, as Ray takes them.
-        arguments: of ``ChainActor``: reference to the recipe, device, capacity.
-    """
+    run: str, place: int, options: dict[str, Any], spec: object, device: str, capacity: int
+) -> Handle:
+    """Start an actor, with a name of its own unless somebody else's in the namespace has it."""
     actor_class = ray.remote(concurrency_groups={"probe": 1})(ChainActor)
-    spec, *rest = arguments
-    given = (versions_here(), [spec], *rest, f"run={run}, place={place}")
+    arguments = (versions_here(), [spec], device, capacity, f"run={run}, place={place}")
     name = f"distsampler:{run}:place-{place}"
     _NAMED[name] += 1  # a name is free again only some time after its actor was killed
     if _NAMED[name] > 1:
         name += f":{_NAMED[name]}"
     try:
-        return actor_class.options(name=name, **options).remote(*given)
+        return actor_class.options(name=name, **options).remote(*arguments)
     except ValueError:
-        return actor_class.options(**options).remote(*given)
+        return actor_class.options(**options).remote(*arguments)
 
 
-def end(actor: Any) -> None:  # noqa: ANN401 (Ray's handles have no type)
+def end(actor: Handle) -> None:
     """End an actor, if it is not gone already."""
     with contextlib.suppress(Exception):
         ray.kill(actor)

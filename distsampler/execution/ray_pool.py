@@ -117,7 +117,7 @@ class RayPool:
                 "label_selector": {**labels, NODE_LABEL: elsewhere},
                 "fallback_strategy": [{"label_selector": labels}],
             }
-        actor = new_actor(run, place, options, (self._spec, self._device, self._capacity))
+        actor = new_actor(run, place, options, self._spec, self._device, self._capacity)
         return Slot(actor, actor.info.remote())
 
     def submit(self, place: int, work: Work) -> None:
@@ -206,13 +206,10 @@ class RayPool:
         return self._cluster.options(config)[1]
 
     def sharing(self, stock: deque[Any], places: int) -> RayPool:
-        """Return a pool for one of several runs on the Ray that this one has joined.
+        """Return a pool of at most so many places, for one of several runs on this pool's Ray.
 
-        Data that several runs share are sent once.
-
-        Args:
-            stock: idle actors that the pool takes first, and gives back when it stops.
-            places: number of places that it takes at most.
+        It takes idle actors from the stock first, and puts its own there when it stops. Data that
+        several runs share are sent once.
         """
         other = RayPool(self._placement)
         other._cluster, other._stock, other._most = self._cluster, stock, places
