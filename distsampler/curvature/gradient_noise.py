@@ -7,8 +7,6 @@ and blocks (the variance within, of a random partition). The blocks are averaged
 the result's bits do not depend on how many workers took part.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,13 +24,10 @@ LEAST, MOST = 256, 1024  # batches: 256 give a variance within 9 %, and more tha
 
 
 def batches(config: RunConfig, n: int) -> NDArray[np.int64]:
-    """The rows of each batch, shape (batches, size).
+    """Return the rows of each batch, shape (batches, size).
 
     Batches are of the run's size, or smaller where the data would give fewer than 256 of them; in
     mode "train", where a gradient may depend on the size of its batch (batch norm), never smaller.
-
-    Raises:
-        ConfigError: if the data give fewer than two.
     """
     small = 1 if config.mode == "eval" else config.batch_size
     size = max(small, min(config.batch_size, n // LEAST))
@@ -47,17 +42,13 @@ def batches(config: RunConfig, n: int) -> NDArray[np.int64]:
 
 
 def blocks(count: int) -> list[tuple[int, int]]:
-    """Batches cut into at most eight blocks (start, stop), of two batches at least."""
+    """Return batches cut into at most eight blocks (start, stop), of two batches at least."""
     parts = np.array_split(np.arange(count), max(1, min(BLOCKS, count // 2)))
     return [(int(part[0]), int(part[-1]) + 1) for part in parts]
 
 
 def measure(replica: Replica, spec: ChainSpec, start: int, stop: int) -> NDArray[np.float32]:
-    """One block's estimate, on a replica that is at w*.
-
-    Returns:
-        The variance between examples of each entry that may move, flat tensor after flat tensor.
-    """
+    """Return one block's estimate, on a replica at w*: by entry, flat tensor after flat tensor."""
     n = len(spec.rows)
     rows = batches(spec.config, n)[start:stop]
     means = [torch.zeros_like(flat, dtype=torch.float64) for flat in replica.flats]
@@ -80,11 +71,7 @@ def _update(mean: Tensor, square: Tensor, gradient: Tensor, count: int) -> None:
 
 
 def reduce(parts: Sequence[tuple[int, int, NDArray[np.float32]]]) -> NDArray[np.float32]:
-    """The blocks' average, weighted with their degrees of freedom.
-
-    Args:
-        parts: (start, stop, estimate) of every block, in order.
-    """
+    """Return the average of all (start, stop, estimate), weighted with their degrees of freedom."""
     total = np.zeros(parts[0][2].shape)
     for start, stop, estimate in parts:
         total += (stop - start - 1) * estimate.astype(np.float64)

@@ -13,8 +13,6 @@ correction removes) their common part cancels before it is noise. The start as t
 minibatch's gradient would need a walk of its own, and has no such cancellation.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -37,13 +35,10 @@ class Ritz(NamedTuple):
     ``sum(removed f(values))`` is tr f(H) D, in expectation over walks.
     """
 
-    values: NDArray[np.float64]
-    """Curvatures of the mean loss, rising."""
+    values: NDArray[np.float64]  # curvatures of the mean loss, rising
     weights: NDArray[np.float64]
-    noise: NDArray[np.float64]
-    """With the covariance C of the gradient between examples."""
-    removed: NDArray[np.float64]
-    """With the diagonal D that a heat correction takes away."""
+    noise: NDArray[np.float64]  # with the covariance C of the gradient between examples
+    removed: NDArray[np.float64]  # with the diagonal D that a heat correction takes away
 
     @property
     def largest(self) -> float:
@@ -55,16 +50,8 @@ class Curvature:
     """The Hessian of the mean loss over some rows, at the present weights of a replica.
 
     Vectors are flat, float64, over the entries of the replica's flat tensors; entries that a mask
-    excludes are zero. The graph of the losses lives as long as this does.
-
-    Args:
-        replica: the model at these weights; it is not moved, and its gradients stay.
-        spec: the recipe.
-        rows: rows of the data.
-        seat: chain and step whose random numbers the forward pass uses, where it draws any.
-
-    Raises:
-        RuntimeError: from autograd, if an operation of the loss has no double backward.
+    excludes are zero. The graph of the losses lives as long as this does; the replica is not moved,
+    and its gradients stay. Autograd raises RuntimeError where the loss has no double backward.
     """
 
     def __init__(
@@ -72,7 +59,7 @@ class Curvature:
         replica: Replica,
         spec: ChainSpec,
         rows: NDArray[np.int64],
-        seat: tuple[int, int] = (0, 0),
+        seat: tuple[int, int] = (0, 0),  # chain and step of the random numbers in the forward pass
     ) -> None:
         self._replica = replica
         self._mask = None if replica.masks is None else torch.cat(list(replica.masks))
@@ -127,9 +114,6 @@ class Curvature:
 
         A product with H asks for the ways to the parameters only, and passes by a function whose
         backward pass cuts them: it would be taken for one without curvature.
-
-        Raises:
-            RuntimeError: from autograd, if an operation of the loss has no double backward.
         """
         roots = [g for g in self._gradients if g.requires_grad]
         if roots:
@@ -169,15 +153,7 @@ def measure(
 ) -> Ritz:
     """Return the spectrum as one walk of Lanczos from a vector of random signs sees it.
 
-    Args:
-        curvature: at some weights.
-        generator: source of the signs.
-        steps: k, at most; each takes a Hessian-vector product.
-        removed: the diagonal D, flat: the gradient variance that a heat correction takes away; None
-            for none.
-
-    Returns:
-        Ritz values in rising order; not finite where the loss is not.
+    It is not finite where the loss is not. ``removed`` is the diagonal D, flat; None: none.
     """
     z = curvature.signs(generator)
     basis, values, vectors = _walk(curvature, z, steps)
@@ -195,11 +171,9 @@ def measure(
 def directions(
     curvature: Curvature, generator: torch.Generator, steps: int = STEPS
 ) -> tuple[NDArray[np.float64], list[Tensor]]:
-    """Return the Ritz vectors of one walk of Lanczos.
+    """Return shares in a trace, and Ritz vectors, flat, of unit length, of one walk of Lanczos.
 
-    Returns:
-        The share of each in a trace, ``tr f(H) = sum_j share_j f(theta_j)`` in expectation, and the
-        vectors, flat, of unit length; nothing where the loss is not finite.
+    ``tr f(H) = sum_j share_j f(theta_j)`` in expectation; nothing where the loss is not finite.
     """
     z = curvature.signs(generator)
     basis, values, vectors = _walk(curvature, z, steps)

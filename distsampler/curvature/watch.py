@@ -5,8 +5,6 @@ depend on nothing but ``thin``, so that a longer run repeats a shorter one. A me
 walk of Lanczos on a few rows, drawn for it alone, and holds until the next.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 
@@ -71,12 +69,7 @@ class Step(NamedTuple):
 class Watch:
     """What is known of the curvature along one chain.
 
-    Args:
-        spec: the recipe.
-        replica: the chain's model.
-        chain: index of the chain.
-        variance: the gradient's variance between examples at w*, laid out like the replica's flat
-            tensors; None: unknown.
+    ``variance`` is the gradient's between examples at w*, for each flat tensor; None: unknown.
     """
 
     def __init__(
@@ -93,15 +86,7 @@ class Watch:
         return due(step - self._spec.config.thin + 1, step + 1)
 
     def measure(self, step: int, span: tuple[int, int]) -> None:
-        """Measure at the present weights.
-
-        Args:
-            step: step of the chain.
-            span: first row, and row behind the last, of those that the chain draws from there.
-
-        Raises:
-            WorkFailedError: if autograd cannot.
-        """
+        """Measure at the present weights, on rows of the span that the chain draws from there."""
         rng = generator(self._spec.config.seed, Stream.WATCH, self._chain, step)
         n = span[1] - span[0]
         rows = span[0] + np.sort(rng.choice(n, min(n, count(self._spec)), replace=False))
@@ -134,11 +119,7 @@ def count(spec: ChainSpec) -> int:
 
 
 def attempt(spec: ChainSpec) -> None:
-    """Try a double backward on four examples, on a model of its own.
-
-    Raises:
-        RuntimeError: from autograd, if an operation of the loss has no double backward.
-    """
+    """Try a double backward on four examples, on a copy of the model; RuntimeError: it has none."""
     device = next(spec.model.parameters()).device
     rows = np.arange(min(4, len(spec.rows)))
     try:
@@ -160,10 +141,7 @@ def step_of(spec: ChainSpec) -> Step | None:
 def predict(step: Step, ritz: Ritz, made: float = math.inf) -> Bias:
     """Return the biases of a step around the point where the spectrum was measured.
 
-    Args:
-        step: a sampler's step.
-        ritz: the spectrum there.
-        made: steps that the chain has made: a thermostat needs about A / lr of them to answer.
+    ``made`` is the number of steps so far: a thermostat needs about A / lr of them to answer.
     """
     up = ritz.values > 0
     h, weights, noise, removed = (array[up] for array in ritz)

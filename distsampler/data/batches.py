@@ -1,7 +1,5 @@
 """Which rows a chain takes at which step, as a function of the step alone: no state is kept."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -14,11 +12,7 @@ GROUP = 64  # steps whose batch indices are drawn together: a generator costs mo
 
 
 class Batches(ABC):
-    """The minibatches of one chain, from data that are whole unless a subclass says otherwise.
-
-    Args:
-        n: number of examples in the data.
-    """
+    """The minibatches of one chain, from n examples, whole unless a subclass says otherwise."""
 
     def __init__(self, n: int) -> None:
         self._n = n
@@ -41,13 +35,6 @@ class BatchStream(Batches):
 
     Philox keyed by (seed, chain); its counter is the group of 64 steps, or the epoch. The rest of
     an epoch that fills no batch is not used.
-
-    Args:
-        seed: seed of the run.
-        chain: index of the chain.
-        n: number of examples in the data.
-        batch_size: examples per step.
-        epochs: permutations instead of draws with replacement.
     """
 
     def __init__(self, seed: int, chain: int, n: int, batch_size: int, *, epochs: bool) -> None:
@@ -82,13 +69,6 @@ class HopStream(Batches):
 
     A visit lasts ``hop_every`` steps. Its shard is drawn with probability N_s / n, so that over
     visits every example is equally likely at every step; batches and shards have their own keys.
-
-    Args:
-        seed: seed of the run.
-        chain: index of the chain.
-        sizes: N_s, number of examples of each shard; rows are numbered through them in order.
-        batch_size: examples per step.
-        hop_every: steps per visit.
     """
 
     def __init__(
@@ -132,11 +112,7 @@ class HopStream(Batches):
 
 
 class AllRows(Batches):
-    """All rows, in order, at every step.
-
-    Args:
-        n: number of examples in the data.
-    """
+    """All rows, in order, at every step."""
 
     def __init__(self, n: int) -> None:
         super().__init__(n)

@@ -88,8 +88,7 @@ class Rows(ABC):
     def located(self, place: Callable[[Rows], Source]) -> Rows:
         """Return what stands for the rows in a recipe that is sent, and is unpickled as the rows.
 
-        Args:
-            place: puts rows somewhere, and returns what fetches them from there.
+        ``place`` puts rows somewhere, and returns what fetches them from there.
         """
         return cast(Rows, _Elsewhere(place(self)))
 
@@ -108,14 +107,7 @@ class _Elsewhere:
 
 
 class TensorRows(Rows):
-    """Rows of tensors in memory: the first dimension of each counts examples.
-
-    Args:
-        tree: a tensor, or a tuple, list or dict of tensors.
-
-    Raises:
-        ConfigError: if there is no tensor, or their first dimensions differ.
-    """
+    """Rows of a tree of tensors in memory: the first dimension of each counts examples."""
 
     def __init__(self, tree: object) -> None:
         sizes = [len(tensor) if tensor.ndim else -1 for tensor in tensors_of(tree)]
@@ -177,12 +169,7 @@ class TensorRows(Rows):
 
 
 class DatasetRows(Rows):
-    """Rows of a map-style dataset.
-
-    Args:
-        dataset: with ``__len__`` and ``__getitem__`` (``__getitems__`` is used where there is one).
-        collate: examples -> batch.
-    """
+    """Rows of a map-style dataset, whose ``__getitems__`` is used where there is one."""
 
     pack_obstacle = (
         "the batches of a Dataset may differ in shape: give the data as tensors in memory"
@@ -256,16 +243,7 @@ def _digest_of(prefix: str, tree: object) -> str:
 
 
 def as_rows(data: object) -> Rows:
-    """Return numbered examples from whatever a user calls data.
-
-    Args:
-        data: a map-style Dataset, a tensor or numpy array, a tuple, list or dict of these, or a
-            DataLoader (its dataset and collate_fn are taken, its sampler is not). Rows are returned
-            as they are.
-
-    Raises:
-        ConfigError: if it is empty, an IterableDataset, or nothing of the kind.
-    """
+    """Return numbered examples from what ``sample`` takes as data; rows as they are."""
     match data:
         case Rows():
             rows = data

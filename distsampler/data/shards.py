@@ -29,17 +29,11 @@ Shard = Rows | Source  # in memory, or what makes it
 
 @dataclass(frozen=True)
 class Made:
-    """Makes a shard where it is needed.
+    """Makes a shard where it is needed."""
 
-    Args:
-        make: ``make_shard(index, count)`` gives the data of one shard.
-        index: index of the shard.
-        count: number of all shards.
-    """
-
-    make: Callable[[int, int], object]
+    make: Callable[[int, int], object]  # ``make_shard(index, count)`` gives the data of one shard
     index: int
-    count: int
+    count: int  # of all shards
 
     def __call__(self) -> Rows:
         """Make the shard."""
@@ -49,12 +43,9 @@ class Made:
 class ShardSummary(NamedTuple):
     """What is known of a shard that is not here."""
 
-    size: int
-    """Number of examples."""
-    digest: str = ""
-    """Tells it from others; empty where examples were asked for."""
-    examples: object = None
-    """Batch of the rows that were asked for; None if none were."""
+    size: int  # number of examples
+    digest: str = ""  # tells it from others; empty where examples were asked for
+    examples: object = None  # batch of the rows that were asked for; None if none were
 
 
 def inspect_shard(shard: Shard, rows: NDArray[np.int64] | None) -> ShardSummary:
@@ -78,14 +69,7 @@ InspectShards = Callable[
 
 
 class ShardedRows(Rows):
-    """Rows of several shards.
-
-    Args:
-        shards: in memory, or what makes them.
-        summaries: what is known of each.
-        kept: numbers, rising, and batch of examples that need no shard.
-        dealt: whether the rows were dealt to the shards at random.
-    """
+    """Rows of several shards; ``kept`` are numbers, rising, and batch of what needs no shard."""
 
     pack_obstacle = "the chains of a pack would sit on different shards"
 
@@ -157,11 +141,8 @@ def cut(data: object, config: RunConfig, inspect: InspectShards = inspect_shards
     Args:
         data: what ``as_rows`` takes: its rows are dealt to ``config.shards`` shards at random; a
             list of such things: the shards; or ``make_shard(index, count)``, which makes one.
-        config: config of the run.
+        config: tells the number of shards, the seed and the probe.
         inspect: inspects shards where they are made.
-
-    Raises:
-        ConfigError: if there are not as many shards as asked for, or one is empty.
     """
     match data:
         case ShardedRows():

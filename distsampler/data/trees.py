@@ -1,7 +1,5 @@
 """Batches as trees: tensors in tuples, lists and dicts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 

@@ -1,1 +1,8 @@
-"""models."""
+"""Models: the user's model and loss, as a chain uses them.
+
+``loss``         the user's loss function: what it returns, and in which precision it is called
+``restriction``  which parameters, and which of their entries, move
+``sampler``      from the config's name and options to an optimizer, and what is known of it
+``replica``      the recipe of a chain, ``ChainSpec``, and the copy of the model made of it
+``stack``        the loss of several chains at once, and its gradient
+"""

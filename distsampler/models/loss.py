@@ -1,7 +1,5 @@
 """The user's loss function: what it returns, and in which precision a run calls it."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Container, Iterator
 from typing import NamedTuple
@@ -21,10 +19,8 @@ LossFn = Callable[[nn.Module, object], Tensor]
 class LossKind(NamedTuple):
     """What a loss function was seen to do."""
 
-    per_example: bool
-    """It returns one value per example."""
-    stochastic: bool
-    """It draws from torch's global generator, as dropout does."""
+    per_example: bool  # returns one value per example
+    stochastic: bool  # draws from torch's global generator, as dropout does
 
 
 def in_precision(loss: LossFn, precision: str, device: torch.device) -> LossFn:
@@ -45,15 +41,7 @@ def inspect_loss(
 ) -> LossKind:
     """Call the loss once, on two examples, and return what it does; the model stays as it was.
 
-    Args:
-        model: at w*.
-        rows: the data.
-        loss: the user's loss function.
-        mode: "train" or "eval".
-        moving: names of the parameters that move.
-
-    Raises:
-        ConfigError: if it raises, returns another shape, or needs no gradient.
+    ``moving`` has the names of the parameters that move.
     """
     size = min(2, len(rows))
     device = next(model.parameters()).device

@@ -3,8 +3,6 @@
 The recipe, a ChainSpec, is a frozen value that travels to wherever chains run.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -72,10 +70,6 @@ class Replica:
     each dtype (``flats``): what samples and measures them has one tensor to deal with, however many
     layers there are. ``masks`` has one boolean tensor for each of them, or is None where all
     entries move.
-
-    Args:
-        spec: the recipe; its model is copied, and stays as it is.
-        device: where the copy lives.
     """
 
     def __init__(self, spec: ChainSpec, device: torch.device) -> None:
@@ -108,9 +102,7 @@ class Replica:
     def live_in(self, weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         """Move the parameters into given memory: a lane of a stack, and one of its gradient.
 
-        Args:
-            weights: one tensor for each flat one, of its shape; the present weights go there.
-            gradients: likewise.
+        Both are one tensor for each flat one, of its shape; the present weights go there.
         """
         torch._foreach_copy_(list(weights), self.flats)
         homes = zip(self.moving, self.views(weights), self.views(gradients), strict=True)
@@ -122,8 +114,7 @@ class Replica:
     def views(self, homes: Sequence[Tensor]) -> list[Tensor]:
         """Return the part of each parameter that moves, in its shape and strides.
 
-        Args:
-            homes: one tensor for each flat one, of its shape (in its last dimension).
+        A home is like its flat tensor in the last dimension.
         """
         pairs = [(flat, home) for flat, home in zip(self.flats, homes, strict=True)]
         by_dtype = {flat.dtype: (home, int(flat.storage_offset())) for flat, home in pairs}
@@ -162,12 +153,8 @@ class Replica:
     def backward(self, losses: Tensor, share: float = 1.0, first: bool = True) -> None:
         """Leave the gradient of the mean loss in the flat tensors' ``grad``.
 
-        The mean enters as the weight of each loss: autograd need not walk through it.
-
-        Args:
-            losses: of a batch, or of a piece of one.
-            share: part of the batch that the losses are of.
-            first: whether the piece is the batch's first: the others' gradients are added to it.
+        The mean enters as the weight of each loss: autograd need not walk through it. Of a batch in
+        pieces, ``share`` is the part in this one, and all but the ``first`` add to the gradient.
         """
         for flat in self.flats if first else ():
             flat.grad.zero_()  # type: ignore[union-attr]  # made in _flatten, never dropped
@@ -179,14 +166,8 @@ class Replica:
         """Return the losses of a batch on this device: shape (examples,), or () for a batch mean.
 
         What the model draws at random is a function of (seed, chain, step, piece); buffers that a
-        train-mode forward pass moves (batch-norm statistics) are put back.
-
-        Args:
-            batch: as the loss takes it.
-            chain: index of the chain.
-            step: step of the chain.
-            piece: number of the microbatch within the step's batch.
-            exact: in full precision and not compiled, as a double backward needs it.
+        train-mode forward pass moves (batch-norm statistics) are put back. ``piece`` numbers the
+        microbatches; ``exact`` means full precision, not compiled, as a double backward needs it.
         """
         loss = self._spec.loss if exact else self._loss
         if not (self._spec.stochastic or self._buffers):
@@ -235,10 +216,7 @@ class Replica:
 def view_like(parameter: Tensor, home: Tensor, start: int) -> Tensor:
     """Return the part of a flat tensor that belongs to a parameter, in its shape and strides.
 
-    Args:
-        parameter: gives shape and memory format.
-        home: a flat tensor, or a stack of them, (lanes, d): then a lane comes first.
-        start: the parameter's place in a flat tensor.
+    ``start`` is its place there; of a stack, (lanes, d), the part of all lanes is returned.
     """
     lanes, steps = home.shape[:-1], home.stride()[:-1]
     place = home.storage_offset() + start
@@ -246,11 +224,7 @@ def view_like(parameter: Tensor, home: Tensor, start: int) -> Tensor:
 
 
 def _flatten(parameters: list[nn.Parameter]) -> list[Tensor]:
-    """Move parameters, memory format and all, into one flat tensor for each dtype.
-
-    Returns:
-        Leaf tensors that share their memory, with a ``grad`` that shares the gradients'.
-    """
+    """Move parameters and gradients, memory format and all, into one flat leaf for each dtype."""
     flats = []
     for dtype in dict.fromkeys(p.dtype for p in parameters):
         members = [p for p in parameters if p.dtype == dtype]

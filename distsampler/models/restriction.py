@@ -1,7 +1,5 @@
 """Which parameters, and which of their entries, move: ``restrict_to`` against a model."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np
@@ -18,14 +16,8 @@ Restriction = tuple[str, ...] | dict[str, Mask] | None
 def selected(model: nn.Module, restriction: Restriction) -> set[str]:
     """Return the names of the parameters that move.
 
-    Args:
-        model: the model.
-        restriction: names, or regular expressions that match a whole name; or masks by name; None:
-            all parameters that require a gradient.
-
-    Raises:
-        ConfigError: if the model has no trainable parameter, a pattern matches none, or a mask does
-            not fit.
+    A restriction is names, or regular expressions that match a whole name; or masks by name; None:
+    all parameters that require a gradient.
     """
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     names = list(trainable)
@@ -46,16 +38,7 @@ def selected(model: nn.Module, restriction: Restriction) -> set[str]:
 def flat_masks(
     moving: dict[str, nn.Parameter], restriction: Restriction, flats: list[Tensor]
 ) -> list[Tensor] | None:
-    """Return the masks of the parameters that move, laid out like their flat tensors.
-
-    Args:
-        moving: parameters by name, views of the flat tensors.
-        restriction: patterns or masks.
-        flats: one tensor for each dtype.
-
-    Returns:
-        One boolean tensor for each flat one; None if every entry moves.
-    """
+    """Return the masks of the parameters that move, one for each flat tensor; None: all moves."""
     if not isinstance(restriction, dict):
         return None
     masks = [torch.ones(flat.shape, dtype=torch.bool, device=flat.device) for flat in flats]

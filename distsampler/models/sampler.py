@@ -1,7 +1,5 @@
 """From a RunConfig to an optimizer: the class by its name, its options by its signature."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,16 +28,11 @@ class Ground:
     parameters: Sequence[Tensor]  # the parameters that move
     anchors: Sequence[Tensor]  # w*, shared with whoever else reads it
     masks: Sequence[Tensor] | None = None  # True where an entry moves; None: all do
-    # variance of the gradient between examples; None: not measured
-    variance: Sequence[Tensor] | None = None
+    variance: Sequence[Tensor] | None = None  # of the gradient between examples; None: not measured
 
 
 class UsersOptimizer:
-    """A user's own torch optimizer, with what a chain asks of a :class:`Sampler`.
-
-    Args:
-        optimizer: The optimizer, of one parameter group.
-    """
+    """A user's optimizer, of one parameter group, with what a chain asks of a :class:`Sampler`."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
@@ -53,11 +46,7 @@ class UsersOptimizer:
 
     @torch.no_grad()
     def move_to(self, weights: Iterable[Tensor]) -> None:
-        """Put the parameters to other weights.
-
-        Args:
-            weights: One tensor for each parameter, of its shape.
-        """
+        """Put the parameters to other weights."""
         for p, w in zip(self._optimizer.param_groups[0]["params"], weights, strict=True):
             p.copy_(w)
 
@@ -87,14 +76,7 @@ def names(of: Callable[[type[Sampler]], bool]) -> str:
 
 
 def resolve(name: str) -> type[torch.optim.Optimizer]:
-    """Return the class of a sampler.
-
-    Args:
-        name: a name of ``SAMPLERS``, or ``"package.module:Class"``.
-
-    Raises:
-        ConfigError: if there is none, or it is no optimizer that takes a generator.
-    """
+    """Return the class of a sampler by its name in ``SAMPLERS``, or ``"package.module:Class"``."""
     if name in SAMPLERS:
         return SAMPLERS[name]
     module, _, attribute = name.partition(":")
@@ -120,11 +102,7 @@ def resolve(name: str) -> type[torch.optim.Optimizer]:
 
 
 def signature_options(config: SamplerConfig) -> dict[str, Any]:
-    """Return all options of the sampler, those not given at their defaults.
-
-    Raises:
-        ConfigError: if one is given that its signature does not know.
-    """
+    """Return all options of the sampler, those not given at their defaults."""
     parameters = inspect.signature(resolve(config.name)).parameters
     known = {
         key: parameter.default
@@ -163,11 +141,7 @@ def law_of(config: SamplerConfig) -> QuadraticLaw | None:
 
 
 def check_options(config: RunConfig) -> None:
-    """Check that the options can be those of a run, whose config holds plain values.
-
-    Raises:
-        ConfigError: says which cannot, and what to do instead.
-    """
+    """Check that the options can be those of a run, whose config holds plain values."""
     sampler = config.sampler
     options = signature_options(sampler)
     tensor_options = {k: do for kind in SAMPLERS.values() for k, do in kind.tensor_options.items()}
@@ -261,18 +235,7 @@ def build(
     ground: Ground,
     generator: torch.Generator,
 ) -> torch.optim.Optimizer:
-    """Make the sampler of a chain.
-
-    Args:
-        sampler: class of the optimizer.
-        config: the run's config.
-        nbeta: inverse temperature times n.
-        ground: the tensors that the chain stands on.
-        generator: source of its noise.
-
-    Raises:
-        ConfigError: if an option's value is refused.
-    """
+    """Make the sampler of a chain."""
     options = config.sampler.options | supplied(config, nbeta)
     group: dict[str, Any] = {"params": list(ground.parameters)}
     if issubclass(sampler, Sampler):

@@ -6,8 +6,6 @@ are repeated at every step: neither the model's Python nor the machinery of the 
 must do the same operations at every step, which ``sampling.packing`` checks before a run.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,13 +26,7 @@ RESHAPES = (aten.view.default, aten._unsafe_view.default, aten.expand.default)
 
 
 class Lanes:
-    """Stacked weights and their gradient.
-
-    Args:
-        base: a replica at w*, which stays there.
-        spec: the recipe; its data are tensors in memory.
-        count: number of lanes; all begin at w*.
-    """
+    """Stacked weights and their gradient; all begin at w*, where the base replica stays."""
 
     def __init__(self, base: Replica, spec: ChainSpec, count: int) -> None:
         self._base, self._spec = base, spec
@@ -57,11 +49,7 @@ class Lanes:
     def losses_and_gradients(self, rows: NDArray[np.int64]) -> Tensor:
         """Return the losses at the present weights, and leave each lane's gradient of its mean.
 
-        Args:
-            rows: rows of each lane's batch, (lanes, batch).
-
-        Returns:
-            Shape (lanes, batch), or (lanes,) of a loss that returns means.
+        Rows and losses have the shape (lanes, batch); (lanes,) of a loss that returns means.
         """
         whole = self._base.batch(rows.reshape(-1))
         batch = map_tensors(lambda t: t.view(*rows.shape, *t.shape[1:]), whole)

@@ -24,12 +24,9 @@ LMSGLD at 1 / kappa is 9 and 26 % low because it is not relaxed, BADODAB at 0.25
 What is chosen is a function of model, data, loss, config and seed; no clock enters it.
 """
 
-from __future__ import annotations
-
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,14 +41,7 @@ from distsampler.execution.pool import ChainPool
 from distsampler.models.loss import LossFn
 from distsampler.models.sampler import signature_options
 from distsampler.recipe import CALIBRATION, Recipe
-from distsampler.sampling.pilots import (
-    PILOT_CHAINS,
-    THIN,
-    Pilot,
-    Pilots,
-    label,
-    short,
-)
+from distsampler.sampling.pilots import PILOT_CHAINS, THIN, Pilot, Pilots, label, short
 from distsampler.sampling.prepare import inspector, prepare
 from distsampler.sampling.tuning import REHEARSAL, Tuner
 from distsampler.schedule import Schedule
@@ -125,13 +115,13 @@ class Calibration:
 
     def _cost(self) -> str:
         share = self.pilot_steps / self.run_steps
-        found = (
+        cost = (
             f"{len(self.pilots)} pilots took {self.pilot_steps} steps, {share:.0%} of the run's "
             f"{self.run_steps}, and {self.pilot_seconds:.1f} s"
         )
         if share <= SHARE:
-            return found
-        return f"{found}: more than {SHARE:.0%}, because the run is short"
+            return cost
+        return f"{cost}: more than {SHARE:.0%}, because the run is short"
 
 
 def calibrate(  # noqa: PLR0913 (as sample)
@@ -144,7 +134,7 @@ def calibrate(  # noqa: PLR0913 (as sample)
     bias: float = BIAS,
     heatmap: bool = False,
 ) -> Calibration:
-    """Chooses sampler, step size, localisation and length of a run by short pilots.
+    """Choose sampler, step size, localisation and length of a run by short pilots.
 
     What the config sets is kept: a name or lr of the sampler, its localization, ``burn_in``,
     ``draws``, ``thin`` and all other fields; what it leaves out is chosen.
@@ -161,52 +151,48 @@ def calibrate(  # noqa: PLR0913 (as sample)
     Raises:
         ConfigError: if something cannot be sampled, the law of the sampler is not known, or its
             biases cannot be predicted.
-        RunFailed: if no step size was found at which pilots survive, or they were interrupted.
+        RunFailed: if pilots survive at no step size, or were interrupted.
 
     Example:
-        >>> found = calibrate(model, train_set, loss)  # doctest: +SKIP
-        >>> print(found)  # doctest: +SKIP
-        >>> run = sample(model, train_set, loss, found.config)  # doctest: +SKIP
+        >>> calibration = calibrate(model, train_set, loss)  # doctest: +SKIP
+        >>> print(calibration)  # doctest: +SKIP
+        >>> run = sample(model, train_set, loss, calibration.config)  # doctest: +SKIP
     """
     if not 0 < bias < 1:
         raise ConfigError(f"bias must be between 0 and 1, a part of the LLC: got {bias}")
     began = time.monotonic()
     config = config or RunConfig()
-    with _held(pool, config) as held:
-        spec = prepare(model, data, loss, config, inspector(held))
-        pilots = Pilots(spec, held)
+    with ExitStack() as stack:
+        if pool is None:  # Ray stays up from pilot to pilot
+            from distsampler.execution.ray_pool import RayPool
+
+            pool = stack.enter_context(RayPool(config.placement).joined())
+        spec = prepare(model, data, loss, config, inspector(pool))
+        pilots = Pilots(spec, pool)
         tuned = Tuner(spec, pilots, bias).run()
-        found = Calibration(*tuned, pilot_seconds=time.monotonic() - began)
-        chart = _heatmap(found.config, pilots, spec.nbeta) if heatmap else None
-    return replace(found, heatmap=chart)
+        calibration = Calibration(*tuned, pilot_seconds=time.monotonic() - began)
+        chart = _heatmap(calibration.config, pilots, spec.nbeta) if heatmap else None
+    return replace(calibration, heatmap=chart)
 
 
 def calibrate_recipe(
     recipe: Recipe, *, heatmap: bool = False, bias: float = BIAS
 ) -> tuple[Recipe, Calibration]:
-    """``calibrate`` of what a YAML file asks for; a run of the recipe remembers what was found."""
-    found = calibrate(
+    """Calibrate what a YAML file asks for; a run of the recipe remembers what was chosen."""
+    calibration = calibrate(
         recipe.model, recipe.data, recipe.loss, recipe.config, heatmap=heatmap, bias=bias
     )
-    record = {**recipe.record, CALIBRATION: found.as_dict()}
-    return replace(recipe, record=record, config=found.config), found
+    record = {**recipe.record, CALIBRATION: calibration.as_dict()}
+    return replace(recipe, record=record, config=calibration.config), calibration
 
 
 def continued(recipe: Recipe, store: str | None) -> Recipe | None:
-    """A recipe whose run the store holds already, what it leaves open as it was chosen then.
-
-    Args:
-        recipe: what is asked for.
-        store: a run directory; None: none.
-
-    Returns:
-        None where the store holds no run.
-    """
+    """Return a recipe with what it leaves open as the run in a store has it; None: no run there."""
     if store is None or not as_files(store).exists(MANIFEST):
         return None
-    stored, given = Run(store).manifest.config, recipe.config
-    sampler = stored.sampler.replaced(**given.sampler.model_dump(exclude_unset=True))
-    fields = {name: getattr(given, name) for name in given.model_fields_set}
+    stored, asked = Run(store).manifest.config, recipe.config
+    sampler = stored.sampler.replaced(**asked.sampler.model_dump(exclude_unset=True))
+    fields = {name: getattr(asked, name) for name in asked.model_fields_set}
     return replace(recipe, config=stored.replaced(**{**fields, "sampler": sampler}))
 
 
@@ -219,10 +205,10 @@ def _heatmap(config: RunConfig, runs: Pilots, nbeta: float) -> Heatmap:
     for i, j in np.ndindex(*llc.shape):
         sampler = config.sampler.replaced(lr=lrs[j], nbeta=nbetas[i])
         cell = short(config, sampler, REHEARSAL)
-        found = runs.run(cell, lambda run: run.llc("ignore"))
-        if found is not None:
-            llc[i, j] = found.mean
-            spread[i, j] = np.std(found.per_chain, ddof=1) / abs(found.mean)
+        estimate = runs.run(cell, lambda run: run.llc("ignore"))
+        if estimate is not None:
+            llc[i, j] = estimate.mean
+            spread[i, j] = np.std(estimate.per_chain, ddof=1) / abs(estimate.mean)
     steps = llc.size * PILOT_CHAINS * REHEARSAL * THIN
     return Heatmap(lrs, nbetas, llc, spread, steps)
 
@@ -238,15 +224,3 @@ def _shown(config: RunConfig, name: str) -> str:
 
 def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-@contextmanager
-def _held(pool: ChainPool | None, config: RunConfig) -> Iterator[ChainPool]:
-    """The pool, or one whose Ray stays up from pilot to pilot."""
-    if pool is not None:
-        yield pool
-        return
-    from distsampler.execution.ray_pool import RayPool
-
-    with RayPool(config.placement).joined() as joined:
-        yield joined

@@ -1,7 +1,5 @@
 """Fingerprint: what the bits of a trace depend on, so that a run is continued only as it began."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import inspect
@@ -48,15 +46,7 @@ def fingerprint(spec: ChainSpec) -> dict[str, str]:
 
 
 def check_same(files: Files, manifest: Manifest) -> Trace:
-    """Check that the run in a store is the one that is asked for, and return it.
-
-    Args:
-        files: of the run directory.
-        manifest: what is asked for.
-
-    Raises:
-        StoreError: lists every key that differs, with the stored and the present value.
-    """
+    """Check that the run in a store is the one that is asked for, and return it."""
     trace = Trace(files)
     stored = trace.manifest
     pairs = {key: (stored.fingerprint.get(key), now) for key, now in manifest.fingerprint.items()}

@@ -1,7 +1,5 @@
 """The gate: judges at the end of each gate round what was committed, and chooses the burn-in."""
 
-from __future__ import annotations
-
 import math
 
 from distsampler.analysis import diagnosis, inference_data, verdict
@@ -12,11 +10,7 @@ from distsampler.store.trace import Trace
 
 
 class Gate:
-    """Judges a run from its committed draws alone, so that no fault can change what it says.
-
-    Args:
-        trace: where the draws are.
-    """
+    """Judges a run from its committed draws alone, so that no fault can change what it says."""
 
     def __init__(self, trace: Trace) -> None:
         self._trace, self._config = trace, trace.manifest.config

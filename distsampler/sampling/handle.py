@@ -1,7 +1,5 @@
 """Running: a run that goes on in a thread of this process while its owner does other things."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from concurrent import futures

@@ -1,7 +1,5 @@
 """A job: a run that was checked, and is run once: store, pool, driver, gate, seal."""
 
-from __future__ import annotations
-
 import contextlib
 import tempfile
 import time
@@ -35,30 +33,8 @@ from distsampler.store.trace import Trace, check_new, refuse_existing
 Resume = Literal["never", "auto", "must"]
 
 
-def check(recipe: Recipe, store: str | Path | None, pool: ChainPool | None, resume: Resume) -> Job:
-    """Check a recipe and where it shall run, and return the job; nothing is written."""
-    if pool is None and recipe.config.data_mode == "hop":
-        pool = ray_pool(recipe.config)  # shards are inspected where the chains will be
-    try:
-        model, data, loss = recipe.model, recipe.data, recipe.loss
-        spec = prepare(model, data, loss, recipe.config, inspector(pool))
-        return Job(spec, store, pool, resume, recipe.record)
-    except BaseException:
-        if pool is not None:
-            pool.stop()  # it may have joined Ray to inspect shards
-        raise
-
-
 class Job:
-    """A run that was checked.
-
-    Args:
-        spec: what chains are made of.
-        store: the run directory; None: a temporary one.
-        pool: where chains run; None: Ray, as ``placement`` says.
-        resume: see ``sample``.
-        record: the names of model, data and loss in a YAML file, if they are from one.
-    """
+    """A run that was checked; store, pool and resume as for ``sample``."""
 
     def __init__(
         self,
@@ -66,7 +42,7 @@ class Job:
         store: str | Path | Files | None,
         pool: ChainPool | None,
         resume: Resume,
-        record: dict[str, Any] | None = None,
+        record: dict[str, Any] | None = None,  # names of model, data and loss in a YAML file
     ) -> None:
         self._pool = pool
         self._files = as_files(tempfile.mkdtemp(prefix="distsampler-") if store is None else store)
@@ -92,17 +68,7 @@ class Job:
         )
 
     def run(self, observer: Observer, stopped: Stopped) -> Run:
-        """Run it to its end.
-
-        Args:
-            observer: shows the progress.
-            stopped: says why the run must end early, if it must.
-
-        Raises:
-            PlacementError: if the cluster cannot hold a chain; nothing has been written then.
-            RunFailed: if fewer than ``min_chains`` chains were left.
-            StoreError: if the store cannot be used.
-        """
+        """Run it to its end, or until ``stopped`` says why it must end early."""
         config, files, pool = self._spec.config, self._files, self._pool
         with contextlib.ExitStack() as stack:
             if pool is not None:
@@ -153,6 +119,20 @@ class Job:
         trace.seal(status, state.reason, kept, time.monotonic() - began)
         trace.log(Ended(status, state.reason))
         return state
+
+
+def check(recipe: Recipe, store: str | Path | None, pool: ChainPool | None, resume: Resume) -> Job:
+    """Check a recipe and where it shall run, and return the job; nothing is written."""
+    if pool is None and recipe.config.data_mode == "hop":
+        pool = ray_pool(recipe.config)  # shards are inspected where the chains will be
+    try:
+        model, data, loss = recipe.model, recipe.data, recipe.loss
+        spec = prepare(model, data, loss, recipe.config, inspector(pool))
+        return Job(spec, store, pool, resume, recipe.record)
+    except BaseException:
+        if pool is not None:
+            pool.stop()  # it may have joined Ray to inspect shards
+        raise
 
 
 def ray_pool(config: RunConfig) -> ChainPool:

@@ -1,7 +1,5 @@
 """Packing: how many chains advance together, settled once, before anything starts."""
 
-from __future__ import annotations
-
 import math
 import os
 import time
@@ -18,7 +16,6 @@ from distsampler.chains.anchor_pass import Part, measure
 from distsampler.chains.pack import Pack
 from distsampler.chains.sampler_trial import needs_closure
 from distsampler.chains.worker import numerics
-from distsampler.config import RunConfig
 from distsampler.draws import AtAnchor
 from distsampler.models.replica import ChainSpec, Replica
 from distsampler.models.stack import Lanes
@@ -46,12 +43,8 @@ def settle(spec: ChainSpec, places: int | None, stored: int | None) -> Packing:
     """Settle how many chains advance together.
 
     "auto" is measured in this process, and counts as many places as this machine has cores, unless
-    the pool knows its places: on a cluster a number is better.
-
-    Args:
-        spec: what chains are made of.
-        places: number of places; None: not known yet.
-        stored: what was settled when the run began; None for a new run.
+    the pool knows its places: on a cluster a number is better. What was settled when the run began
+    (``stored``) stays.
     """
     config = spec.config
     if config.pack == 1 or config.chains == 1:
@@ -82,7 +75,7 @@ def refusal(spec: ChainSpec) -> str | None:
 
 
 def _obstacles(spec: ChainSpec) -> Iterator[tuple[bool, str]]:
-    """Return known obstacles: whether each is there, and what it is."""
+    """Yield the known obstacles: whether each is there, and what it is."""
     config = spec.config
     name = config.sampler.name
     yield name not in SAMPLERS, f"{name!r} is a sampler of your own, which may keep hold of memory"
@@ -139,7 +132,8 @@ def _measured(spec: ChainSpec, places: int | None) -> Packing:
     """Measure with which number the chains of the run are done first, on these places."""
     config, speeds = spec.config, dict[int, float]()
     counts = [2**k for k in range(config.chains.bit_length()) if 2**k < config.chains]
-    places = places or _places(config)
+    cores = (os.cpu_count() or 1) / max(config.placement.cpus_per_chain, 1e-9)
+    places = places or max(1, int(cores))
     for count in [*counts, config.chains]:
         speeds[count] = _speed(spec, count)
     rounds = {n: math.ceil(math.ceil(config.chains / n) / places) * n for n in speeds}
@@ -164,9 +158,3 @@ def _speed(spec: ChainSpec, count: int) -> float:
             pack.advance(WARM_UP)
             draws += WARM_UP
         return draws * spec.config.thin * count / (time.perf_counter() - began)
-
-
-def _places(config: RunConfig) -> int:
-    """Return the places that this machine would give; a cluster is not known yet."""
-    cores = (os.cpu_count() or 1) / max(config.placement.cpus_per_chain, 1e-9)
-    return max(1, int(cores))

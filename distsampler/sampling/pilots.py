@@ -1,7 +1,5 @@
 """Pilots: short runs of the ordinary kind, from whose stores a calibration reads."""
 
-from __future__ import annotations
-
 import math
 import tempfile
 from collections.abc import Callable
@@ -38,12 +36,7 @@ class Pilot:
 
 
 class Pilots:
-    """Runs pilots on a pool, each into a store that is deleted afterwards.
-
-    Args:
-        spec: recipe of the run that is calibrated.
-        pool: where the pilots' chains run.
-    """
+    """Runs the pilots of a run on a pool, each into a store that is deleted afterwards."""
 
     def __init__(self, spec: ChainSpec, pool: ChainPool) -> None:
         self._spec, self._pool = spec, pool
@@ -51,14 +44,7 @@ class Pilots:
     def pilot(
         self, config: RunConfig, sampler: SamplerConfig, draws: int, thin: int = THIN
     ) -> Pilot:
-        """Run one pilot of a run and read it.
-
-        Args:
-            config: config of the run.
-            sampler: the sampler to try.
-            draws: draws per chain, half of them burn-in.
-            thin: steps per draw.
-        """
+        """Try a sampler in a pilot of a run; see ``short``."""
         steps = PILOT_CHAINS * draws * thin
         pilot = self.run(
             short(config, sampler, draws, thin=thin), lambda run: read_pilot(run, sampler, steps)
@@ -68,16 +54,10 @@ class Pilots:
     def run(self, config: RunConfig, read: Callable[[Run], Read]) -> Read | None:
         """Return what is read from a finished run; None where a chain diverged."""
         with tempfile.TemporaryDirectory(prefix="distsampler-pilot-") as home:
-            store = f"{home}/run"
+            store, spec, pool = f"{home}/run", self._spec, self._pool
             try:
                 run = sample(
-                    self._spec.model,
-                    self._spec.rows,
-                    self._spec.loss,
-                    config,
-                    store=store,
-                    pool=self._pool,
-                    quiet=True,
+                    spec.model, spec.rows, spec.loss, config, store=store, pool=pool, quiet=True
                 )
             except RunFailed:
                 run = Run(store)
@@ -92,11 +72,7 @@ class Pilots:
 
 
 def read_pilot(run: Run, sampler: SamplerConfig, steps: int) -> Pilot:
-    """Read a pilot from its store: curvature and biases as they are at the last draw.
-
-    Raises:
-        ConfigError: if no curvature could be measured.
-    """
+    """Read a pilot from its store: curvature and biases as they are at the last draw."""
     stats = group(run.inference_data, "sample_stats")
     if "curvature" not in stats:
         raise ConfigError(
@@ -128,13 +104,7 @@ def read_pilot(run: Run, sampler: SamplerConfig, steps: int) -> Pilot:
 def short(config: RunConfig, sampler: SamplerConfig, draws: int, *, thin: int = THIN) -> RunConfig:
     """Return a pilot's config: two chains from w*, watched, never stopped by a clock or a gate.
 
-    It keeps nothing that a calibration does not read.
-
-    Args:
-        config: config of the run that is calibrated.
-        sampler: the sampler to try.
-        draws: draws per chain, half of them burn-in.
-        thin: steps per draw.
+    Half of its draws are burn-in; it keeps nothing that a calibration does not read.
     """
     burn_in = draws // 2
     return config.replaced(

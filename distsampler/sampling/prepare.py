@@ -3,8 +3,6 @@
 Every mistake that can be seen before a run starts is an error here, which says what to do.
 """
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -38,18 +36,7 @@ def prepare(
     config: RunConfig,
     inspect: shards.InspectShards = shards.inspect_shards,
 ) -> ChainSpec:
-    """Check model, data, loss and config against each other, and return what chains are made of.
-
-    Args:
-        model: at w*.
-        data: see ``sample``.
-        loss: see ``sample``.
-        config: what to sample, and for how long.
-        inspect: inspects shards where the chains will run; see ``inspector``.
-
-    Raises:
-        ConfigError: says what must hold, what was got and what to do.
-    """
+    """Check model, data, loss and config against each other, and return what chains are made of."""
     if not isinstance(model, nn.Module):
         raise ConfigError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
     if not callable(loss):
@@ -78,11 +65,7 @@ def prepare(
 
 
 def inspector(pool: ChainPool | None) -> shards.InspectShards:
-    """Return what inspects shards of data: the pool, where its chains will be, else this process.
-
-    Args:
-        pool: that the chains will run on, where it is known.
-    """
+    """Return what inspects shards of data: the pool, where its chains will be, or this process."""
     return pool.inspect_shards if isinstance(pool, InspectsShards) else shards.inspect_shards
 
 

@@ -11,8 +11,6 @@ What happens, in order:
 5. ``Run`` reads the store: LLC, verdict, diagnosis.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Reasons to end a run cleanly before it is finished: a signal, or no time left."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

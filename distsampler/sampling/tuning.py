@@ -1,7 +1,5 @@
 """The choice of sampler, step, localization and length from pilots; see ``calibration``."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -44,13 +42,7 @@ class Tuned(NamedTuple):
 
 
 class Tuner:
-    """Decides from pilots what the run should be.
-
-    Args:
-        spec: recipe of the run.
-        pilots: runs the pilots.
-        bias: relative bias of the LLC that the step may bring, and that minibatches may.
-    """
+    """Decides from pilots what the run should be; ``bias`` is the relative one of ``calibrate``."""
 
     def __init__(self, spec: ChainSpec, pilots: Pilots, bias: float) -> None:
         self._spec, self._pilots, self._bias = spec, pilots, bias
@@ -188,7 +180,7 @@ class Tuner:
             if max(self._kappa(sampler) / kappa, kappa / self._kappa(sampler)) <= GROWN:
                 return pilot
         raise RunFailed(
-            f"no step size was found in {ATTEMPTS} pilots of {sampler.name}, the last at lr="
+            f"no step size fitted in {ATTEMPTS} pilots of {sampler.name}, the last at lr="
             f"{sampler.options['lr']:.3g}: raise sampler.localization, or give sampler.lr"
         )
 
