@@ -139,14 +139,10 @@ class Race:
 
 
 TIMED: dict[str, dict[str, Any]] = {
-    "sgld": {},
-    "lmsgld": {},
+    **{name: {} for name in SAMPLERS},
     "rmsprop_sgld": {"freeze_after": 5},
     "adam_sgld": {"freeze_after": 5},
-    "sghmc": {},
-    "sgnht": {},
     "sgnht badodab": {"scheme": "badodab"},
-    "mala": {},
 }
 
 
