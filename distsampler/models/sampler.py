@@ -31,33 +31,28 @@ class Ground:
     variance: Sequence[Tensor] | None = None  # of the gradient between examples; None: not measured
 
 
+@runtime_checkable
+class HasMetrics(Protocol):
+    """A user's optimizer that reports on its last step, in 0-d tensors by name."""
+
+    def metrics(self) -> Mapping[str, Tensor]: ...  # noqa: D102 (the class says it)
+
+
 class UsersOptimizer:
-    """A user's optimizer, of one parameter group, with what a chain asks of a :class:`Sampler`."""
+    """A user's own torch optimizer, with what a chain asks of a :class:`Sampler`."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self._optimizer = optimizer
+        self._params = optimizer.param_groups[0]["params"]
         self.move = optimizer.step
-        self.chain_state = optimizer.state_dict
-        self.restore_chain_state = optimizer.load_state_dict
-
-    def metrics(self) -> Mapping[str, Tensor]:
-        """Return the scalars of the last step, if the optimizer has a method for them."""
-        return self._optimizer.metrics() if isinstance(self._optimizer, HasMetrics) else {}
+        self.chain_state, self.restore_chain_state = optimizer.state_dict, optimizer.load_state_dict
+        nothing: Callable[[], Mapping[str, Tensor]] = dict
+        self.metrics = optimizer.metrics if isinstance(optimizer, HasMetrics) else nothing
 
     @torch.no_grad()
     def move_to(self, weights: Iterable[Tensor]) -> None:
-        """Put the parameters to other weights."""
-        for p, w in zip(self._optimizer.param_groups[0]["params"], weights, strict=True):
+        """Put the parameters to other weights, one tensor for each."""
+        for p, w in zip(self._params, weights, strict=True):
             p.copy_(w)
-
-
-@runtime_checkable
-class HasMetrics(Protocol):
-    """A user's optimizer that reports on its last step."""
-
-    def metrics(self) -> Mapping[str, Tensor]:
-        """Return 0-d tensors by name."""
-        ...
 
 
 def mover(optimizer: torch.optim.Optimizer) -> Sampler | UsersOptimizer:

@@ -29,16 +29,7 @@ class AdamSGLD(Adaptive):
     Args:
         params: See :class:`Sampler`, as for every option not listed here.
         beta1: Memory of m, in [0, 1).
-        beta2: Memory of v, in [0, 1).
-        stability: a, added to the root of v; above 0.
-        freeze_after: Steps after which v is fixed (m continues). None: never, with a warning.
-
-    Example:
-        >>> w = torch.nn.Parameter(torch.zeros(3))
-        >>> sampler = AdamSGLD([w], lr=1e-3, nbeta=100.0, freeze_after=500)
-        >>> loss = w.square().sum()
-        >>> loss.backward()
-        >>> sampler.step()
+        beta2, stability, freeze_after: See :class:`Adaptive`; m is never frozen.
     """
 
     def __init__(

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from distsampler.optim import checks
 from distsampler.optim.layout import Point
+from distsampler.optim.readouts import Scalar
 from distsampler.optim.sampler import Sampler
 
 
@@ -50,10 +51,8 @@ class HeatCorrected(Sampler):
         "gradient_variance": "pass a number, or correct_heat=True, which measures it",
     }
 
-    @property
-    def noise_clipped(self) -> Tensor:
-        """Share of the trainable entries that get no noise: their heat cannot be removed; 0-d."""
-        return self._readouts.total("noise_clipped")
+    noise_clipped = Scalar()
+    """Share of the trainable entries that get no noise: their heat cannot be removed."""
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)

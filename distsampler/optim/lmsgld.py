@@ -28,16 +28,8 @@ class LMSGLD(HeatCorrected):
 
     Args:
         params: See :class:`Sampler`, as for every option not listed here.
-        gradient_variance: As for :class:`SGLD`.
-        batch_size: As for :class:`SGLD`.
+        gradient_variance, batch_size: See :class:`HeatCorrected`.
         preconditioner: One tensor a parameter (its shape), multipliers of lr; None: all 1.
-
-    Example:
-        >>> w = torch.nn.Parameter(torch.zeros(3))
-        >>> sampler = LMSGLD([w], lr=1e-3, nbeta=100.0, localization=1.0)
-        >>> loss = w.square().sum()
-        >>> loss.backward()
-        >>> sampler.step()
     """
 
     hop_bias_known = True

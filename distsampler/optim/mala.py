@@ -13,6 +13,7 @@ from distsampler.optim.kernels import add_force, move
 from distsampler.optim.law import Bias, QuadraticLaw
 from distsampler.optim.layout import Layout, is_half
 from distsampler.optim.metropolis import LangevinProposal, log_ratio
+from distsampler.optim.readouts import Scalar
 
 
 class MALA(LangevinProposal):
@@ -62,10 +63,8 @@ class MALA(LangevinProposal):
     ) -> None:
         super().__init__(locals())
 
-    @property
-    def acceptance(self) -> Tensor:
-        """Probability of accepting the last proposal; 0-d, in :meth:`metrics`."""
-        return self._readouts.total("acceptance")
+    acceptance = Scalar()
+    """Probability of accepting the last proposal."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

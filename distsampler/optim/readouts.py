@@ -19,6 +19,17 @@ QUIET = dict.fromkeys((*NORMS, *KEPT.values()), False)
 """Options of a group that asks for nothing."""
 
 
+class Scalar:
+    """A 0-d tensor of the last step, as an attribute of a sampler."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, sampler: Any, owner: type) -> Tensor:  # noqa: ANN401 (a Sampler)
+        readouts: Readouts = sampler._readouts
+        return readouts.total(self._name)
+
+
 class Readouts:
     """The readouts of the last step, by group."""
 

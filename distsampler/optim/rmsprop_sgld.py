@@ -25,19 +25,8 @@ class RMSPropSGLD(Adaptive, HeatCorrected):
 
     Args:
         params: See :class:`Sampler`, as for every option not listed here.
-        beta2: Memory of v, in [0, 1).
-        stability: a, added to the root of v; above 0.
-        freeze_after: Steps after which v is fixed; keep draws only from then on. None: never, with
-            a warning.
-        gradient_variance: As for :class:`SGLD`.
-        batch_size: As for :class:`SGLD`.
-
-    Example:
-        >>> w = torch.nn.Parameter(torch.zeros(3))
-        >>> sampler = RMSPropSGLD([w], lr=1e-3, nbeta=100.0, freeze_after=500)
-        >>> loss = w.square().sum()
-        >>> loss.backward()
-        >>> sampler.step()
+        beta2, stability, freeze_after: See :class:`Adaptive`.
+        gradient_variance, batch_size: See :class:`HeatCorrected`.
     """
 
     def __init__(

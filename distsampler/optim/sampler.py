@@ -16,7 +16,7 @@ from distsampler.optim import checks
 from distsampler.optim.law import QuadraticLaw
 from distsampler.optim.layout import Layout, Point, Potential, make_layouts
 from distsampler.optim.noise_streams import Owners, continue_stream, fresh_generator
-from distsampler.optim.readouts import Readouts
+from distsampler.optim.readouts import Readouts, Scalar
 
 
 def _uncompiled(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -270,30 +270,9 @@ class Sampler(Optimizer):
         """Grad U at the weights that the last step left, as :attr:`noise` is laid out."""
         return self._readouts.tensors("drift", self.param_groups)
 
-    @property
-    def localization_loss(self) -> Tensor:
-        """gamma/2 |w - w*|^2 at the weights that the last step left; 0-d."""
-        return self._readouts.total("localization_loss")
-
-    @property
-    def noise_norm(self) -> Tensor:
-        """|N|, 0-d."""
-        return self._readouts.total("noise_norm")
-
-    @property
-    def grad_norm(self) -> Tensor:
-        """|g|, 0-d."""
-        return self._readouts.total("grad_norm")
-
-    @property
-    def weight_norm(self) -> Tensor:
-        """|w|, 0-d."""
-        return self._readouts.total("weight_norm")
-
-    @property
-    def distance(self) -> Tensor:
-        """|w - w*|, 0-d."""
-        return self._readouts.total("distance")
+    localization_loss = Scalar()
+    """gamma/2 |w - w*|^2 at the weights that the last step left."""
+    noise_norm, grad_norm, weight_norm, distance = Scalar(), Scalar(), Scalar(), Scalar()
 
     # For subclasses
 

@@ -30,13 +30,6 @@ class SGHMC(Sampler):
     Args:
         params: See :class:`Sampler`, as for every option not listed here. A box reflects.
         friction: alpha, in (0, 1).
-
-    Example:
-        >>> w = torch.nn.Parameter(torch.zeros(3))
-        >>> sampler = SGHMC([w], lr=1e-4, nbeta=100.0)
-        >>> loss = w.square().sum()
-        >>> loss.backward()
-        >>> sampler.step()
     """
 
     friction_option = "friction"

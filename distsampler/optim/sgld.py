@@ -27,10 +27,7 @@ class SGLD(HeatCorrected, LangevinProposal):
 
     Args:
         params: See :class:`Sampler`, as for every option not listed here.
-        gradient_variance: Variance v of the gradient between single examples, a number or one
-            tensor a parameter (its shape); the noise is reduced by the heat of the minibatch,
-            see :mod:`distsampler.optim.heat_correction`. None: no correction.
-        batch_size: Examples a minibatch, m; needed with ``gradient_variance``.
+        gradient_variance, batch_size: See :class:`HeatCorrected`.
 
     Example:
         >>> w = torch.nn.Parameter(torch.zeros(3))

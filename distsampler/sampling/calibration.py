@@ -1,9 +1,9 @@
-"""Calibration: short pilots say what a run's sampler, step, localisation and length should be.
+"""Calibration: short pilots say what a run's sampler, step, localization and length should be.
 
 Everything is measured along pilot chains, which run as any run does: the largest curvature h of
-the mean loss, the biases that follow from it and from the gradient's noise (``spectrum``,
-``bias``), and the ESS. A pilot starts at w* with the step that the curvature there allows; where it
-meets a larger curvature, or diverges, it is repeated with a smaller one. Then
+the mean loss, the biases that follow from it and from the gradient's noise (``curvature.watch``),
+and the ESS. A pilot starts at w* with the step that the curvature there allows; where it meets a
+larger curvature, or diverges, it is repeated with a smaller one. Then
 
 ``lr``  is a fixed fraction of ``1 / kappa``, ``kappa = nbeta h + gamma`` the largest that was met;
         smaller where the predicted bias would be above the wanted one.
@@ -11,10 +11,10 @@ meets a larger curvature, or diverges, it is repeated with a smaller one. Then
 
 A chain spreads over slow directions by its **reach**, ``lr`` without momentum and ``2 lr / A`` with
 it, and minibatches heat it in proportion to the reach, whatever the sampler. (The thermostat of
-SGNHT would take the mean of the heat away, but at the small lr of real problems it has not the
-time to move: it needs 1 / lr steps. So no credit is given for it.) Of the candidates the one of the
-longest reach within the wanted bias is taken: LMSGLD, LMSGLD with heat correction, and BADODAB,
-where momentum lets the friction, not the curvature, limit the reach.
+SGNHT would take the mean of the heat away, but at the small lr of real problems it has no time to
+move: it needs 1 / lr steps. So it gets no credit for that.) The candidates are LMSGLD, LMSGLD with
+heat correction, and BADODAB, where momentum lets the friction, not the curvature, limit the reach;
+the one with the longest reach within the wanted bias is taken.
 
 Measured on deep linear networks (4 chains of 10,000 steps, second half, error against Gibbs): where
 LMSGLD at 1 / kappa is 9 and 26 % low because it is not relaxed, BADODAB at 0.25 / kappa and A =
@@ -41,9 +41,9 @@ from distsampler.execution.pool import ChainPool
 from distsampler.models.loss import LossFn
 from distsampler.models.sampler import signature_options
 from distsampler.recipe import CALIBRATION, Recipe
-from distsampler.sampling.pilots import PILOT_CHAINS, THIN, Pilot, Pilots, label, short
+from distsampler.sampling.pilots import PILOT_CHAINS, THIN, Pilots, label, short
 from distsampler.sampling.prepare import inspector, prepare
-from distsampler.sampling.tuning import REHEARSAL, Tuner
+from distsampler.sampling.tuning import REHEARSAL, Choice, Tuner
 from distsampler.schedule import Schedule
 from distsampler.store.files import as_files
 from distsampler.store.manifest import MANIFEST
@@ -54,41 +54,26 @@ GRID = ((0.25, 0.5, 1.0, 2.0, 4.0), (0.25, 1.0, 4.0))  # of lr and nbeta, in a h
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """A run's configuration, and why it is what it is.
+class Calibration(Choice):
+    """A run's configuration, and why it is what it is."""
 
-    Args:
-        config: ready to run.
-        reasons: by field, a sentence each.
-        curvature: largest curvature of the mean loss that the pilots met.
-        discretisation_bias: predicted, relative to the LLC.
-        heat_bias: of minibatches, likewise.
-        pilots: in the order they were run.
-        pilot_seconds: all of them took.
-        heatmap: of the LLC over lr and nbeta, if asked for.
-    """
-
-    config: RunConfig
-    reasons: dict[str, str]
-    curvature: float
-    discretisation_bias: float
-    heat_bias: float
-    pilots: tuple[Pilot, ...]
     pilot_seconds: float
+    """Seconds that all pilots took."""
     heatmap: Heatmap | None = None
+    """The LLC over lr and nbeta, if asked for."""
 
     @property
     def pilot_steps(self) -> int:
-        """Steps of all pilots' chains together."""
+        """Steps of the chains of all pilots."""
         return sum(pilot.steps for pilot in self.pilots)
 
     @property
     def run_steps(self) -> int:
-        """Steps of all chains of the run that is proposed."""
+        """Steps of all chains of the chosen run."""
         return self.config.chains * Schedule.of(self.config).total * self.config.thin
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; NaN as None."""
+        """Return it for JSON; NaN as None."""
         return {
             "config": self.config.model_dump(mode="json", exclude_unset=True),
             "reasons": self.reasons,
@@ -115,13 +100,11 @@ class Calibration:
 
     def _cost(self) -> str:
         share = self.pilot_steps / self.run_steps
-        cost = (
+        caution = f": more than {SHARE:.0%}, because the run is short" if share > SHARE else ""
+        return (
             f"{len(self.pilots)} pilots took {self.pilot_steps} steps, {share:.0%} of the run's "
-            f"{self.run_steps}, and {self.pilot_seconds:.1f} s"
+            f"{self.run_steps}, and {self.pilot_seconds:.1f} s{caution}"
         )
-        if share <= SHARE:
-            return cost
-        return f"{cost}: more than {SHARE:.0%}, because the run is short"
 
 
 def calibrate(  # noqa: PLR0913 (as sample)
@@ -134,18 +117,18 @@ def calibrate(  # noqa: PLR0913 (as sample)
     bias: float = BIAS,
     heatmap: bool = False,
 ) -> Calibration:
-    """Choose sampler, step size, localisation and length of a run by short pilots.
+    """Choose sampler, step size, localization and length of a run by short pilots.
 
     What the config sets is kept: a name or lr of the sampler, its localization, ``burn_in``,
     ``draws``, ``thin`` and all other fields; what it leaves out is chosen.
 
     Args:
-        model: as for ``sample``, and so are data, loss and pool.
-        data: see ``sample``.
-        loss: see ``sample``.
+        model: the trained model, as for ``sample``.
+        data: the data, as for ``sample``.
+        loss: the loss, as for ``sample``.
         config: what is fixed beforehand; None: nothing.
         pool: where the pilots' chains run; None: ``RayPool(config.placement)``.
-        bias: of the LLC, relative, that step and minibatches may bring.
+        bias: relative bias of the LLC that the step may bring, and that minibatches may.
         heatmap: sample the LLC over a grid of lr and nbeta around the choice as well.
 
     Raises:
@@ -169,16 +152,16 @@ def calibrate(  # noqa: PLR0913 (as sample)
             pool = stack.enter_context(RayPool(config.placement).joined())
         spec = prepare(model, data, loss, config, inspector(pool))
         pilots = Pilots(spec, pool)
-        tuned = Tuner(spec, pilots, bias).run()
-        calibration = Calibration(*tuned, pilot_seconds=time.monotonic() - began)
-        chart = _heatmap(calibration.config, pilots, spec.nbeta) if heatmap else None
+        choice = Tuner(spec, pilots, bias).run()
+        calibration = Calibration(**vars(choice), pilot_seconds=time.monotonic() - began)
+        chart = _heatmap(choice.config, pilots, spec.nbeta) if heatmap else None
     return replace(calibration, heatmap=chart)
 
 
 def calibrate_recipe(
     recipe: Recipe, *, heatmap: bool = False, bias: float = BIAS
 ) -> tuple[Recipe, Calibration]:
-    """Calibrate what a YAML file asks for; a run of the recipe remembers what was chosen."""
+    """Calibrate what a YAML file asks for; a run of the returned recipe records the calibration."""
     calibration = calibrate(
         recipe.model, recipe.data, recipe.loss, recipe.config, heatmap=heatmap, bias=bias
     )
@@ -187,7 +170,7 @@ def calibrate_recipe(
 
 
 def continued(recipe: Recipe, store: str | None) -> Recipe | None:
-    """Return a recipe with what it leaves open as the run in a store has it; None: no run there."""
+    """Return a recipe with what it leaves open chosen as in the store; None: it holds no run."""
     if store is None or not as_files(store).exists(MANIFEST):
         return None
     stored, asked = Run(store).manifest.config, recipe.config
@@ -196,7 +179,7 @@ def continued(recipe: Recipe, store: str | None) -> Recipe | None:
     return replace(recipe, config=stored.replaced(**{**fields, "sampler": sampler}))
 
 
-def _heatmap(config: RunConfig, runs: Pilots, nbeta: float) -> Heatmap:
+def _heatmap(config: RunConfig, pilots: Pilots, nbeta: float) -> Heatmap:
     """The LLC over a grid around the choice, two chains a cell."""
     lr = config.sampler.options["lr"]
     lrs = tuple(float(f"{lr * factor:.3g}") for factor in GRID[0])
@@ -205,7 +188,7 @@ def _heatmap(config: RunConfig, runs: Pilots, nbeta: float) -> Heatmap:
     for i, j in np.ndindex(*llc.shape):
         sampler = config.sampler.replaced(lr=lrs[j], nbeta=nbetas[i])
         cell = short(config, sampler, REHEARSAL)
-        estimate = runs.run(cell, lambda run: run.llc("ignore"))
+        estimate = pilots.run(cell, lambda run: run.llc("ignore"))
         if estimate is not None:
             llc[i, j] = estimate.mean
             spread[i, j] = np.std(estimate.per_chain, ddof=1) / abs(estimate.mean)

@@ -1,8 +1,8 @@
 """The choice of sampler, step, localization and length from pilots; see ``calibration``."""
 
 import math
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -30,15 +30,22 @@ PREFERRED = 1.5  # a sampler with momentum is taken where its reach is longer by
 FRICTION = (0.03, 0.5)  # bounds of the friction A
 
 
-class Tuned(NamedTuple):
-    """What was chosen, why, and what was measured: the first fields of ``Calibration``."""
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen for a run, why, and what was measured."""
 
     config: RunConfig
+    """Ready to run."""
     reasons: dict[str, str]
+    """Field -> why it is what it is, in a sentence."""
     curvature: float
+    """Largest curvature of the mean loss that the pilots met."""
     discretisation_bias: float
+    """Predicted bias of the step, relative to the LLC."""
     heat_bias: float
+    """Predicted bias of minibatch noise, relative to the LLC."""
     pilots: tuple[Pilot, ...]
+    """In the order in which they were run."""
 
 
 class Tuner:
@@ -54,7 +61,7 @@ class Tuner:
         self._h = math.nan
         self._warmth = 0.0  # heat of minibatches, relative to the LLC, per reach
 
-    def run(self) -> Tuned:
+    def run(self) -> Choice:
         """Measure the curvature at w*, run pilots of what is to be chosen, rehearse the choice."""
         given = self._config.sampler
         self._check(given)
@@ -77,12 +84,12 @@ class Tuner:
         if ours(merged.name).friction_option is not None:
             heat = max(heat, self._warmth * reach(merged), key=abs)
         made = tuple(self._made)
-        return Tuned(config, self._reasons, self._h, last.discretisation, heat, made)
+        return Choice(config, self._reasons, self._h, last.discretisation, heat, made)
 
     def _check(self, given: SamplerConfig) -> None:
         """Check that what is chosen by its biases has biases that are predicted."""
-        if not _calibrated(given):
-            names = sorted(name for name in SAMPLERS if _calibrated(SamplerConfig(name=name)))
+        if math.isnan(_safe(given)):
+            names = sorted(n for n in SAMPLERS if not math.isnan(_safe(SamplerConfig(name=n))))
             raise ConfigError(
                 f"calibrate knows the laws of {', '.join(names)}, and not that of {given.name!r}: "
                 "name one of them, or leave sampler.name out"
@@ -284,17 +291,10 @@ class Tuner:
         return pilot
 
 
-def _calibrated(sampler: SamplerConfig) -> bool:
-    """Whether a law tells which step to take."""
-    law = law_of(sampler)
-    return law is not None and law.safe is not None
-
-
 def _safe(sampler: SamplerConfig) -> float:
-    """The ``lr kappa`` to take."""
+    """The ``lr kappa`` to take; NaN where no law tells it."""
     law = law_of(sampler)
-    assert law is not None and law.safe is not None  # noqa: PT018 (checked first)
-    return law.safe
+    return math.nan if law is None or law.safe is None else law.safe
 
 
 def _round(lr: float) -> float:
