@@ -27,7 +27,7 @@ class Stream(IntEnum):
 
 
 def noise_seed(seed: int, chain: int) -> int:
-    """Seed of a chain's torch generator: 64 bits, the low 32 differ for every chain of a run.
+    """Return a chain's seed of torch: 64 bits, of which the low 32 differ for all chains of a run.
 
     torch's CPU generator keeps only the low 32 bits of its seed, so a hash would let two of many
     chains draw the same noise; here they count upwards from a hash of the run's seed instead.
@@ -40,25 +40,18 @@ def noise_seed(seed: int, chain: int) -> int:
 def generator(
     seed: int, stream: Stream, chain: int | None = None, step: int | None = None
 ) -> np.random.Generator:
-    """A numpy generator of one stream of a chain, at a step, or (chain None) of the run."""
+    """Return a numpy generator of one stream: of a chain, at a step, or (chain None) of the run."""
     key = tuple(part for part in (chain, stream, step) if part is not None)
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)))
 
 
 def step_seed(seed: int, chain: int, step: int, piece: int = 0) -> int:
-    """Seed of what a model draws at one step (dropout), for a forked global generator.
-
-    Args:
-        seed: of the run.
-        chain: index.
-        step: of the chain.
-        piece: of a batch that goes through the model in several.
-    """
+    """Return the seed of what a model draws at one step (dropout), in one piece of its batch."""
     key = (chain, Stream.MODEL, step, piece) if piece else (chain, Stream.MODEL, step)
     return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1)[0])
 
 
 def probe_rows(seed: int, n: int, size: int) -> NDArray[np.int64]:
-    """Rows of the probe: a fixed subset, the same for every chain of a run, in rising order."""
+    """Return the rows of the probe: a fixed subset, the same for every chain of a run, rising."""
     rows = generator(seed, Stream.PROBE).choice(n, min(size, n), replace=False)
     return np.sort(rows)

@@ -38,26 +38,17 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class AnchorPart:
-    """What was measured in one part of the pass.
-
-    Args:
-        part: the part.
-        values: losses, per example or the mean of each block (of each part of the probe), float64;
-            or the gradient's variance between examples, one for each entry, float32; or a shard's
-            gradient, or its curvatures.
-    """
+    """What was measured in one part of the pass."""
 
     part: Part
+    # losses, per example or the mean of each block (of each part of the probe), float64; or the
+    # gradient's variance between examples, one for each entry, float32; or a shard's gradient, or
+    # its curvatures
     values: NDArray[np.float64] | NDArray[np.float32]
 
 
 def parts_of(spec: ChainSpec, places: int) -> tuple[Part, ...]:
-    """Return the parts of the pass.
-
-    Args:
-        spec: the recipe.
-        places: number of places that will measure them.
-    """
+    """Return the parts of the pass, for a number of places that will measure them."""
     noise = list[tuple[int, int]]()
     if spec.config.sampler.correct_heat:
         noise = gradient_noise.blocks(len(gradient_noise.batches(spec.config, len(spec.rows))))
@@ -87,12 +78,7 @@ def _runs(cut: list[tuple[int, int]], places: int) -> list[tuple[int, int]]:
 
 
 def progress(parts: Iterable[Part], done: Iterable[AnchorPart]) -> dict[str, tuple[int, int]]:
-    """Return how much of the pass is done: of its rows, and of the batches of gradient noise.
-
-    Args:
-        parts: the whole pass.
-        done: what has been measured, however it was cut.
-    """
+    """Return how much of the pass is done: of its rows, and of the batches of gradient noise."""
     totals, made = Counter[str](), Counter[str]()
     for part in parts:
         totals[part.what] += part.stop - part.start

@@ -64,11 +64,7 @@ class Chain:
             # The sampler's cautions were given before the run; shared memory is read-only.
             warnings.simplefilter("ignore")
             variance = at_anchor.gradient_variance
-            noise = (
-                None
-                if variance is None
-                else replica.split(torch.from_numpy(variance).to(replica.device))
-            )
+            noise = None if variance is None else replica.split(torch.from_numpy(variance))
             ground = Ground(replica.flats, self._anchors, replica.masks, noise)
             self.sampler: Any = build(
                 spec.sampler, spec.config, spec.nbeta, ground, self._generator
@@ -90,9 +86,9 @@ class Chain:
             AllRows(n) if needs_closure(spec.sampler) else spec.rows.stream(config, self.index)
         )
         self._shift: ControlVariate | None = None
-        gradients, sizes = self._at_anchor.shard_gradients, spec.rows.shard_sizes
+        gradients = self._at_anchor.shard_gradients
         if gradients is not None:
-            self._shift = ControlVariate(self.replica, gradients, sizes, self._batches)
+            self._shift = ControlVariate(self.replica, gradients, spec.rows, self._batches)
         # An epoch's own batch is not independent of w_t: its excess loss would be biased.
         self._readout: BatchStream | None = None
         if config.batches == "epoch" and config.batch_size < n:
@@ -141,12 +137,7 @@ class Chain:
         return self._computed(self.replica.losses_of_rows, self.rows(step), step)
 
     def measure(self, losses: Tensor, step: int) -> Values:
-        """Return what a draw holds of the present weights.
-
-        Args:
-            losses: losses of the step's batch there.
-            step: the last step of the draw.
-        """
+        """Return what a draw holds of the present weights, with the losses of its last step."""
         rows = self.rows(step)
         if self._readout is not None:
             rows = self._readout.indices(step)

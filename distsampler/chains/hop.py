@@ -40,30 +40,22 @@ Array = NDArray[np.float64]
 class ControlVariate:
     """Shifts the gradient of a shard's batch by ``gbar(w*) - gbar_s(w*)``.
 
-    Args:
-        replica: whose gradient it is.
-        gradients: gradient of each shard's mean loss at w*, (shards, d).
-        sizes: N_s, number of examples of each shard.
-        batches: says on which shard the chain sits.
+    ``gradients`` has gbar_s(w*) for each shard, (shards, d).
     """
 
     def __init__(
-        self,
-        replica: Replica,
-        gradients: NDArray[np.float32],
-        sizes: Sequence[int],
-        batches: Batches,
+        self, replica: Replica, gradients: NDArray[np.float32], rows: Rows, batches: Batches
     ) -> None:
         self._replica, self._gradients, self._batches = replica, gradients, batches
-        self._mean = np.average(gradients, axis=0, weights=sizes).astype(np.float32)
+        self._mean = np.average(gradients, axis=0, weights=rows.shard_sizes).astype(np.float32)
         self._shard, self._shift = -1, list[Tensor]()
 
     def apply(self, step: int) -> None:
         """Shift the gradient that the batch of this step has left."""
         shard = self._batches.shard(step)
         if shard != self._shard:
-            whole = torch.from_numpy(self._mean - self._gradients[shard]).to(self._replica.device)
-            self._shard, self._shift = shard, self._replica.split(whole)
+            shift = torch.from_numpy(self._mean - self._gradients[shard])
+            self._shard, self._shift = shard, self._replica.split(shift)
         for flat, shift in zip(self._replica.flats, self._shift, strict=True):
             flat.grad.add_(shift)  # type: ignore[union-attr]  # made by the replica, never dropped
 
@@ -100,12 +92,7 @@ def check(config: RunConfig, rows: Rows) -> None:
 
 
 def refusal(predicted: tuple[float, float] | None, spec: ChainSpec) -> str | None:
-    """Return why a run on its shards would give a wrong number; None if it would not.
-
-    Args:
-        predicted: what ``predict`` returned.
-        spec: the recipe.
-    """
+    """Return why a run with this predicted bias would give a wrong number; None if it would not."""
     if predicted is None and not spec.rows.dealt:
         return "the bias of hopping over these shards cannot be predicted"
     as_read, on_all = predicted or (0.0, 0.0)
@@ -155,11 +142,7 @@ def curvatures(replica: Replica, spec: ChainSpec, start: int, stop: int) -> Arra
 
 
 def predict(parts: Sequence[Array], spec: ChainSpec) -> tuple[float, float] | None:
-    """Return the relative error of the LLC that hopping will bring.
-
-    Args:
-        parts: curvatures of all shards, in their order.
-        spec: the recipe.
+    """Return the relative error of the LLC that hopping will bring, from all shards' curvatures.
 
     Returns:
         Error of the LLC as chains read it, on the shard where they sit; and of the LLC read on all
@@ -220,12 +203,9 @@ def in_direction(
 def _heterogeneous(halves: Array, sizes: Array) -> Array:
     """Return curvatures of the shards with the spread that whole shards have.
 
-    The covariance between halves is that between populations; the difference between halves shows
-    how much of the spread is chance, in that number of rows.
-
-    Args:
-        halves: curvatures, (shard, half).
-        sizes: N_s, number of examples of each shard.
+    ``halves`` are curvatures, (shard, half): the covariance between halves is that between
+    populations; the difference between halves shows how much of the spread is chance, in that
+    number of rows.
     """
     h: Array = halves.mean(axis=1)
     away = halves - np.average(halves, axis=0, weights=sizes)

@@ -132,13 +132,7 @@ class DrawMeter:
     @torch.no_grad()
     @np.errstate(invalid="ignore", over="ignore")  # a chain that diverges shows it in its values
     def measure(self, losses: Tensor, rows: NDArray[np.int64], step: int) -> Values:
-        """Return the draw at the replica's present weights.
-
-        Args:
-            losses: losses of the minibatch there, (batch,) or ().
-            rows: rows of the minibatch.
-            step: step of the chain.
-        """
+        """Return the draw at the replica's present weights, with a minibatch's losses there."""
         batch = losses.detach().double().cpu().numpy()
         probe_losses = self._probe.losses(self._chain, step)
         moved = self._picked(self._replica.flats) - self._entries_at_anchor

@@ -1,4 +1,4 @@
-"""Chain state <-> bytes: plain tensors and ints, torch.save, read with weights_only."""
+"""The state of a chain as bytes: tensors and plain values, read without running any code."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from distsampler.errors import StoreError
 
 
 def dump(state: dict[str, Any]) -> bytes:
-    """The bytes of a state: tensors, ints, floats, strings, and dicts and lists of these."""
+    """Return the bytes of a state: tensors, numbers, strings, and dicts and lists of these."""
     buffer = io.BytesIO()
-    torch.save(_alone(state), buffer)
+    torch.save(_compact(state), buffer)
     return buffer.getvalue()
 
 
-def _alone(value: Any) -> Any:  # noqa: ANN401 (as in dump)
-    """A state whose tensors are no parts of larger ones: torch.save would write all of those."""
+def _compact(value: Any) -> Any:  # noqa: ANN401 (as in dump)
+    """A state whose tensors share no larger memory, all of which torch.save would write."""
     match value:
         case torch.Tensor():
             return value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
         case dict():
-            return {key: _alone(each) for key, each in value.items()}
+            return {key: _compact(each) for key, each in value.items()}
         case list():
-            return [_alone(each) for each in value]
+            return [_compact(each) for each in value]
         case _:
             return value
 
 
 def parse(data: bytes) -> dict[str, Any]:
-    """The state in some bytes, on the CPU.
+    """Return the state in some bytes, on the CPU.
 
     Raises:
-        StoreError: if the bytes are torn or hold anything but plain values.
+        StoreError: if the bytes are incomplete or contain anything but plain values.
     """
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

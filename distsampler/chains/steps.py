@@ -19,15 +19,7 @@ if TYPE_CHECKING:
 
 
 class ChainDiverged(DistsamplerError):
-    """A chain met a value that is not finite, or left for good; its draws before are in ``block``.
-
-    Args:
-        chain: index of the chain.
-        step: step of the chain.
-        what: what is wrong.
-        last_loss: last finite minibatch loss that was recorded.
-        block: finite draws of the interrupted advance.
-    """
+    """A chain met a value that is not finite, or left for good; ``block`` has its draws before."""
 
     def __init__(
         self, chain: int, step: int, what: str, last_loss: float, block: DrawBlock
@@ -71,13 +63,7 @@ class Stepper(Protocol):
 
 
 def advance(chains: dict[int, Chain], stepper: Stepper, draws: int) -> Advanced:
-    """Make the next draws of chains that have made equally many.
-
-    Args:
-        chains: by index; those that diverge are removed.
-        stepper: makes their steps.
-        draws: number of draws.
-    """
+    """Make the next draws of chains that have made equally many; those that diverge are removed."""
     diverged = list[ChainDiverged]()
     for chain in chains.values():
         chain.begin(draws)

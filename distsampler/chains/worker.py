@@ -62,13 +62,7 @@ Result = AnchorPart | Advanced | NotResident
 
 
 class Worker:
-    """Owns a replica at w* and the packs of chains it was last asked for.
-
-    Args:
-        spec: the recipe of every chain.
-        device: where they run.
-        capacity: number of packs that stay in memory between two requests.
-    """
+    """Owns a replica at w* and the packs of chains, ``capacity`` at most, it was last asked for."""
 
     def __init__(self, spec: ChainSpec, device: torch.device, capacity: int = 1) -> None:
         self._spec, self._capacity = spec, capacity
