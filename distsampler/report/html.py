@@ -50,15 +50,10 @@ class Html:
 
 @dataclass
 class Page:
-    """A page that is being written.
-
-    Args:
-        title: title of the document.
-        header: what stands above the table of contents.
-    """
+    """A page that is being written."""
 
     title: str
-    header: Html
+    header: Html  # what stands above the table of contents
     _sections: list[tuple[str, str]] = field(default_factory=list)
 
     def section(self, heading: str, *parts: Html) -> None:

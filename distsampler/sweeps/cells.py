@@ -13,7 +13,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -46,10 +46,6 @@ class Cell:
     def labels(self) -> dict[str, str]:
         """Dimension -> label."""
         return {dim: getattr(self, dim) for dim in DIMS}
-
-    def as_dict(self) -> dict[str, str]:
-        """Return name and labels, for JSON."""
-        return asdict(self)
 
     def seed(self, sweep_seed: int) -> int:
         """Return a seed of the cell's own, from the sweep's and the cell's name."""

@@ -6,6 +6,7 @@ chose, and why the cell failed where its run could not say so itself.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import Field
@@ -23,31 +24,18 @@ FREE = ("placement", "commit_seconds", "max_seconds", "fsync", "max_state_mb")
 
 
 class SweepManifest(Frozen):
-    """What a sweep is; it does not change while the sweep runs.
-
-    Args:
-        schema_version: version of this layout.
-        config: the config that all cells start from, before restrictions and settings.
-        checkpoints: label -> the number it ends in, in their order.
-        restrictions: label -> parameters that move; masks by their digests.
-        settings: label -> fields that differ from the config.
-        data: labels of the data sets.
-        named: dimensions that cells are named by, beside the checkpoint.
-        calibrate: whether sampler and step are chosen by pilots.
-        bias: relative bias of the LLC that pilots aim for.
-        versions: library -> version that wrote the sweep.
-    """
+    """What a sweep is; it does not change while the sweep runs."""
 
     schema_version: int = SCHEMA_VERSION
-    config: RunConfig
-    checkpoints: dict[str, int | None]
-    restrictions: dict[str, Any]
-    settings: dict[str, Any]
-    data: tuple[str, ...]
-    named: tuple[str, ...] = ()
-    calibrate: bool = False
-    bias: float
-    versions: dict[str, str] = Field(default_factory=dict)
+    config: RunConfig  # that all cells start from, before restrictions and settings
+    checkpoints: dict[str, int | None]  # label -> the number it ends in, in their order
+    restrictions: dict[str, Any]  # label -> parameters that move; masks by their digests
+    settings: dict[str, Any]  # label -> fields that differ from the config
+    data: tuple[str, ...]  # labels of the data sets
+    named: tuple[str, ...] = ()  # dimensions that cells are named by, beside the checkpoint
+    calibrate: bool = False  # whether pilots choose sampler, step and length
+    bias: float  # relative bias of the LLC that pilots aim for
+    versions: dict[str, str] = Field(default_factory=dict)  # of the libraries that wrote it
 
     @property
     def grid(self) -> Grid:
@@ -57,17 +45,11 @@ class SweepManifest(Frozen):
 
 
 class CellRecord(Frozen):
-    """What the sweep knows of one cell.
+    """What the sweep knows of one cell."""
 
-    Args:
-        cell: name and labels of the cell.
-        chosen: what calibration chose for it.
-        failure: why it could not be run; empty if it could.
-    """
-
-    cell: dict[str, str]
-    chosen: dict[str, Any] | None = None
-    failure: str = ""
+    cell: dict[str, str]  # its name and labels
+    chosen: dict[str, Any] | None = None  # what calibration chose for it
+    failure: str = ""  # why it could not be run; empty if it could
 
 
 def cell_files(sweep: Files, cell: Cell) -> Files:
@@ -119,7 +101,7 @@ def read_record(files: Files, cell: Cell) -> CellRecord:
     try:
         return CellRecord.model_validate_json(files.read(CELL))
     except (OSError, ValueError):
-        return CellRecord(cell=cell.as_dict())
+        return CellRecord(cell=asdict(cell))
 
 
 def _fixed(manifest: SweepManifest) -> dict[str, Any]:

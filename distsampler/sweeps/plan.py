@@ -29,22 +29,16 @@ SHARED = ("device", "placement", "deterministic", "threads")  # actors go from c
 
 @dataclass(frozen=True)
 class SweepRequest:
-    """What a sweep is asked for, from Python or a file; see ``sweep`` for what is not said here.
-
-    Args:
-        data: label -> data set.
-        checkpoints: the weights to sample around, in their order.
-        named_data: whether cells are named by their data sets.
-    """
+    """What a sweep is asked for, from Python or a file; see ``sweep``."""
 
     model: nn.Module
-    data: Mapping[str, object]
+    data: Mapping[str, object]  # label -> data set
     loss: LossFn
     config: RunConfig
     checkpoints: Sequence[Checkpoint]
     restrictions: Mapping[str, Any] | None = None
     settings: Mapping[str, Mapping[str, Any]] | None = None
-    named_data: bool = False
+    named_data: bool = False  # whether cells are named by their data sets
     calibrate: bool = False
     bias: float = BIAS
     max_cells: int = MAX_CELLS
@@ -81,16 +75,11 @@ class SweepRequest:
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked sweep, which can be run.
+    """A checked sweep, which can be run."""
 
-    Args:
-        request: what was asked for, its data as rows.
-        manifest: what the store keeps of that.
-        configs: (restriction, setting) -> config of their cells, before each gets its seed.
-    """
-
-    request: SweepRequest
+    request: SweepRequest  # its data as rows
     manifest: SweepManifest
+    # (restriction, setting) -> config of their cells, before each gets its seed
     configs: Mapping[tuple[str, str], RunConfig] = field(repr=False)
 
     @cached_property

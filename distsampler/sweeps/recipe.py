@@ -19,12 +19,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from distsampler import recipe
-from distsampler.config import Config
+from distsampler.config import Config, Count
 from distsampler.errors import ConfigError
 from distsampler.recipe import Recipe
 from distsampler.references import find_callable
@@ -34,22 +32,16 @@ from distsampler.sweeps.plan import MAX_CELLS, SweepRequest
 
 
 class SweepConfig(Config):
-    """The block ``sweep`` of a YAML file; see ``sweep`` for what is not said here.
-
-    Args:
-        checkpoints: a file, glob or folder, a list of those, or a mapping from names to them.
-        load: ``module:callable``, or a callable in a file.
-        datasets: name -> keyword arguments of ``data``.
-    """
+    """The block ``sweep`` of a YAML file; see ``sweep``."""
 
     checkpoints: str | list[str] | dict[str, str] | None = None
-    load: str | None = None
+    load: str | None = None  # module:callable, or a callable in a file
     restrictions: dict[str, Any] | None = None
     settings: dict[str, dict[str, Any]] | None = None
-    datasets: dict[str, dict[str, Any]] | None = None
+    datasets: dict[str, dict[str, Any]] | None = None  # name -> keyword arguments of ``data``
     calibrate: bool = False
     bias: float = BIAS
-    max_cells: Annotated[int, Field(ge=1)] = MAX_CELLS
+    max_cells: Count = MAX_CELLS
 
 
 def load(path: Path, changes: Sequence[str] = (), max_cells: int | None = None) -> SweepRequest:

@@ -23,45 +23,25 @@ WAITING, FAILED, FINISHED = "waiting", "failed", "finished"
 
 @dataclass(frozen=True)
 class CellResult:
-    """What is known of one cell: the columns of the table, in their order.
-
-    Args:
-        llc: the estimate; NaN, as all numbers, where a cell has none.
-        se: its standard error.
-        interval_low: lower end of the nominal 95 % interval.
-        interval_high: upper end of it.
-        spread: sd / mean between chains.
-        init_loss: L_n(w*).
-        r_hat: worst R-hat of what the gate reads.
-        ess: smallest effective sample size of it.
-        lr: step size.
-        nbeta: inverse temperature times n.
-        localization: gamma.
-        n: number of examples.
-        seconds: wall-clock time of the run.
-        verdict: of the diagnosis; empty where there is none.
-        status: waiting, running, interrupted, finished or failed.
-        reason: why the cell is in that status.
-        lost_chains: number of chains that are in no estimate.
-    """
+    """What is known of one cell: the columns of the table. NaN where a cell has no number."""
 
     llc: float = math.nan
-    se: float = math.nan
-    interval_low: float = math.nan
+    se: float = math.nan  # standard error of the LLC
+    interval_low: float = math.nan  # nominal 95 % interval
     interval_high: float = math.nan
-    spread: float = math.nan
-    init_loss: float = math.nan
-    r_hat: float = math.nan
-    ess: float = math.nan
+    spread: float = math.nan  # sd / mean between chains
+    init_loss: float = math.nan  # L_n(w*)
+    r_hat: float = math.nan  # the worst of what the gate reads
+    ess: float = math.nan  # the smallest of what the gate reads
     lr: float = math.nan
     nbeta: float = math.nan
     localization: float = math.nan
-    n: float = math.nan
-    seconds: float = math.nan
+    n: float = math.nan  # number of examples
+    seconds: float = math.nan  # wall-clock time of the run
     verdict: str = ""
-    status: str = WAITING
-    reason: str = ""
-    lost_chains: int = 0
+    status: str = WAITING  # waiting, running, interrupted, finished or failed
+    reason: str = ""  # why the cell is in that status
+    lost_chains: int = 0  # chains that are in no estimate
 
 
 class Sweep:

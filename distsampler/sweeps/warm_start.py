@@ -35,25 +35,15 @@ LOWER = 4.0  # the lr is divided by it after a pilot that diverged
 
 
 class Chosen(Frozen):
-    """What calibration chose for one cell.
+    """What calibration chose for one cell."""
 
-    Args:
-        sampler: name and options of the sampler.
-        draws: kept draws of a chain.
-        burn_in: draws before those.
-        thin: steps per draw.
-        curvature: largest curvature of the mean loss that the pilots met.
-        bias: relative bias of the LLC that step and minibatches may bring.
-        reasons: field -> why it is what it is, in a sentence.
-    """
-
-    sampler: dict[str, Any]
+    sampler: dict[str, Any]  # name and options
     draws: int | Literal["auto"]
     burn_in: int | Literal["auto"]
     thin: int
-    curvature: float
-    bias: float
-    reasons: dict[str, str]
+    curvature: float  # largest of the mean loss that the pilots met
+    bias: float  # relative bias of the LLC that step and minibatches may bring
+    reasons: dict[str, str]  # field -> why it is what it is, in a sentence
 
     def applied(self, config: RunConfig) -> RunConfig:
         """Return a cell's config with what was chosen."""
