@@ -1,7 +1,5 @@
 """What a run is: four frozen configs. A mistake in one is a sentence that says what to do."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 

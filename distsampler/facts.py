@@ -1,7 +1,5 @@
 """What is known of a run before its first draw: the posterior it samples, and by which step."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 What is wrong in the file, or in what it names, is a ConfigError that says where.
 """
 
-from __future__ import annotations
-
 import functools
 import zipfile
 from collections.abc import Callable, Sequence

@@ -3,8 +3,6 @@
 Nothing here keeps a state that a restart could lose, and no global seed is set or read.
 """
 
-from __future__ import annotations
-
 from enum import IntEnum
 
 import numpy as np

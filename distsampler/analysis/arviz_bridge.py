@@ -5,8 +5,6 @@ actor nor ``distsampler --help`` needs it. The version decides the container: ``
 0.23, ``xarray.DataTree`` in 1.x.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping
 from types import ModuleType

@@ -3,8 +3,6 @@
 What they are is predicted along the chains, where torch is; see ``curvature.watch``.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -4,8 +4,6 @@ The statistics are ArviZ's, in float64. A row is one scalar quantity; which of t
 verdict is said here, in ``GATED``.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass

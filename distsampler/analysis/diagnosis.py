@@ -9,8 +9,6 @@ segment means must not drift, and where the odd chains started dispersed (``init
 two kinds must meet: the even ones come from below, the odd ones from above.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

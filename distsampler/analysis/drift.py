@@ -5,8 +5,6 @@ nearly independent and Gaussian, whatever the law of a draw. What correlation is
 neighbouring segments widens the error by (1 + rho) / (1 - rho), as for an AR(1) process.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

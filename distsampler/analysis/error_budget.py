@@ -3,8 +3,6 @@
 Only what was measured is in it. A bias that cannot be predicted is named, with the reason.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field

@@ -1,7 +1,5 @@
 """The LLC and the WBIC: arithmetic on stored numbers, each with its error and its verdict."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass
 from typing import Any

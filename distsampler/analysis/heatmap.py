@@ -1,7 +1,5 @@
 """The LLC over lr and nbeta: where it is flat, neither matters."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

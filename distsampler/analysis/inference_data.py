@@ -4,8 +4,6 @@ The posterior is a rectangle: the draws after burn-in that every chain has, and 
 not retired. A missing or damaged draw is a StoreError when it is met.
 """
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Results as JSON can hold them: texts, lists and finite numbers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

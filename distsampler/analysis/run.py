@@ -1,7 +1,5 @@
 """Run: what a run directory says. Reads with numpy, zarr, xarray and ArviZ alone."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Can the number be trusted? The verdict on a diagnosis: why not, and what to do."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ the order of their rows in float64, so that the result's bits do not depend on h
 part.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass

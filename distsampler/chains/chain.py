@@ -5,8 +5,6 @@ moves: all its values belong to one point. ``advance(a)`` then ``advance(b)`` is
 to the bit. One loop, ``steps.advance``, serves a chain alone and a pack.
 """
 
-from __future__ import annotations
-
 import time
 import traceback
 import warnings

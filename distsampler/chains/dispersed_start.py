@@ -16,8 +16,6 @@ bracket is weaker.
 All is a function of (seed, chain), on one device model.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

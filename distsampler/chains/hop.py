@@ -12,8 +12,6 @@ kappa. In one direction of a quadratic, with ``r_s = (1 - lr kappa_s / 2)^2``, a
 takes the variance V to ``r_s^k V + lr (1 - r_s^k) / (1 - r_s)``, whose mean over s is V again.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

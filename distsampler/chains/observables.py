@@ -4,8 +4,6 @@ The minibatch readouts are noisy and unbiased: they carry the LLC. The probe rea
 minibatch noise: they carry the verdict. Distances and projections of the weights are advisory.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 

@@ -6,8 +6,6 @@ come of one call. What a lane does depends on how many lanes there are, not on w
 others: one that diverges, or was retired long ago, stays as a lane at w* that nobody reads.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ A loss that returns one value per example gives as many numbers as there are exa
 that returns batch means, the probe is cut into eight parts, and the numbers are their means.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

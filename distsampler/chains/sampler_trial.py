@@ -6,8 +6,6 @@ the next step depends on is in ``state_dict()``, as tensors and plain values, so
 continued after a fault.
 """
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The state of a chain as bytes: tensors and plain values, read without running any code."""
 
-from __future__ import annotations
-
 import io
 from typing import Any
 

@@ -4,8 +4,6 @@ They are tried at w* before a run starts: that gives their shape, and shows most
 A small one is a variable of the posterior; a larger one is written to the store where the chain is.
 """
 
-from __future__ import annotations
-
 import math
 import traceback
 from collections.abc import Callable, Iterator, Sequence

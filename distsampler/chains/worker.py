@@ -1,7 +1,5 @@
 """Worker: what a place does when it is given work. The same in this process and in an actor."""
 
-from __future__ import annotations
-
 import contextlib
 import threading
 import time

@@ -1,7 +1,5 @@
 """Progress for people, of a run here or one that is followed: a table on a terminal, else lines."""
 
-from __future__ import annotations
-
 import math
 import sys
 import time

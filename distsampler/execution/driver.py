@@ -3,8 +3,6 @@
 Only the driver commits, so a draw exists exactly once however often something died.
 """
 
-from __future__ import annotations
-
 import random
 import time
 from collections import deque

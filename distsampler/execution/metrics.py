@@ -4,8 +4,6 @@ They are provisional, from the draws so far; but for the worst R-hat and the sma
 those of the last gate round.
 """
 
-from __future__ import annotations
-
 import math
 import time
 import warnings

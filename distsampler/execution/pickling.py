@@ -1,7 +1,5 @@
 """Whether a recipe can be sent to other processes: model, data and functions must be picklable."""
 
-from __future__ import annotations
-
 import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator

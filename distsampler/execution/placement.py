@@ -1,7 +1,5 @@
 """What an actor asks of a cluster, how many it has room for, and what its nodes must have."""
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Mapping, Sequence

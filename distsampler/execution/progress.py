@@ -4,8 +4,6 @@ The driver does not hold the trace, so it adds up blocks as they come. A run tha
 its store (``report.watch``) gives snapshots of the same type.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from array import array

@@ -3,8 +3,6 @@
 Frozen values: ``transition`` decides by them, and ``driver`` does what they say.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum

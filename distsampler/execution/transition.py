@@ -8,8 +8,6 @@ keep together however many places there are. The gate judges at fixed draws, onc
 committed them: a fault can delay a gate round but not move it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace

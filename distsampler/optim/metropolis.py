@@ -1,7 +1,5 @@
 """The Metropolis ratio of a Langevin step, and the samplers that can give it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """What all samplers share: options, anchors, masks, masters, noise, readouts, saved state."""
 
-from __future__ import annotations
-
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping

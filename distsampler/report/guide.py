@@ -1,7 +1,5 @@
 """The guide: pages of Markdown in ``distsampler/guide``, shipped with the package."""
 
-from __future__ import annotations
-
 import sys
 from importlib.resources import files
 

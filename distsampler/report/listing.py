@@ -4,8 +4,6 @@ Nothing is diagnosed here, and neither torch nor Ray nor ArviZ is loaded: the ve
 that a run's own gate gave in its last round.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import time

@@ -1,7 +1,5 @@
 """One HTML file about a run: the verdict first, then pictures, tables, and how to repeat it."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from html import escape

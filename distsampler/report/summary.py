@@ -1,7 +1,5 @@
 """What is said about a run and about a sweep, once: as tables, as lines, and for JSON."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import Any

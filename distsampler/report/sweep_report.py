@@ -1,7 +1,5 @@
 """One HTML file about a sweep: its LLCs over the checkpoints, and every cell in a table."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Table: what a table says, made once; printed as text, or put into a page (``html.table``)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple

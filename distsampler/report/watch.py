@@ -3,8 +3,6 @@
 What is read between two writes of the run can be torn: it is read again.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 import time

@@ -1,7 +1,5 @@
 """State files of chains: the newest of each are kept, and the name of each holds its digest."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 

@@ -4,8 +4,6 @@ They are arrays of the group ``constant_data``, written once. Where the probe's 
 are written last, the anchor pass is whole.
 """
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 

@@ -4,8 +4,6 @@ Each kind of event is a frozen value, whose fields are the keys of its line. The
 and for ``Run.events``; nothing that a run computes depends on it.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence

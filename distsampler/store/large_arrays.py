@@ -7,8 +7,6 @@ once the trace counts them. A draw that is computed again writes the same bytes 
 draws in its chunk stay.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

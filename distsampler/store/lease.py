@@ -4,8 +4,6 @@ Whether another driver is alive is judged by watching for a new heartbeat on the
 clock: clocks of different machines, and clocks that jump, decide nothing.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import socket

@@ -1,7 +1,5 @@
 """run.json: what a run is and how far it is. Replaced whole, never edited in place."""
 
-from __future__ import annotations
-
 import json
 from typing import Any, Literal, TypeVar
 

@@ -4,8 +4,6 @@ A draw exists if and only if the counts say so: they are written last, after the
 draw and the draw itself. All that lies beyond them is what an interrupted commit left.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

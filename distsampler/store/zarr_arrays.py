@@ -1,7 +1,5 @@
 """The draws in ``trace.zarr``: how their arrays are laid out, written, read and mended."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

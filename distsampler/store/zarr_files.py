@@ -4,8 +4,6 @@ A value that is missing reads as NaN (or -1 in whole numbers, of which none is n
 differs from every value that was written.
 """
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from itertools import product
 from typing import Any

@@ -5,8 +5,6 @@ sweep's seed and that name: so the cells' errors are independent, and a cell's b
 which other cells there are.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import math

@@ -1,7 +1,5 @@
 """Checkpoints of one model: looked up as files, folders of steps or by name; read; checked."""
 
-from __future__ import annotations
-
 import copy
 import glob
 import re

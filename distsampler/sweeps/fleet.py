@@ -7,8 +7,6 @@ actor goes with it: to start one takes seconds (a process that imports torch), t
 model milliseconds.
 """
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ A cell's directory is a run directory. What its sweep adds is in ``cell.json``: 
 chose, and why the cell failed where its run could not say so itself.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Plan: a sweep that was checked before anything starts, so that a mistake is reported at once."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -15,8 +15,6 @@
 Files are named as seen from the YAML file.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

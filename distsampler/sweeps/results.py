@@ -1,7 +1,5 @@
 """Sweep: what a sweep's directory says, as cells, runs and one table of all its estimates."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass, replace

@@ -1,7 +1,5 @@
 """Scheduler: runs cells on a fleet, each in a thread, and begins the next where places are free."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from typing import Protocol

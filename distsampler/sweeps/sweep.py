@@ -9,8 +9,6 @@ fails leaves its reason in its own store. The sweep itself is two kinds of files
 no state: to resume is to run the same cells again, of which those that are finished end at once.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from pathlib import Path

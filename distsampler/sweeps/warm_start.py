@@ -13,8 +13,6 @@ step is lowered for the rest. The step is never raised. All of it is a function 
 checkpoints, data, loss, config and seed, and not of which cell ran when.
 """
 
-from __future__ import annotations
-
 from collections.abc import Container
 from typing import Any, Literal
 

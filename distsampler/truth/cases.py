@@ -1,7 +1,5 @@
 """The cases of ``certify``: targets of every kind, and how each is sampled."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any

@@ -5,8 +5,6 @@ small enough to tell. The expected value is that of the discretised chain where 
 else the exact LLC, and then the case allows for the sampler's bias.
 """
 
-from __future__ import annotations
-
 import math
 import tempfile
 import time

@@ -7,8 +7,6 @@ of higher order add; the posterior, where localization lets it, lies where more 
 has less. The way there leads along flat directions and takes about ``2 / (lr gamma)`` steps.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

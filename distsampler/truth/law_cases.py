@@ -4,8 +4,6 @@ One vector of 100,000 independent coordinates at five curvatures is as many chai
 standard error of their variance is 0.45 %.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

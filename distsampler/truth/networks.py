@@ -5,8 +5,6 @@ of Lau et al. 2308.12108 and Furman & Lau 2024: random widths, Xavier-normal lay
 probability 1/2 cut to a random rank, inputs uniform in (-10, 10), outputs without noise.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial

@@ -5,8 +5,6 @@ sum of theirs, and so is its LLC; ``exact`` is that of one copy. Here are the ta
 formula or an integral; ``networks`` has those for which Gibbs sampling gives it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
