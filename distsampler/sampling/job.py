@@ -27,8 +27,8 @@ from distsampler.sampling.stopping import Stopped, stop_after
 from distsampler.store.events import Ended, Packed
 from distsampler.store.files import Files, as_files
 from distsampler.store.lease import Lease
-from distsampler.store.manifest import MANIFEST, Manifest, RunStatus
-from distsampler.store.trace import Trace, check_new, refuse_existing
+from distsampler.store.manifest import Manifest, RunStatus
+from distsampler.store.trace import RUN, Stored, Trace, check_new, refuse_existing
 
 Resume = Literal["never", "auto", "must"]
 
@@ -142,14 +142,15 @@ def ray_pool(config: RunConfig) -> ChainPool:
     return RayPool(config.placement)
 
 
-def continues(files: Files, resume: Resume) -> bool:
-    """Return whether there is a run to continue; check that one can be made, if not."""
+def continues(files: Files, resume: Resume, what: Stored = RUN) -> bool:
+    """Return whether there is a run (or sweep) to continue; check that one can be made, if not."""
     if resume not in ("never", "auto", "must"):
         raise ConfigError(f"resume must be 'never', 'auto' or 'must', got {resume!r}")
-    exists = files.exists(MANIFEST)
+    exists = files.exists(what.manifest)
     if resume == "must" and not exists:
-        raise StoreError(f"resume='must' needs a run in {files}, which holds none")
+        raise StoreError(f"resume='must' needs a {what.name} in {files}, which holds none")
     if exists and resume != "never":
         return True
+    refuse_existing(files, what)
     check_new(files)
     return False

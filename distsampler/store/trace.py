@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import zarr
@@ -28,6 +29,17 @@ from distsampler.store.zarr_arrays import NarrowArrays
 from distsampler.store.zarr_files import ZarrFiles, array_of, codecs
 
 LEFT_BY_A_START = {lease.NAME, "cell.json", events.EVENTS, ZARR, WIDE, chain_states.FOLDER}
+
+
+class Stored(NamedTuple):
+    """What a directory may hold."""
+
+    name: str  # what people call it
+    manifest: str  # the file that says that it is there
+    reader: str  # the function that opens it
+
+
+RUN = Stored("run", MANIFEST, "distsampler.open")
 
 
 class Trace(TraceReader):
@@ -267,16 +279,17 @@ def check_new(files: Files) -> None:
     files.check_writable()
 
 
-def refuse_existing(files: Files) -> None:
-    """Check that there is no run.
+def refuse_existing(files: Files, what: Stored = RUN) -> None:
+    """Check that a directory does not hold a run, or what else is meant.
 
     Raises:
         StoreError: if there is.
     """
-    if files.exists(MANIFEST):
+    if files.exists(what.manifest):
         raise StoreError(
-            f"the store {files} must not exist, but it holds a run: give another store, read it "
-            f"with distsampler.open({str(files)!r}), continue it with resume='auto', or delete it"
+            f"the store {files} must not exist, but it holds a {what.name}: give another store, "
+            f"read it with {what.reader}({str(files)!r}), continue it with resume='auto', or "
+            "delete it"
         )
 
 

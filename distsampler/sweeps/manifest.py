@@ -5,17 +5,18 @@ chose, and why the cell failed where its run could not say so itself.
 """
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
-from distsampler.config import Frozen, RunConfig
+from distsampler.config import Frozen, RunConfig, SamplerConfig
 from distsampler.errors import StoreError
-from distsampler.store.files import Files
+from distsampler.store.files import Files, writing
 from distsampler.store.manifest import read_as
+from distsampler.store.trace import Stored
 from distsampler.sweeps.cells import Cell, Grid
 
-SWEEP, CELL = "sweep.json", "cell.json"
+SWEEP, CELL = Stored("sweep", "sweep.json", "distsampler.open_sweep"), "cell.json"
 SCHEMA_VERSION = 1
 # Fields of RunConfig with which a sweep may be continued otherwise than it was started.
 FREE = ("placement", "commit_seconds", "max_seconds", "fsync", "max_state_mb")
@@ -42,11 +43,29 @@ class SweepManifest(Frozen):
         return Grid(checkpoints, restrictions, tuple(self.settings), self.data, self.named)
 
 
+class Chosen(Frozen):
+    """What calibration chose for one cell."""
+
+    sampler: dict[str, Any]  # name and options
+    draws: int | Literal["auto"]
+    burn_in: int | Literal["auto"]
+    thin: int
+    curvature: float  # largest of the mean loss that the pilots met
+    bias: float  # relative bias of the LLC that step and minibatches may bring
+    reasons: dict[str, str]  # field -> why it is what it is, in a sentence
+
+    def applied(self, config: RunConfig) -> RunConfig:
+        """Return a cell's config with what was chosen."""
+        sampler = SamplerConfig(**self.sampler)
+        fields = {"draws": self.draws, "burn_in": self.burn_in, "thin": self.thin}
+        return config.replaced(sampler=sampler, **fields)
+
+
 class CellRecord(Frozen):
     """What the sweep knows of one cell."""
 
     cell: dict[str, str]  # its name and labels
-    chosen: dict[str, Any] | None = None  # what calibration chose for it
+    chosen: Chosen | None = None
     failure: str = ""  # why it could not be run; empty if it could
 
 
@@ -57,7 +76,7 @@ def cell_files(sweep: Files, cell: Cell) -> Files:
 
 def write_manifest(files: Files, manifest: SweepManifest) -> None:
     """Write sweep.json, whole or not at all."""
-    files.write(SWEEP, manifest.model_dump_json(indent=1).encode(), fsync=True)
+    files.write(SWEEP.manifest, manifest.model_dump_json(indent=1).encode(), fsync=True)
 
 
 def read_manifest(files: Files) -> SweepManifest:
@@ -67,7 +86,7 @@ def read_manifest(files: Files) -> SweepManifest:
         StoreError: if there is none, or it is damaged, or of another version.
     """
     repair = "delete it and start the same sweep again in another store"
-    return read_as(SweepManifest, files, SWEEP, "a sweep", repair)
+    return read_as(SweepManifest, files, SWEEP.manifest, "a sweep", repair)
 
 
 def check_same(files: Files, asked: SweepManifest) -> None:
@@ -90,8 +109,13 @@ def check_same(files: Files, asked: SweepManifest) -> None:
 
 
 def write_record(files: Files, record: CellRecord) -> None:
-    """Write a cell's record into the cell's directory."""
-    files.write(CELL, record.model_dump_json(indent=1).encode())
+    """Write a cell's record into the cell's directory.
+
+    Raises:
+        StoreError: if it cannot be written.
+    """
+    with writing(files):
+        files.write(CELL, record.model_dump_json(indent=1).encode())
 
 
 def read_record(files: Files, cell: Cell) -> CellRecord:

@@ -1,7 +1,8 @@
 """Plan: a sweep that was checked before anything starts, so that a mistake is reported at once."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -180,28 +181,22 @@ def _manifest(request: SweepRequest, configs: Mapping[tuple[str, str], RunConfig
 def _as_rows(request: SweepRequest, label: str) -> object:
     """A data set as rows: all cells have the same ones, which are sent and digested once."""
     data = request.data[label]
-    try:
+    with _naming(f"data {label!r}"):
         if is_made(data):
             return data  # by the actors, and not here
         if isinstance(data, list):  # of shards
             return [as_rows(each) for each in data] if request.config.data_mode == "hop" else data
         return as_rows(data)
-    except ConfigError as error:
-        raise ConfigError(f"data {label!r}: {error}") from None
 
 
 def _configs(request: SweepRequest, setting: str) -> dict[str, RunConfig]:
     """The configs of one setting, by restriction."""
-    try:
+    with _naming(f"setting {setting!r}"):
         config = altered(request.config, request.overrides[setting])
-    except ConfigError as error:
-        raise ConfigError(f"setting {setting!r}: {error}") from None
     configs = {}
     for name, value in request.restrict_to.items():
-        try:
+        with _naming(f"restriction {name!r}"):
             configs[name] = config.replaced(restrict_to=value)
-        except ConfigError as error:
-            raise ConfigError(f"restriction {name!r}: {error}") from None
     return configs
 
 
@@ -211,13 +206,19 @@ def _check_rows(request: SweepRequest, configs: Mapping[tuple[str, str], RunConf
         for label, data in request.data.items():
             if is_made(data):
                 continue  # by the actors, and not here
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    prepare(request.model, data, request.loss, config)
-            except ConfigError as error:
-                where = f"restriction {restriction!r}, setting {setting!r}, data {label!r}"
-                raise ConfigError(f"{where}: {error}") from None
+            where = f"restriction {restriction!r}, setting {setting!r}, data {label!r}"
+            with _naming(where), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                prepare(request.model, data, request.loss, config)
+
+
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """What is wrong in here is said of a part of the sweep."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{what}: {error}") from None
 
 
 def _plain(overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -173,7 +173,7 @@ def open_sweep(store: str | Path) -> Sweep:
 
 def is_sweep(store: str | Path) -> bool:
     """Return whether a directory is that of a sweep."""
-    return as_files(store).exists(SWEEP)
+    return as_files(store).exists(SWEEP.manifest)
 
 
 def _with_numbers(standing: CellResult, run: Run) -> CellResult:

@@ -24,12 +24,11 @@ from distsampler.execution.pool import ChainPool
 from distsampler.execution.progress import Observer
 from distsampler.models.loss import LossFn
 from distsampler.sampling.calibration import BIAS
-from distsampler.sampling.job import Job, Resume
+from distsampler.sampling.job import Job, Resume, continues
 from distsampler.sampling.prepare import inspector, prepare
 from distsampler.sampling.stopping import Stopped, stop_on_signals
-from distsampler.store.files import Files, as_files, writing
+from distsampler.store.files import Files, as_files
 from distsampler.store.lease import Lease
-from distsampler.store.trace import check_new
 from distsampler.sweeps import warm_start
 from distsampler.sweeps.cells import Cell
 from distsampler.sweeps.checkpoints import Load, Sources, find
@@ -37,6 +36,7 @@ from distsampler.sweeps.fleet import fleet_of
 from distsampler.sweeps.manifest import (
     SWEEP,
     CellRecord,
+    Chosen,
     cell_files,
     check_same,
     read_record,
@@ -46,7 +46,6 @@ from distsampler.sweeps.manifest import (
 from distsampler.sweeps.plan import MAX_CELLS, Plan, SweepRequest, make_plan
 from distsampler.sweeps.results import Sweep
 from distsampler.sweeps.scheduler import Outcome, Scheduler
-from distsampler.sweeps.warm_start import Chosen
 
 
 def sweep(  # noqa: PLR0913 (the signature is the public contract)
@@ -136,9 +135,10 @@ def run_plan(
 ) -> Sweep:
     """Run the cells of a plan, as far as they have not been run; see ``sweep``."""
     files = as_files(store)
-    _check_store(files, plan, resume)
+    if continues(files, resume, SWEEP):
+        check_same(files, plan.manifest)
     with Lease(files), stop_on_signals() as stopped, fleet_of(pool, plan.request.config) as fleet:
-        if not files.exists(SWEEP):
+        if not files.exists(SWEEP.manifest):
             write_manifest(files, plan.manifest)
         work = _PlanWork(plan, files, quiet)
         Scheduler(fleet, work, stopped).run(plan.cells)
@@ -157,9 +157,8 @@ class _PlanWork:
         self.broken: dict[Cell, StoreError] = {}
         self._leaders: dict[Cell, Chosen | str] = {}  # what each chose, or why it could not
         for cell in plan.leaders.values():
-            chosen = self._record(cell).chosen
-            if chosen is not None:
-                self._leaders[cell] = Chosen.model_validate(chosen)
+            if (chosen := self._record(cell).chosen) is not None:
+                self._leaders[cell] = chosen
 
     def ready(self, cell: Cell) -> bool:
         """Return whether what the cell starts from is there."""
@@ -204,7 +203,7 @@ class _PlanWork:
         """What calibration chooses for a cell, or has chosen before."""
         record, request = self._record(cell), self._plan.request
         if record.chosen is not None:
-            return Chosen.model_validate(record.chosen)
+            return record.chosen
         data, leader = request.data[cell.data], self._plan.leaders[cell.row]
         if leader == cell:
             chosen = warm_start.lead(model, data, request.loss, config, pool, request.bias)
@@ -215,7 +214,7 @@ class _PlanWork:
                     f"calibration starts from cell {leader.name!r}, which failed: {first}"
                 )
             chosen = warm_start.follow(first, model, data, request.loss, config, pool)
-        self._write(cell, record.replaced(chosen=chosen.model_dump(mode="json")))
+        self._write(cell, record.replaced(chosen=chosen))
         if leader == cell:
             self._leaders[cell] = chosen
         return chosen
@@ -224,26 +223,7 @@ class _PlanWork:
         return read_record(cell_files(self._files, cell), cell)
 
     def _write(self, cell: Cell, record: CellRecord) -> None:
-        files = cell_files(self._files, cell)
-        with writing(files):
-            write_record(files, record)
-
-
-def _check_store(files: Files, plan: Plan, resume: Resume) -> None:
-    """Check that a sweep can begin in a store, or be continued there."""
-    if resume not in ("never", "auto", "must"):
-        raise ConfigError(f"resume must be 'never', 'auto' or 'must', got {resume!r}")
-    if files.exists(SWEEP) and resume != "never":
-        return check_same(files, plan.manifest)
-    if resume == "must":
-        raise StoreError(f"resume='must' needs a sweep in {files}, which holds none")
-    if files.exists(SWEEP):
-        raise StoreError(
-            f"the store {files} must not exist, but it holds a sweep: give another store, read it "
-            f"with distsampler.open_sweep({str(files)!r}), continue it with resume='auto', or "
-            "delete it"
-        )
-    check_new(files)
+        write_record(cell_files(self._files, cell), record)
 
 
 def _ending(outcome: Outcome) -> str:

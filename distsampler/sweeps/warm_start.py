@@ -14,11 +14,10 @@ checkpoints, data, loss, config and seed, and not of which cell ran when.
 """
 
 from collections.abc import Container
-from typing import Any, Literal
 
 from torch import nn
 
-from distsampler.config import Frozen, RunConfig, SamplerConfig
+from distsampler.config import RunConfig, SamplerConfig
 from distsampler.errors import RunFailed
 from distsampler.execution.pool import ChainPool
 from distsampler.models.loss import LossFn
@@ -28,26 +27,9 @@ from distsampler.sampling.calibration import calibrate
 from distsampler.sampling.pilots import Pilot, Pilots, reach
 from distsampler.sampling.prepare import inspector, prepare
 from distsampler.sampling.tuning import ATTEMPTS, FRICTION, PILOT
+from distsampler.sweeps.manifest import Chosen
 
 LOWER = 4.0  # the lr is divided by it after a pilot that diverged
-
-
-class Chosen(Frozen):
-    """What calibration chose for one cell."""
-
-    sampler: dict[str, Any]  # name and options
-    draws: int | Literal["auto"]
-    burn_in: int | Literal["auto"]
-    thin: int
-    curvature: float  # largest of the mean loss that the pilots met
-    bias: float  # relative bias of the LLC that step and minibatches may bring
-    reasons: dict[str, str]  # field -> why it is what it is, in a sentence
-
-    def applied(self, config: RunConfig) -> RunConfig:
-        """Return a cell's config with what was chosen."""
-        sampler = SamplerConfig(**self.sampler)
-        fields = {"draws": self.draws, "burn_in": self.burn_in, "thin": self.thin}
-        return config.replaced(sampler=sampler, **fields)
 
 
 def lead(

@@ -258,11 +258,11 @@ def test_the_cells_of_a_data_set_have_the_same_rows_in_memory(
     ]
     assert len(specs) == 3
     assert {spec.config.batch_size for spec in specs} == {batch_size}
-    held = [
-        [id(source.rows) for source in getattr(spec.rows, "_sources", [])] or id(spec.rows)
+    ids = [
+        [id(shard) for shard in getattr(spec.rows, "_shards", [])] or id(spec.rows)
         for spec in specs
     ]
-    assert held[0] == held[1] == held[2]
+    assert ids[0] == ids[1] == ids[2]
 
 
 # What is wrong is told before anything starts
