@@ -71,8 +71,7 @@ class Chain:
         self._make_batches()
         self._meter = DrawMeter(spec, replica, self._anchors, at_anchor, index)
         self._watch = Watch(spec, replica, index, noise) if spec.config.watch else None
-        self._first = self.draw = 0
-        """Draws made so far."""
+        self._first = self.draw = 0  # draws made before this advance, and so far
         self._variables = variables(spec)
         self._values: dict[str, NDArray[Any]] = {}
         self._last_loss = at_anchor.init_loss

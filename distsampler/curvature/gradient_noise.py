@@ -63,7 +63,7 @@ def measure(replica: Replica, spec: ChainSpec, start: int, stop: int) -> NDArray
 
 
 def _update(mean: Tensor, square: Tensor, gradient: Tensor, count: int) -> None:
-    """Mean and sum of squared deviations of one gradient more (Welford 1962), in float64."""
+    """Update mean and sum of squared deviations by one gradient (Welford 1962), in float64."""
     gradient = gradient.double()
     away = gradient - mean
     mean.add_(away, alpha=1 / count)

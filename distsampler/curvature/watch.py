@@ -155,10 +155,10 @@ def predict(step: Step, ritz: Ritz, made: float = math.inf) -> Bias:
 def _removed(spec: ChainSpec, step: Step, variance: list[Tensor] | None) -> Tensor | None:
     """The gradient variance that the heat correction takes away: at most all injected noise."""
     options = signature_options(spec.config.sampler)
-    given, limit = options.get("gradient_variance"), 1 / max(step.heat, 1e-300)
+    fixed, limit = options.get("gradient_variance"), 1 / max(step.heat, 1e-300)
     if variance is not None:
         return torch.cat(variance).clamp(max=limit)
-    if given is None:
+    if fixed is None:
         return None
     batch = options.get("batch_size") or step.batch_size
-    return torch.tensor(min(given * step.batch_size / batch, limit))
+    return torch.tensor(min(fixed * step.batch_size / batch, limit))

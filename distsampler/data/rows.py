@@ -44,14 +44,10 @@ Take = Callable[[NDArray[np.int64]], object]
 class Rows(ABC):
     """Numbered examples, whole or in shards, through which they are numbered in order."""
 
-    batch_size: int | None = None
-    """Batch size of the DataLoader that they come from."""
-    shard_sizes: tuple[int, ...] = ()
-    """N_s, number of examples of each shard; empty: the data are whole."""
-    dealt = True
-    """Whether the rows were dealt to the shards at random."""
-    pack_obstacle: str | None = None
-    """Why the batches of several chains cannot be taken as one; None if they can."""
+    batch_size: int | None = None  # of the DataLoader that they come from
+    shard_sizes: tuple[int, ...] = ()  # N_s, examples of each shard; empty: the data are whole
+    dealt = True  # whether the rows were dealt to the shards at random
+    pack_obstacle: str | None = None  # why chains cannot take their batches in one; None: they can
 
     @abstractmethod
     def __len__(self) -> int:

@@ -100,10 +100,7 @@ class Replica:
 
     @torch.no_grad()
     def live_in(self, weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-        """Move the parameters into given memory: a lane of a stack, and one of its gradient.
-
-        Both are one tensor for each flat one, of its shape; the present weights go there.
-        """
+        """Move the flat tensors and their gradients into other memory, such as lanes of a stack."""
         torch._foreach_copy_(list(weights), self.flats)
         homes = zip(self.moving, self.views(weights), self.views(gradients), strict=True)
         for p, home, gradient in homes:
@@ -112,10 +109,7 @@ class Replica:
             flat.data, flat.grad = home, gradient
 
     def views(self, homes: Sequence[Tensor]) -> list[Tensor]:
-        """Return the part of each parameter that moves, in its shape and strides.
-
-        A home is like its flat tensor in the last dimension.
-        """
+        """Return, of tensors laid out like the flat ones, the part of each parameter that moves."""
         pairs = [(flat, home) for flat, home in zip(self.flats, homes, strict=True)]
         by_dtype = {flat.dtype: (home, int(flat.storage_offset())) for flat, home in pairs}
         return [
@@ -125,8 +119,8 @@ class Replica:
         ]
 
     def split(self, flat: Tensor) -> list[Tensor]:
-        """Return a vector over all entries, (d,), as one part for each flat tensor."""
-        return list(torch.split(flat, [each.numel() for each in self.flats]))
+        """Return a vector over all entries, (d,), on this device, a part for each flat tensor."""
+        return list(torch.split(flat.to(self.device), [each.numel() for each in self.flats]))
 
     def losses_and_gradient(self, rows: NDArray[np.int64], chain: int, step: int) -> Tensor:
         """Return the losses of some rows, and leave the gradient of their mean in ``grad``.
