@@ -15,8 +15,10 @@ Rooms, from top to bottom; each imports only what stands below it:
 ``sweeps``      many runs: checkpoints x restrictions x settings x data sets
 ``truth``       models whose LLC is known exactly, and ``certify``, which holds samplers to them
 ``sampling``    sample, resume, start, calibrate: puts model, data, cluster and store together
-``execution``   the driver and its decisions, places and their losses, Ray, live progress
-``chains``      one chain: replica, sampler and batches; what is measured at a draw; packs; hopping
+``execution``   the driver, which alone commits; ``transition``: what it decides when an actor dies
+                or a gate round is due; ``placement``: what an actor asks of the cluster; Ray
+``chains``      ``chain``: replica, sampler and batches, one step after another, and its snapshot;
+                the anchor pass; what is measured at a draw; packs; hopping over shards
 ``curvature``   Hessian and gradient noise, by Lanczos, at w* and along a chain
 ``models``      a user's model: its copy, what of it moves, several stacked for one call
 ``data``        a user's data: rows, batches, shards

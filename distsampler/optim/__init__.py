@@ -35,7 +35,7 @@ others. What they are made of:
 ``layout``          the tensors of a parameter group, in chunks with one buffer for a step
 ``adaptive``        step sizes by coordinate, learnt from squared gradients
 ``heat_correction`` less noise where minibatches bring some
-``metropolis``      the Metropolis ratio of a Langevin step
+``metropolis_ratio``      the Metropolis ratio of a Langevin step
 ``law``             what is known of a chain on a quadratic, from which its bias is predicted
 ``readouts``        norms, noise and drift of a step
 ``anchors``         w*, and fp32 masters of half precision
@@ -48,7 +48,7 @@ others. What they are made of:
 from distsampler.optim.adam_sgld import AdamSGLD
 from distsampler.optim.lmsgld import LMSGLD
 from distsampler.optim.mala import MALA
-from distsampler.optim.metropolis import Side, mala_acceptance
+from distsampler.optim.metropolis_ratio import Side, mala_acceptance
 from distsampler.optim.rmsprop_sgld import RMSPropSGLD
 from distsampler.optim.sampler import Sampler
 from distsampler.optim.sghmc import SGHMC

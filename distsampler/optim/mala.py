@@ -12,7 +12,7 @@ from distsampler.optim import checks
 from distsampler.optim.kernels import add_force, move
 from distsampler.optim.law import Bias, QuadraticLaw
 from distsampler.optim.layout import Layout, is_half
-from distsampler.optim.metropolis import LangevinProposal, log_ratio
+from distsampler.optim.metropolis_ratio import LangevinProposal, log_ratio
 from distsampler.optim.readouts import Scalar
 
 

@@ -13,7 +13,7 @@ from distsampler.optim.heat_correction import HeatCorrected
 from distsampler.optim.kernels import add_force, move
 from distsampler.optim.law import Bias, Quadratic, QuadraticLaw, inflation
 from distsampler.optim.layout import Layout
-from distsampler.optim.metropolis import LangevinProposal, Side
+from distsampler.optim.metropolis_ratio import LangevinProposal, Side
 
 
 class SGLD(HeatCorrected, LangevinProposal):
