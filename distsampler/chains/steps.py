@@ -64,10 +64,10 @@ class Stepper(Protocol):
 
 def advance(chains: dict[int, Chain], stepper: Stepper, draws: int) -> Advanced:
     """Make the next draws of chains that have made equally many; those that diverge are removed."""
-    diverged = list[ChainDiverged]()
+    made, thin, diverged = 0, 1, list[ChainDiverged]()
     for chain in chains.values():
+        made, thin = chain.draw, chain.spec.config.thin
         chain.begin(draws)
-    made, thin = chain.draw, chain.spec.config.thin
     for draw in range(made, made + draws):
         if not chains:
             break
@@ -92,9 +92,9 @@ def alone(chain: Chain) -> Stepper:
     spec = chain.spec
     if needs_closure(spec.sampler):
         return _Adjusted(chain)
-    return (
-        _WithAcceptance(chain) if measures_acceptance(spec.sampler, spec.config) else _Alone(chain)
-    )
+    if measures_acceptance(spec.sampler, spec.config):
+        return _WithAcceptance(chain)
+    return _Alone(chain)
 
 
 class _Alone:

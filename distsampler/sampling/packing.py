@@ -155,6 +155,7 @@ def _speed(spec: ChainSpec, count: int) -> float:
         pack.advance(WARM_UP)
         began = time.perf_counter()
         while time.perf_counter() - began < SECONDS:
-            pack.advance(WARM_UP)
             draws += WARM_UP
+            if not pack.advance(WARM_UP).blocks:
+                break  # all chains have diverged
         return draws * spec.config.thin * count / (time.perf_counter() - began)
