@@ -31,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-Config = Annotated[
+ConfigFile = Annotated[
     Path, typer.Argument(help="YAML file: the fields of RunConfig, and model, data, loss.")
 ]
 Store = Annotated[str, typer.Argument(help="Run directory.", show_default=False)]
@@ -39,10 +39,10 @@ Changes = Annotated[
     list[str] | None,
     typer.Option("--set", help="Set a field, for example sampler.lr=1e-5. May be repeated."),
 ]
-Resume = Annotated[
+ResumeOption = Annotated[
     str, typer.Option(help="Continue what the store holds: never, auto (if it does) or must.")
 ]
-Bias = Annotated[
+BiasOption = Annotated[
     float, typer.Option(help="Relative bias of the LLC that step and minibatches may bring.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
@@ -51,15 +51,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 @app.command()
 def run(
-    config: Config,
+    config: ConfigFile,
     store: Annotated[str | None, typer.Option(help="Run directory; it must be new.")] = None,
     changes: Changes = None,
-    resume: Resume = "never",
+    resume: ResumeOption = "never",
     calibrated: Annotated[
         bool,
         typer.Option("--calibrate", help="Choose by short pilots what the file leaves open."),
     ] = False,
-    bias: Bias = 0.005,
+    bias: BiasOption = 0.005,
     quiet: Quiet = False,
 ) -> None:
     """Sample the posterior that a config file describes."""
@@ -76,12 +76,12 @@ def run(
 
 @app.command()
 def calibrate(
-    config: Config,
+    config: ConfigFile,
     out: Annotated[
         Path | None, typer.Option(help="YAML file to write the choice to.", show_default=False)
     ] = None,
     changes: Changes = None,
-    bias: Bias = 0.005,
+    bias: BiasOption = 0.005,
     heatmap: Annotated[
         Path | None,
         typer.Option(
@@ -182,7 +182,7 @@ def sweep(
     config: Annotated[Path, typer.Argument(help="YAML file as for run, with a block 'sweep'.")],
     store: Annotated[str, typer.Option(help="Directory of the sweep; it must be new.")],
     changes: Changes = None,
-    resume: Resume = "never",
+    resume: ResumeOption = "never",
     max_cells: Annotated[
         int | None, typer.Option(help="Largest number of cells, in place of the file's.")
     ] = None,
@@ -263,7 +263,7 @@ def certify(
     """Hold samplers against models whose LLC is known."""
     from distsampler.truth import certify as truth
 
-    def say(row: truth.Row) -> None:
+    def say(row: truth.CaseRow) -> None:
         typer.echo(f"{row.seconds:4.0f} s  {row.case}, {row.sampler}: {row.estimate:.4g}", err=True)
 
     certificate = truth.certify(sampler=sampler, quick=quick, say=say)

@@ -15,7 +15,7 @@ class _Scales(Protocol):
     def __rmul__(self, factor: float, /) -> Any: ...  # noqa: ANN401 (of the same type)
 
 
-Curvature = TypeVar("Curvature", bound=_Scales)
+Scalable = TypeVar("Scalable", bound=_Scales)
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class Posterior:
     localization: float = 0.0  # gamma, the strength of the pull to w*
     weight_decay: float = 0.0  # lambda, the precision of a Gaussian prior around 0
 
-    def kappa(self, h: Curvature) -> Curvature:
+    def kappa(self, h: Scalable) -> Scalable:
         """Return ``nbeta h + gamma + lambda``, its curvature where the mean loss has curvature h.
 
         Args:
             h: a curvature, or an array or tensor of them.
         """
-        kappa: Curvature = self.nbeta * h + (self.localization + self.weight_decay)
+        kappa: Scalable = self.nbeta * h + (self.localization + self.weight_decay)
         return kappa
 
 

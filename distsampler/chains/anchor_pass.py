@@ -49,7 +49,9 @@ def parts_of(spec: ChainSpec, places: int) -> tuple[Part, ...]:
     """Return the parts of the pass, for a number of places that will measure them."""
     noise = list[tuple[int, int]]()
     if spec.config.sampler.correct_heat:
-        noise = gradient_noise.blocks(len(gradient_noise.batches(spec.config, len(spec.rows))))
+        noise = gradient_noise.batch_blocks(
+            len(gradient_noise.batches(spec.config, len(spec.rows)))
+        )
     shards = spec.rows.spans if spec.rows.shard_sizes else ()
     curved = shards if spec.config.watch else ()
     return (
@@ -126,7 +128,7 @@ def reduce(parts: Iterable[AnchorPart], spec: ChainSpec) -> AtAnchor:
     return AtAnchor(
         losses=losses.astype(np.float32) if spec.per_example else None,
         init_loss=float(np.average(losses, weights=weights)),
-        probe_init_loss=float(np.average(probe_losses, weights=probe.weights(spec))),
+        probe_init_loss=float(np.average(probe_losses, weights=probe.part_weights(spec))),
         probe_losses=probe_losses,
         gradient_variance=gradient_noise.reduce(noise) if noise else None,
         shard_gradients=np.asarray(gradients, np.float32) if gradients else None,

@@ -30,7 +30,7 @@ from distsampler.models.replica import ChainSpec, Replica
 from distsampler.models.sampler import names, ours, signature_options
 from distsampler.seeding import Stream, generator, probe_rows
 
-MOST = 1024  # rows of a shard whose curvature is measured
+MOST_ROWS = 1024  # rows of a shard whose curvature is measured
 TOLERATED = 0.02  # of the LLC: a larger predicted bias is refused
 Array = NDArray[np.float64]
 
@@ -131,7 +131,7 @@ def curvatures(replica: Replica, spec: ChainSpec, start: int, stop: int) -> Arra
     signs.manual_seed(int(generator(config.seed, Stream.SHARDS, 0).integers(2**62)))
     shares, vectors = directions(probe, signs)
     random = generator(config.seed, Stream.SHARDS, start + 1)
-    rows = start + random.permutation(stop - start)[:MOST]
+    rows = start + random.permutation(stop - start)[:MOST_ROWS]
     measured = [shares]
     for half in np.array_split(rows, 2):
         curvature = Curvature(replica, spec, np.sort(half))
@@ -209,7 +209,7 @@ def _heterogeneous(halves: Array, sizes: Array) -> Array:
     away = halves - np.average(halves, axis=0, weights=sizes)
     q = sizes / sizes.sum()
     populations = float(q @ (away[:, 0] * away[:, 1]))
-    chance = q @ ((halves[:, 0] - halves[:, 1]) ** 2 * np.minimum(sizes, MOST) / sizes) / 4
+    chance = q @ ((halves[:, 0] - halves[:, 1]) ** 2 * np.minimum(sizes, MOST_ROWS) / sizes) / 4
     mean, wanted = float(q @ h), max(0.0, populations + float(chance))
     spread = float(q @ (h - mean) ** 2)
     return mean + (h - mean) * math.sqrt(wanted / spread) if spread > 0 else h

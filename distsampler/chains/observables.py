@@ -38,7 +38,7 @@ from distsampler.store.large_arrays import LOSSES, WEIGHTS
 DIRECTIONS = 8  # onto which losses and weights are projected
 COORDINATES = 4096  # entries of the weights that enter their projections, at most
 
-METRICS = {
+STEP_METRICS = {
     "noise_norm": "|N|, unscaled noise of the step that leaves w_t",
     "grad_norm": "|g|, minibatch gradient at w_t",
     "weight_norm": "|w_t|, L2 over the parameters that move",
@@ -87,7 +87,9 @@ def _metric(name: str, measured: Sequence[Variable]) -> Variable:
     """What the sampler measures: of w_t, or of the step that leaves it."""
     if name != DISTANCE and name in [variable.name for variable in measured]:
         raise ConfigError(f"a sampler's metrics() must not be named like a readout, got {name!r}")
-    return Variable(name, "sample_stats", METRICS.get(name, f"{name} of the step that leaves w_t"))
+    return Variable(
+        name, "sample_stats", STEP_METRICS.get(name, f"{name} of the step that leaves w_t")
+    )
 
 
 def _measured(spec: ChainSpec) -> tuple[Variable, ...]:
@@ -100,7 +102,7 @@ def _measured(spec: ChainSpec) -> tuple[Variable, ...]:
         Variable(EXCESS_LOSS, "posterior", "minibatch loss minus the same examples' loss at w*"),
         Variable(PROBE_LOSS, "posterior", "loss on the probe examples at w_t"),
         projected(PROJECTIONS, "the probe's per-example excess losses", _projections(spec)),
-        Variable(DISTANCE, "posterior", METRICS[DISTANCE]),
+        Variable(DISTANCE, "posterior", STEP_METRICS[DISTANCE]),
         projected(WEIGHT_PROJECTIONS, "w_t - w*", DIRECTIONS),
         Variable(STEP, "sample_stats", "steps made before the draw", dtype="int64"),
     )
@@ -187,7 +189,7 @@ class DrawMeter:
 
 
 def _projections(spec: ChainSpec) -> int:
-    return DIRECTIONS if spec.per_example else min(probe.PARTS, len(spec.rows))
+    return DIRECTIONS if spec.per_example else min(probe.PROBE_PARTS, len(spec.rows))
 
 
 def _loss_directions(spec: ChainSpec) -> NDArray[np.float64]:

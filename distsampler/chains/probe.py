@@ -12,7 +12,7 @@ from torch import Tensor
 from distsampler.models.replica import ChainSpec, Replica
 from distsampler.seeding import probe_rows
 
-PARTS = 8  # where the loss returns batch means
+PROBE_PARTS = 8  # where the loss returns batch means
 
 
 class Probe:
@@ -23,7 +23,7 @@ class Probe:
         parts = _parts(spec)
         self._batches = [replica.batch(part) for part in parts]
         self._shares = [len(part) / size(spec) for part in parts]
-        self._weights = weights(spec)
+        self._weights = part_weights(spec)
 
     @torch.no_grad()
     def losses(self, chain: int = 0, step: int = 0) -> NDArray[np.float64]:
@@ -53,7 +53,7 @@ def size(spec: ChainSpec) -> int:
     return min(spec.config.probe, len(spec.rows))
 
 
-def weights(spec: ChainSpec) -> list[int] | None:
+def part_weights(spec: ChainSpec) -> list[int] | None:
     """Return the number of examples that each of the probe's losses stands for; None: one each."""
     return None if spec.per_example else [len(part) for part in _parts(spec)]
 
@@ -62,5 +62,5 @@ def _parts(spec: ChainSpec) -> list[NDArray[np.int64]]:
     """The probe's rows as they go through the model: at once, by microbatches, or eight parts."""
     rows = probe_rows(spec.config.seed, len(spec.rows), spec.config.probe)
     most = spec.config.microbatch or len(rows)
-    cuts = range(most, len(rows), most) if spec.per_example else PARTS
+    cuts = range(most, len(rows), most) if spec.per_example else PROBE_PARTS
     return [part for part in np.array_split(rows, cuts) if len(part)]

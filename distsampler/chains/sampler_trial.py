@@ -18,7 +18,7 @@ from distsampler.errors import ConfigError
 from distsampler.models.sampler import Ground, build, check_options, mover
 from distsampler.optim import Sampler
 
-SIZE = 4
+TRIAL_SIZE = 4
 
 
 class Trial:
@@ -33,13 +33,15 @@ class Trial:
     def __init__(
         self, sampler: type[torch.optim.Optimizer], config: RunConfig, nbeta: float
     ) -> None:
-        self.parameter = torch.zeros(SIZE, requires_grad=True)
+        self.parameter = torch.zeros(TRIAL_SIZE, requires_grad=True)
         self.generator = torch.Generator()
         anchors = [self.parameter.detach().clone()]
         masks = (
-            [torch.ones(SIZE, dtype=torch.bool)] if isinstance(config.restrict_to, dict) else None
+            [torch.ones(TRIAL_SIZE, dtype=torch.bool)]
+            if isinstance(config.restrict_to, dict)
+            else None
         )
-        variance = [torch.ones(SIZE)] if config.sampler.correct_heat else None
+        variance = [torch.ones(TRIAL_SIZE)] if config.sampler.correct_heat else None
         ground = Ground([self.parameter], anchors, masks, variance)
         self.sampler: Any = build(sampler, config, nbeta, ground, self.generator)
 
@@ -47,7 +49,7 @@ class Trial:
         """Make one step, as a chain does."""
 
         def closure() -> Tensor:
-            self.parameter.grad = torch.ones(SIZE)
+            self.parameter.grad = torch.ones(TRIAL_SIZE)
             return self.parameter.detach().sum()
 
         closure()

@@ -41,7 +41,7 @@ def batches(config: RunConfig, n: int) -> NDArray[np.int64]:
     return np.asarray(order[: count * size].reshape(count, size))
 
 
-def blocks(count: int) -> list[tuple[int, int]]:
+def batch_blocks(count: int) -> list[tuple[int, int]]:
     """Return batches cut into at most eight blocks (start, stop), of two batches at least."""
     parts = np.array_split(np.arange(count), max(1, min(BLOCKS, count // 2)))
     return [(int(part[0]), int(part[-1]) + 1) for part in parts]

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from distsampler.models.replica import ChainSpec, Replica
 
-STEPS = 12
-PARTS = 16  # of the rows, where the loss returns means
+LANCZOS_STEPS = 12
+ROW_PARTS = 16  # of the rows, where the loss returns means
 
 
 class Ritz(NamedTuple):
@@ -148,7 +148,7 @@ class Curvature:
 def measure(
     curvature: Curvature,
     generator: torch.Generator,
-    steps: int = STEPS,
+    steps: int = LANCZOS_STEPS,
     removed: Tensor | None = None,
 ) -> Ritz:
     """Return the spectrum as one walk of Lanczos from a vector of random signs sees it.
@@ -169,7 +169,7 @@ def measure(
 
 
 def directions(
-    curvature: Curvature, generator: torch.Generator, steps: int = STEPS
+    curvature: Curvature, generator: torch.Generator, steps: int = LANCZOS_STEPS
 ) -> tuple[NDArray[np.float64], list[Tensor]]:
     """Return shares in a trace, and Ritz vectors, flat, of unit length, of one walk of Lanczos.
 
@@ -232,7 +232,7 @@ def _along(basis: list[Tensor], v: Tensor) -> NDArray[np.float64]:
 
 def _parts(rows: NDArray[np.int64], spec: ChainSpec) -> list[NDArray[np.int64]]:
     """Parts of one size: 16, or, in mode "train", where a batch is one thing, of the run's size."""
-    size = len(rows) // PARTS if spec.config.mode == "eval" else spec.config.batch_size
+    size = len(rows) // ROW_PARTS if spec.config.mode == "eval" else spec.config.batch_size
     size = max(1, min(size, len(rows) // 2))
     count = len(rows) // size
     return list(rows[: count * size].reshape(count, size))

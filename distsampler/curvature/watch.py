@@ -19,7 +19,7 @@ from distsampler.errors import WorkFailedError
 from distsampler.facts import Posterior
 from distsampler.models.replica import ChainSpec, Replica
 from distsampler.models.sampler import law_of, signature_options
-from distsampler.optim.law import Bias, Quadratic, QuadraticLaw
+from distsampler.optim.law import Bias, LocalQuadratic, QuadraticLaw
 from distsampler.seeding import Stream, generator
 
 FIRST, FACTOR = 400, 1.5  # steps
@@ -148,7 +148,9 @@ def predict(step: Step, ritz: Ritz, made: float = math.inf) -> Bias:
     kappa = step.posterior.kappa(h)
     share = step.posterior.nbeta * h / kappa / 2
     mean_noise = float(ritz.noise.sum() / ritz.weights.sum())
-    around = Quadratic(step.lr, kappa, share, weights, noise, removed, mean_noise, step.heat, made)
+    around = LocalQuadratic(
+        step.lr, kappa, share, weights, noise, removed, mean_noise, step.heat, made
+    )
     return step.law.bias(around)
 
 

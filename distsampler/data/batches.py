@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 
 from distsampler.seeding import Stream
 
-GROUP = 64  # steps whose batch indices are drawn together: a generator costs more than its numbers
+GROUP_STEPS = (
+    64  # steps whose batch indices are drawn together: a generator costs more than its numbers
+)
 
 
 class Batches(ABC):
@@ -42,7 +44,7 @@ class BatchStream(Batches):
         sequence = np.random.SeedSequence(seed, spawn_key=(chain, Stream.BATCHES))
         self._key = sequence.generate_state(2, np.uint64)
         self._batch_size, self._epochs = batch_size, epochs
-        self._group_steps = n // batch_size if epochs else GROUP
+        self._group_steps = n // batch_size if epochs else GROUP_STEPS
         self._group = -1
         self._indices = np.empty((0, 0), np.int64)
 
@@ -86,9 +88,9 @@ class HopStream(Batches):
 
     def shard(self, step: int) -> int:
         """Return the index of the shard that a step draws from."""
-        group, offset = divmod(step // self._hop_every, GROUP)
+        group, offset = divmod(step // self._hop_every, GROUP_STEPS)
         if self._visits[0] != group:
-            self._visits = (group, self._uniform(0, group, GROUP))
+            self._visits = (group, self._uniform(0, group, GROUP_STEPS))
         row = int(self._visits[1][offset] * self._n)
         return int(np.searchsorted(self._ends, row, side="right"))
 
@@ -99,9 +101,9 @@ class HopStream(Batches):
 
     def indices(self, step: int) -> NDArray[np.int64]:
         """Return the rows of the batch of one step, shape (batch_size,), all of one shard."""
-        group, offset = divmod(step, GROUP)
+        group, offset = divmod(step, GROUP_STEPS)
         if self._rows[0] != group:
-            self._rows = (group, self._uniform(1, group, GROUP * self._batch_size))
+            self._rows = (group, self._uniform(1, group, GROUP_STEPS * self._batch_size))
         start, stop = self.span(step)
         drawn = self._rows[1][offset * self._batch_size : (offset + 1) * self._batch_size]
         return start + (drawn * (stop - start)).astype(np.int64)

@@ -46,7 +46,7 @@ SAY_EVERY = 20.0  # seconds between two messages that actors are waited for
 SILENCE = 5.0  # seconds of a call before its actor is asked whether it lives
 DRAIN_EVERY = 2.0  # seconds between two questions which nodes will go away
 NODE_LABEL = "ray.io/node-id"
-Take = Callable[[int, Any], PoolEvent | None]  # takes in what a call to a place's actor gave
+Receive = Callable[[int, Any], PoolEvent | None]  # takes in what a call to a place's actor gave
 
 
 class RayPool:
@@ -132,7 +132,7 @@ class RayPool:
 
     def wait(self, timeout: float) -> Sequence[PoolEvent]:
         """Collect what has come in, and what has not come in for too long."""
-        slots, awaited = self._slots.items(), dict[Any, tuple[Take, int]]()
+        slots, awaited = self._slots.items(), dict[Any, tuple[Receive, int]]()
         awaited |= {slot.call: (self._collect, place) for place, slot in slots if slot.call}
         awaited |= {slot.probe: (self._answered, place) for place, slot in slots if slot.probe}
         if not awaited:

@@ -87,7 +87,7 @@ def kick(at: Point, momentum: list[Tensor], keep: list[Tensor] | Tensor | float)
     torch._foreach_add_(momentum, at.step)
 
 
-def drift(at: Point, momentum: list[Tensor], share: float = 1.0) -> None:
+def add_momentum(at: Point, momentum: list[Tensor], share: float = 1.0) -> None:
     """W += share u; frozen entries change no bit."""
     if at.chunk.frozen is None:
         torch._foreach_add_(at.weights, momentum, alpha=share)

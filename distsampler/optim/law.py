@@ -26,7 +26,7 @@ class Bias(NamedTuple):
     heat: float
 
 
-class Quadratic(NamedTuple):
+class LocalQuadratic(NamedTuple):
     """A quadratic and a step on it; the arrays have one entry a direction."""
 
     lr: float
@@ -56,7 +56,7 @@ class QuadraticLaw(NamedTuple):
     """``lr kappa`` at which the chain diverges; None: it never does."""
     safe: float | None
     """``lr kappa`` that leaves the curvature room to grow; None: calibration does not choose it."""
-    bias: Callable[[Quadratic], Bias]
+    bias: Callable[[LocalQuadratic], Bias]
     friction_bias: float = 0.0
     """Discretisation bias by friction, relative to the LLC."""
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from distsampler.errors import ConfigError
 
 # A CPU chunk stays in the cache between the passes of a step; elsewhere the limit is memory.
-CHUNK_BYTES = {"cpu": 4 * 2**20}
+NOISE_CHUNK_BYTES = {"cpu": 4 * 2**20}
 CHUNK_BYTES_ELSEWHERE = 60_000_000
 
 
@@ -234,7 +234,7 @@ def _cut(weights: Sequence[Tensor]) -> list[list[Piece]]:
     chunks: list[list[Piece]] = []
     room, dtype = 0, None
     for index, w in enumerate(weights):
-        size = CHUNK_BYTES.get(w.device.type, CHUNK_BYTES_ELSEWHERE) // w.element_size()
+        size = NOISE_CHUNK_BYTES.get(w.device.type, CHUNK_BYTES_ELSEWHERE) // w.element_size()
         for piece in _slices(index, w, size):
             length = piece.entries(weights)
             if not chunks or w.dtype != dtype or length > room:

@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 from distsampler.optim import checks
 from distsampler.optim.heat_correction import HeatCorrected
 from distsampler.optim.kernels import add_force, add_noise_pair, add_preconditioned_force, move
-from distsampler.optim.law import Bias, Quadratic, QuadraticLaw, inflation
+from distsampler.optim.law import Bias, LocalQuadratic, QuadraticLaw, inflation
 from distsampler.optim.layout import Layout
 
 
@@ -100,6 +100,6 @@ class LMSGLD(HeatCorrected):
         return QuadraticLaw("lmsgld", limit=4.0, safe=0.7, bias=_bias)
 
 
-def _bias(q: Quadratic) -> Bias:
+def _bias(q: LocalQuadratic) -> Bias:
     hot = q.share * inflation(q.lr * q.kappa / 4)
     return Bias(0.0, float(q.heat * (q.noise @ hot - q.removed @ q.share)))

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from distsampler.optim import checks
-from distsampler.optim.kernels import add_force, drift, kick, settle_and_reflect
-from distsampler.optim.law import Bias, Quadratic, QuadraticLaw, inflation
+from distsampler.optim.kernels import add_force, add_momentum, kick, settle_and_reflect
+from distsampler.optim.law import Bias, LocalQuadratic, QuadraticLaw, inflation
 from distsampler.optim.layout import Layout
 from distsampler.optim.sampler import Sampler
 
@@ -71,7 +71,7 @@ class SGHMC(Sampler):
             self._draw(at, math.sqrt(2 * lr * alpha))  # step = N(0, 2 lr alpha)
             add_force(at, lr)  # step -= lr (nbeta g + gamma (w - w*) + lam w)
             kick(at, v, 1 - alpha)  # v = (1 - alpha) v + step
-            drift(at, v)  # w += v
+            add_momentum(at, v)  # w += v
             settle_and_reflect(at, v)
 
     @classmethod
@@ -81,7 +81,7 @@ class SGHMC(Sampler):
         return QuadraticLaw("sghmc", 4 * (1 - alpha / 2), safe=0.2, bias=partial(_bias, alpha))
 
 
-def _bias(alpha: float, q: Quadratic) -> Bias:
+def _bias(alpha: float, q: LocalQuadratic) -> Bias:
     over = inflation(q.lr * q.kappa / 2 / (2 - alpha))
     return Bias(
         discretisation=float(q.weights @ (q.share * (over - 1))),

@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 from distsampler.optim import checks
 from distsampler.optim.heat_correction import HeatCorrected
 from distsampler.optim.kernels import add_force, move
-from distsampler.optim.law import Bias, Quadratic, QuadraticLaw, inflation
+from distsampler.optim.law import Bias, LocalQuadratic, QuadraticLaw, inflation
 from distsampler.optim.layout import Layout
 from distsampler.optim.metropolis_ratio import LangevinProposal, Side
 
@@ -101,7 +101,7 @@ class SGLD(HeatCorrected, LangevinProposal):
         return self._side(loss)
 
 
-def _bias(q: Quadratic) -> Bias:
+def _bias(q: LocalQuadratic) -> Bias:
     over = inflation(q.lr * q.kappa / 4)
     hot = q.share * over
     return Bias(

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from distsampler.optim import checks
-from distsampler.optim.kernels import add_force, drift, kick, settle_and_reflect
-from distsampler.optim.law import STEEPEST, Bias, Quadratic, QuadraticLaw
+from distsampler.optim.kernels import add_force, add_momentum, kick, settle_and_reflect
+from distsampler.optim.law import STEEPEST, Bias, LocalQuadratic, QuadraticLaw
 from distsampler.optim.layout import Layout, Point
 from distsampler.optim.sampler import Sampler
 
@@ -148,7 +148,7 @@ class SGNHT(Sampler):
             self._draw(at, math.sqrt(2 * lr * a))  # step = sqrt(2 lr A) N(0, I)
             add_force(at, lr)  # step -= lr grad U(w)
             kick(at, u, self._spread(keep, at))  # u = (1 - xi) u + step
-            drift(at, u)  # w += u
+            add_momentum(at, u)  # w += u
             energy += self._energy(at, u)
             settle_and_reflect(at, u)
         xi += energy / dimension - lr
@@ -162,7 +162,7 @@ class SGNHT(Sampler):
             at.flat.zero_()
             add_force(at, lr)
             kick(at, u, 1.0)  # B: u -= lr grad U(w)
-            drift(at, u, 0.5)  # A: w += u / 2
+            add_momentum(at, u, 0.5)  # A: w += u / 2
             energy += self._energy(at, u)
         xi += (energy / dimension - lr) / 2  # D
         keep, std = torch.exp(-xi), _friction_noise(xi, lr, a)
@@ -172,7 +172,7 @@ class SGNHT(Sampler):
             self._draw(at, 1.0)
             torch._foreach_mul_(at.step, self._spread(std, at))
             kick(at, u, self._spread(keep, at))  # O: u = exp(-xi) u + std N(0, I)
-            drift(at, u, 0.5)  # A: w += u / 2
+            add_momentum(at, u, 0.5)  # A: w += u / 2
             energy += self._energy(at, u)
             settle_and_reflect(at, u)
         xi += (energy / dimension - lr) / 2  # D
@@ -231,7 +231,7 @@ def _ding_friction(warmth: float) -> float:
     return 1 - math.sqrt(1 - 2 * min(warmth, STEEPEST / 2))
 
 
-def _bias(a: float, friction: Callable[[float], float], q: Quadratic) -> Bias:
+def _bias(a: float, friction: Callable[[float], float], q: LocalQuadratic) -> Bias:
     """A thermostat comes to keep the mean temperature: then heat only changes direction."""
     llc, noisy = float(q.weights @ q.share), float(q.noise @ q.share)
     start = friction(a)

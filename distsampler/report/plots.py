@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 RANK_BINS = 20
-POINTS = 6_000  # of all lines of a picture; what lies between is drawn as its extremes
+MOST_POINTS = 6_000  # of all lines of a picture; what lies between is drawn as its extremes
 LEAST_POINTS = 200  # of a line
-NORMS = ("grad_norm", "noise_norm", "weight_norm")  # of those that samplers can record
+PLOTTED_NORMS = ("grad_norm", "noise_norm", "weight_norm")  # of those that samplers can record
 NAMED = 8  # chains that a legend names, at most
 MARKS = {
     "CONVERGED": ("o", "C0", "converged"),
@@ -203,7 +203,7 @@ def plot_llc_curve(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
 def norms(run: Run) -> Iterator[tuple[str, NDArray[np.float64]]]:
     """Yield name and values, (chain, draw), of the distance and the norms that were recorded."""
     stats = group(run.inference_data, "sample_stats")
-    for name, home in ((DISTANCE, run.posterior), *((name, stats) for name in NORMS)):
+    for name, home in ((DISTANCE, run.posterior), *((name, stats) for name in PLOTTED_NORMS)):
         if name in home and home[name].size and (home[name].values > 0).any():
             yield name, np.asarray(home[name].values, np.float64)
 
@@ -290,7 +290,7 @@ def _curves(dataset: xr.Dataset) -> Iterator[tuple[str, xr.Dataset]]:
 
 def _thinned(line: NDArray[Any], lines: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Positions and values: all, or of each bin its least and its largest in their order."""
-    size = max(LEAST_POINTS, POINTS // max(lines, 1) // 2 * 2)
+    size = max(LEAST_POINTS, MOST_POINTS // max(lines, 1) // 2 * 2)
     if len(line) <= size:
         return np.arange(len(line)), np.asarray(line, np.float64)
     edges = np.linspace(0, len(line), size // 2 + 1).astype(int)

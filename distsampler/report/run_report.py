@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Plot = Callable[[Run, "Axes"], "Axes"]
-EVENTS = 200  # shown, at most
+MOST_EVENTS = 200  # shown, at most
 BUDGET = (Column("error", "label"), Column("in the LLC"), Column("meaning", "sentence"))
 RETIRED = (Column("retired chain", "label"), Column("why", "sentence"))
 HAPPENED = tuple(Column(heading, "sentence") for heading in ("time", "event", "what"))
@@ -186,9 +186,9 @@ def _losses(run: Run) -> list[Html]:
     parts = [paragraph(text)]
     if retired:
         parts.append(table(Table(RETIRED, retired)))
-    if len(happened) > EVENTS:
-        parts.append(paragraph(f"The last {EVENTS} of {len(happened)} events:"))
-    return [*parts, table(Table(HAPPENED, happened[-EVENTS:]))]
+    if len(happened) > MOST_EVENTS:
+        parts.append(paragraph(f"The last {MOST_EVENTS} of {len(happened)} events:"))
+    return [*parts, table(Table(HAPPENED, happened[-MOST_EVENTS:]))]
 
 
 def _notable(events: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -18,7 +18,7 @@ CURVE = (
     "Bars: 95 % intervals. Filled circles have converged; a cross has not, and a diamond could not "
     "be judged: their numbers are not to be relied on."
 )
-GRID = "Where the LLC does not depend on lr and nbeta, neither decides it."
+GRID_NOTE = "Where the LLC does not depend on lr and nbeta, neither decides it."
 SIZE = (5.6, 3.8)  # inches
 
 
@@ -75,7 +75,7 @@ def _heatmap(chosen: xr.Dataset, lrs: list[float], nbetas: list[float]) -> Heatm
 
 def _grid(name: str, heatmap: Heatmap) -> Html:
     alt = f"Heatmap of the LLC over lr and nbeta: {name}. {heatmap}"
-    return figure(lambda ax: plots.plot_heatmap(heatmap, ax), alt, f"{name}: {GRID}")
+    return figure(lambda ax: plots.plot_heatmap(heatmap, ax), alt, f"{name}: {GRID_NOTE}")
 
 
 def _header(dataset: xr.Dataset) -> Html:

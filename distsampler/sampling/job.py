@@ -53,7 +53,7 @@ class Job:
             stored = Trace(self._files).manifest.config.together
         places = pool.place_count() if isinstance(pool, KnowsPlaces) else None
         with ALONE:
-            self._packing = packing.settle(spec, places, stored)
+            self._packing = packing.choose_pack(spec, places, stored)
         config = spec.config.replaced(pack=self._packing.pack)
         self._spec = replace(spec, config=config, run=self._files.name)
         self._manifest = Manifest(

@@ -24,7 +24,7 @@ from distsampler.optim import SAMPLERS
 WARM_UP = 2  # draws before a number of chains is timed
 SECONDS = 0.2  # for which each number of chains is timed
 AWAY = 0.02  # from w*, in weight units and in their size: where gradients are compared
-AGREEMENT = {torch.float64: 1e-6, torch.float32: 1e-3}  # relative, of gradients
+GRADIENT_AGREEMENT = {torch.float64: 1e-6, torch.float32: 1e-3}  # relative, of gradients
 ROUGH = 0.1  # likewise, of other dtypes
 
 
@@ -39,7 +39,7 @@ class Packing:
     speeds: Mapping[int, float] = field(default_factory=dict)
 
 
-def settle(spec: ChainSpec, places: int | None, stored: int | None) -> Packing:
+def choose_pack(spec: ChainSpec, places: int | None, stored: int | None) -> Packing:
     """Settle how many chains advance together.
 
     "auto" is measured in this process, and counts as many places as this machine has cores, unless
@@ -125,7 +125,7 @@ def _disagreement(spec: ChainSpec) -> str | None:
 def _close(recorded: Tensor, direct: Tensor) -> bool:
     away = torch.linalg.vector_norm((recorded - direct).double())
     size = torch.linalg.vector_norm(direct.double())
-    return bool(away <= AGREEMENT.get(direct.dtype, ROUGH) * size)
+    return bool(away <= GRADIENT_AGREEMENT.get(direct.dtype, ROUGH) * size)
 
 
 def _measured(spec: ChainSpec, places: int | None) -> Packing:

@@ -59,7 +59,7 @@ def forget(files: Files, chain: int, count: int, boundary: int) -> None:
             files.remove(name)
 
 
-def sweep(files: Files, counts: tuple[int, ...]) -> None:
+def remove_old(files: Files, counts: tuple[int, ...]) -> None:
     """Remove the states of draws that were never committed."""
     for chain, count in enumerate(counts):
         for draw, name in _listed(files, chain):

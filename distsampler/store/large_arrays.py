@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from distsampler.draws import DrawBlock, WideVariable
 from distsampler.errors import StoreError
 from distsampler.store.files import AGAIN, Files, StoreFault, writing
-from distsampler.store.zarr_files import StoredRows, ZarrFiles, create_array, resize_rows
+from distsampler.store.zarr_files import ZarrFiles, ZarrRows, create_array, resize_rows
 
 WIDE = "wide.zarr"
 LOSSES, WEIGHTS = "losses", "weights"  # what is not a user's own; weights: a group of parameters
@@ -58,9 +58,9 @@ class WideArrays:
                 "if the file was lost, restore it from a copy, or delete the store and sample again"
             ) from error
 
-    def rows(self, variable: WideVariable) -> StoredRows:
+    def rows(self, variable: WideVariable) -> ZarrRows:
         """Return the rows of a variable."""
-        return StoredRows(variable.name, [(self.array(variable), 0)], variable.draw)
+        return ZarrRows(variable.name, [(self.array(variable), 0)], variable.draw)
 
     def resize(self, draws: int) -> None:
         """Cut the draws, burn-in included, or make room for more."""

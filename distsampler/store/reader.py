@@ -21,7 +21,7 @@ from distsampler.store.constants import Constants
 from distsampler.store.files import Files, as_files, damaged
 from distsampler.store.large_arrays import WideArrays
 from distsampler.store.zarr_arrays import NarrowArrays
-from distsampler.store.zarr_files import StoredRows, ZarrFiles, array_of
+from distsampler.store.zarr_files import ZarrFiles, ZarrRows, array_of
 
 ZARR, COUNTS = "trace.zarr", "n_committed"
 
@@ -103,7 +103,7 @@ class TraceReader:
         posterior = Posterior(numbers["nbeta"], numbers.get("localization", 0.0), decay)
         return Facts(int(numbers["n"]), posterior, numbers.get("lr"), self.manifest.law)
 
-    def rows(self, variable: Variable | WideVariable) -> StoredRows:
+    def rows(self, variable: Variable | WideVariable) -> ZarrRows:
         """Return the rows of a variable: the draws from the chains' start that have it."""
         if isinstance(variable, WideVariable):
             return self.wide.rows(variable)

@@ -244,7 +244,7 @@ class Trace(TraceReader):
         if intact != self._committed:
             self._count(intact)
         self.wide.sweep(intact)
-        chain_states.sweep(self.files, tuple(intact))
+        chain_states.remove_old(self.files, tuple(intact))
         try:
             self.constants.at_anchor()
         except StoreError as error:

@@ -8,7 +8,7 @@ import zarr
 
 from distsampler.draws import DrawBlock, Group, Variable
 from distsampler.store.zarr_files import (
-    StoredRows,
+    ZarrRows,
     array_of,
     chunks,
     create_array,
@@ -64,10 +64,10 @@ class NarrowArrays:
                 values = [(b.chain, b.first_draw, b.values[variable.name]) for b in some]
                 self.rows(variable).write(slice(row * CHUNK[0], (row + 1) * CHUNK[0]), values)
 
-    def rows(self, variable: Variable) -> StoredRows:
+    def rows(self, variable: Variable) -> ZarrRows:
         """Return the draws of a variable, counted from the chains' start."""
         early, late = (self._array(prefix, variable) for prefix in (WARMUP, ""))
-        return StoredRows(variable.name, [(early, 0), (late, self._burn_in)])
+        return ZarrRows(variable.name, [(early, 0), (late, self._burn_in)])
 
     def resize(self, draws: int, burn_in: int) -> None:
         """Cut the draws after burn-in and before, or make room for more."""

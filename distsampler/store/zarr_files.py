@@ -94,7 +94,7 @@ class ZarrFiles(Store):
             yield name
 
 
-class StoredRows:
+class ZarrRows:
     """The rows of one variable, values of dims (chain, row, ...), in one array or in several.
 
     Args:

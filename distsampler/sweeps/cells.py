@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from distsampler.errors import ConfigError
 
-DIMS = ("checkpoint", "restriction", "setting", "data")
-PLURALS = {dim: f"{dim}s" for dim in DIMS} | {"data": "data sets"}
+CELL_DIMS = ("checkpoint", "restriction", "setting", "data")
+PLURALS = {dim: f"{dim}s" for dim in CELL_DIMS} | {"data": "data sets"}
 _SEEDS = 78  # spawn key: apart from chains' and pilots'
 
 
@@ -43,7 +43,7 @@ class Cell:
     @property
     def labels(self) -> dict[str, str]:
         """Dimension -> label."""
-        return {dim: getattr(self, dim) for dim in DIMS}
+        return {dim: getattr(self, dim) for dim in CELL_DIMS}
 
     def seed(self, sweep_seed: int) -> int:
         """Return a seed of the cell's own, from the sweep's and the cell's name."""
@@ -66,7 +66,7 @@ class Grid:
     @property
     def labels(self) -> dict[str, tuple[str, ...]]:
         """Dimension -> its labels."""
-        return {dim: getattr(self, dim) for dim in DIMS}
+        return {dim: getattr(self, dim) for dim in CELL_DIMS}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -76,11 +76,11 @@ class Grid:
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
         """All cells, the checkpoints of one row after another."""
-        naming = [dim for dim in DIMS if dim == "checkpoint" or dim in self.named]
+        naming = [dim for dim in CELL_DIMS if dim == "checkpoint" or dim in self.named]
         cells = []
         for row in itertools.product(self.restriction, self.setting, self.data):
             for checkpoint in self.checkpoint:
-                labels = dict(zip(DIMS, (checkpoint, *row), strict=True))
+                labels = dict(zip(CELL_DIMS, (checkpoint, *row), strict=True))
                 cells.append(Cell("--".join(labels[dim] for dim in naming), **labels))
         return tuple(cells)
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from distsampler.errors import ConfigError
 
-Weights = Mapping[str, Tensor] | nn.Module
-Load = Callable[[str], Weights]
-Source = Weights | str | Path
-Sources = str | Path | Sequence[str | Path] | Mapping[str, Source] | None
+CheckpointWeights = Mapping[str, Tensor] | nn.Module
+Load = Callable[[str], CheckpointWeights]
+CheckpointSource = CheckpointWeights | str | Path
+Sources = str | Path | Sequence[str | Path] | Mapping[str, CheckpointSource] | None
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 IN_FOLDER = ("model.safetensors", "pytorch_model.bin", "model.pt")  # of a step, by preference
 WRAPPED = ("state_dict", "model_state_dict", "model")  # where a training loop may put it
@@ -29,7 +29,7 @@ class Checkpoint:
 
     name: str  # its label
     # a file, the weights themselves, or, for ``load``, a name; None: the model's own
-    source: Source | None
+    source: CheckpointSource | None
     load: Load | None = None  # reads what the source names; None: it is a file or the weights
 
     @property
@@ -91,7 +91,7 @@ def loaded(model: nn.Module, checkpoint: Checkpoint) -> nn.Module:
     return filled
 
 
-def _named(name: str, source: Source, load: Load | None, folder: Path) -> Checkpoint:
+def _named(name: str, source: CheckpointSource, load: Load | None, folder: Path) -> Checkpoint:
     if load is not None or not isinstance(source, str | Path):
         return Checkpoint(name, source, load)
     files = _files(source, folder)
@@ -142,7 +142,7 @@ def _order(path: Path) -> tuple[int, str]:
     return Checkpoint(_label(path), None).step or 0, str(path)
 
 
-def _weights(checkpoint: Checkpoint, device: str) -> Weights | None:
+def _weights(checkpoint: Checkpoint, device: str) -> CheckpointWeights | None:
     """What a checkpoint holds, if anything; of a file on device "meta" only names and shapes."""
     source = checkpoint.source
     if checkpoint.load is None:

@@ -17,7 +17,7 @@ from distsampler.config import RunConfig
 from distsampler.errors import PlacementError
 from distsampler.execution.pool import ChainPool, LendsPlaces
 
-MOST = 64  # cells at a time: each has a thread in this process
+MOST_CELLS = 64  # cells at a time: each has a thread in this process
 
 
 class Fleet(Protocol):
@@ -76,9 +76,9 @@ class ActorFleet:
         slots = self._slots(cells)
         free = slots - sum(places for places, _ in self._lent.values())
         self._cluster.discard(self._idle, max(0, free))  # of nodes that are gone: others have more
-        if free < 1 or len(self._lent) >= MOST:
+        if free < 1 or len(self._lent) >= MOST_CELLS:
             return None
-        places = min(free, math.ceil(slots / min(cells, MOST)), self._config.chains)
+        places = min(free, math.ceil(slots / min(cells, MOST_CELLS)), self._config.chains)
         actors = deque(self._idle.popleft() for _ in range(min(places, len(self._idle))))
         pool = self._cluster.sharing(actors, places)
         self._lent[id(pool)] = places, actors

@@ -13,7 +13,7 @@ from distsampler.analysis.run import Run
 from distsampler.errors import StoreError, unknown_name
 from distsampler.store.files import Files, as_files
 from distsampler.store.manifest import MANIFEST
-from distsampler.sweeps.cells import DIMS, Cell
+from distsampler.sweeps.cells import CELL_DIMS, Cell
 from distsampler.sweeps.manifest import SWEEP, cell_files, read_manifest, read_record
 
 WAITING, FAILED, FINISHED = "waiting", "failed", "finished"
@@ -96,7 +96,8 @@ class Sweep:
         """
         grid, results = self.manifest.grid, [asdict(self._result(cell)) for cell in self.cells]
         variables = {
-            name: (DIMS, grid.arranged([result[name] for result in results])) for name in results[0]
+            name: (CELL_DIMS, grid.arranged([result[name] for result in results]))
+            for name in results[0]
         }
         coordinates: dict[str, Any] = {dim: list(names) for dim, names in grid.labels.items()}
         steps = list(self.manifest.checkpoints.values())

@@ -213,7 +213,7 @@ class _PlanWork:
                 raise ConfigError(
                     f"calibration starts from cell {leader.name!r}, which failed: {first}"
                 )
-            chosen = warm_start.follow(first, model, data, request.loss, config, pool)
+            chosen = warm_start.start_from(first, model, data, request.loss, config, pool)
         self._write(cell, record.replaced(chosen=chosen))
         if leader == cell:
             self._leaders[cell] = chosen

@@ -49,7 +49,7 @@ def lead(
     )
 
 
-def follow(
+def start_from(
     first: Chosen,
     model: nn.Module,
     data: object,

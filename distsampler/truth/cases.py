@@ -14,7 +14,7 @@ from distsampler.truth import networks, targets
 from distsampler.truth.targets import Target
 
 LAWS = ("sgld", "lmsgld")  # whose chain has a law on the quadratic, minibatches and all
-STEPS: dict[str, tuple[float, dict[str, Any]]] = {
+CASE_STEPS: dict[str, tuple[float, dict[str, Any]]] = {
     # a step in units of SGLD's, and options; a large `stability` makes a preconditioner mild
     "lmsgld": (3.0, {}),
     "rmsprop_sgld": (1.0, {"stability": 1.0}),
@@ -63,7 +63,7 @@ class Course:
             seed: seed of the run.
             correct_heat: whether the noise is reduced by the heat of the minibatches.
         """
-        factor, options = STEPS.get(sampler, (1.0, {}))
+        factor, options = CASE_STEPS.get(sampler, (1.0, {}))
         full = by_name.ours(sampler).needs_closure
         return RunConfig(
             sampler=SamplerConfig(

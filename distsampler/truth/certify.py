@@ -28,7 +28,7 @@ HEADINGS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class CaseRow:
     """Result of a case, its LLCs those of one copy; the defaults are those of a failed run."""
 
     case: str  # its name
@@ -111,7 +111,7 @@ class Certificate:
         rows: one row per case.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[CaseRow, ...]
 
     @property
     def holds(self) -> bool:
@@ -136,7 +136,7 @@ def certify(
     quick: bool = False,
     pool: Callable[[], ChainPool] = SerialPool,
     only: Sequence[Case] | None = None,
-    say: Callable[[Row], None] | None = None,
+    say: Callable[[CaseRow], None] | None = None,
 ) -> Certificate:
     """Run samplers on targets whose LLC is known.
 
@@ -161,7 +161,7 @@ def certify(
     return Certificate(tuple(rows))
 
 
-def row(case: Case, pool: ChainPool | None = None, store: str | None = None) -> Row:
+def row(case: Case, pool: ChainPool | None = None, store: str | None = None) -> CaseRow:
     """Run one case.
 
     Args:
@@ -189,11 +189,11 @@ def row(case: Case, pool: ChainPool | None = None, store: str | None = None) -> 
     return replace(_failed(case, seconds, run.verdict.reason), **_results(case, run))
 
 
-def _failed(case: Case, seconds: float, reason: str) -> Row:
+def _failed(case: Case, seconds: float, reason: str) -> CaseRow:
     """Return the row of a case whose run ended without a number."""
     exact, law = case.target.exact, case.target.law(case.config)
     sampler = case.config.sampler
-    return Row(
+    return CaseRow(
         case=case.name,
         sampler=sampler.name + "+" * sampler.correct_heat,
         seed=case.config.seed,

@@ -25,7 +25,7 @@ def spread(levels: list[float]) -> Tensor:
     return torch.tensor(levels, dtype=torch.float64).repeat_interleave(EACH)
 
 
-CURVATURE = spread([*LEVELS]).float()
+CURVATURES = spread([*LEVELS]).float()
 
 
 def frozen_preconditioner(sampler: Sampler) -> Tensor:
@@ -43,13 +43,13 @@ class LawCase:
 
     def sample(self, **changes: object) -> tuple[Tensor, Sampler]:
         """Return the weights after the steps and the sampler, run with some options changed."""
-        w = torch.nn.Parameter(torch.zeros(len(CURVATURE)))
+        w = torch.nn.Parameter(torch.zeros(len(CURVATURES)))
         options = {**vars(POSTERIOR), **self.options, **changes}
         source = torch.Generator().manual_seed(0)
         make: Callable[..., Sampler] = SAMPLERS[self.sampler]
         sampler = make([w], generator=source, **options)
         for _ in range(self.steps):
-            w.grad = CURVATURE * w.detach()
+            w.grad = CURVATURES * w.detach()
             sampler.step()
         return w.detach(), sampler
 

@@ -20,7 +20,7 @@ from distsampler.truth.codimension import codimension
 from distsampler.truth.gibbs import BlockGibbs, DeepLinear, ReplicaMean, product
 from distsampler.truth.targets import Known, Target
 
-EXAMPLES = 100_000  # of a benchmark net
+NET_EXAMPLES = 100_000  # of a benchmark net
 BOUND = 10.0  # of its inputs
 UNIT = 2_048  # examples of a small net, whose inputs have second moment I exactly
 BURN_IN, SWEEPS = 150, 150  # of Gibbs
@@ -153,7 +153,7 @@ def unit_network(
     return network(name, layers, inputs, nbeta=t, localization=localization, copies=copies)
 
 
-def deep_linear_1k(seed: int, *, localization: float = 1.0, n: int = EXAMPLES) -> Network:
+def deep_linear_1k(seed: int, *, localization: float = 1.0, n: int = NET_EXAMPLES) -> Network:
     """Return a net of the class "1K": 2 to 5 layers, widths 5 to 50, at nbeta = n / log n.
 
     Args:
@@ -164,7 +164,7 @@ def deep_linear_1k(seed: int, *, localization: float = 1.0, n: int = EXAMPLES) -
     return _benchmark("1K", seed, (2, 5), (5, 50), localization, n)
 
 
-def deep_linear_10k(seed: int, *, localization: float = 1.0, n: int = EXAMPLES) -> Network:
+def deep_linear_10k(seed: int, *, localization: float = 1.0, n: int = NET_EXAMPLES) -> Network:
     """Return a net of the class "10K": 2 to 10 layers, widths 5 to 100, at nbeta = n / log n.
 
     Args:

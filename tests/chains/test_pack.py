@@ -332,12 +332,12 @@ def test_more_places_are_worth_more_than_a_pack(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(packing, "_speed", lambda spec, count: speeds[count])
     monkeypatch.setattr(packing.os, "cpu_count", lambda: 4)
     spec = packed("auto")
-    assert packing.settle(spec, places=1, stored=None).pack == 4
-    assert packing.settle(spec, places=None, stored=None).pack == 1
+    assert packing.choose_pack(spec, places=1, stored=None).pack == 4
+    assert packing.choose_pack(spec, places=None, stored=None).pack == 1
 
 
 def test_a_measured_choice_is_a_number_of_chains() -> None:
-    packs = packing.settle(packed("auto", chains=3), places=1, stored=None)
+    packs = packing.choose_pack(packed("auto", chains=3), places=1, stored=None)
     assert set(packs.speeds) == {1, 2, 3}
     assert packs.pack in packs.speeds
     assert all(speed > 0 for speed in packs.speeds.values())

@@ -44,7 +44,9 @@ def test_it_is_what_a_direct_computation_gives(n: int, size: int) -> None:
     rows = gradient_noise.batches(recipe.config, n)
     assert rows.shape[1] == size
     means = per_example_gradients(n)[rows].mean(1)
-    within = [means[a:b].var(0, ddof=1) * (b - a - 1) for a, b in gradient_noise.blocks(len(rows))]
+    within = [
+        means[a:b].var(0, ddof=1) * (b - a - 1) for a, b in gradient_noise.batch_blocks(len(rows))
+    ]
     expected = size * sum(within) / (len(rows) - len(within)) * (n - 1) / n
     found = anchored(recipe).gradient_variance
     np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -20,12 +20,14 @@ def test_every_chunk_of_every_group_shares_one_buffer_below_the_limit() -> None:
     chunks = [chunk for layout in sampler._current_layouts() for chunk in layout.chunks]
     assert len(chunks) == 4
     assert len({chunk.flat.data_ptr() for chunk in chunks}) == 1
-    assert max(c.flat.untyped_storage().nbytes() for c in chunks) <= layouts.CHUNK_BYTES["cpu"]
+    assert (
+        max(c.flat.untyped_storage().nbytes() for c in chunks) <= layouts.NOISE_CHUNK_BYTES["cpu"]
+    )
     assert layouts.CHUNK_BYTES_ELSEWHERE < 64_000_000
 
 
 def test_a_cut_parameter_moves_in_every_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(layouts.CHUNK_BYTES, "cpu", 4 * 10)
+    monkeypatch.setitem(layouts.NOISE_CHUNK_BYTES, "cpu", 4 * 10)
     (p,) = parameters((7, 9))
     sampler = SGLD([p], nbeta=2.0, save_noise=True)
     sampler.step()

@@ -117,7 +117,7 @@ def test_the_kernels_are_the_plain_loop(
     source = torch.Generator().manual_seed(seed)
     groups = [make_group(spec, source) for spec in specs]
     options = {"lr": 0.05, "nbeta": 4.0, **OPTIONS[name]}
-    with mock.patch.dict(planning.CHUNK_BYTES, {"cpu": chunk_bytes}):
+    with mock.patch.dict(planning.NOISE_CHUNK_BYTES, {"cpu": chunk_bytes}):
         sampler = SAMPLERS[name](groups, save_noise=True, generator=source, **options)
         loops = references(sampler)
         for _ in range(STEPS):

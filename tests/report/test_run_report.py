@@ -228,7 +228,7 @@ def test_of_many_chains_the_outermost_are_named() -> None:
 def test_a_thinned_line_keeps_its_extremes() -> None:
     line = np.random.default_rng(0).standard_normal(100_000)
     at, values = plots._thinned(line, 4)
-    assert len(at) <= plots.POINTS // 4 + 2
+    assert len(at) <= plots.MOST_POINTS // 4 + 2
     assert (values.min(), values.max()) == (line.min(), line.max())
     assert (at[0], at[-1]) == (0, len(line) - 1)
     assert (np.diff(at) > 0).all()

@@ -17,7 +17,7 @@ from distsampler.optim import LMSGLD, SGHMC, SGLD, SGNHT, RMSPropSGLD
 from distsampler.truth import discretised_laws
 from distsampler.truth.law_cases import (
     CASES,
-    CURVATURE,
+    CURVATURES,
     KAPPAS,
     POSTERIOR,
     frozen_preconditioner,
@@ -106,8 +106,8 @@ def test_heat_of_minibatches_and_its_correction(
 ) -> None:
     """The chain has its own law, and only its own: the law of the other setting is refused."""
     lr, variance, batch = 0.03, 30.0, 16
-    target = NoisyQuadratic(CURVATURE, variance, batch, torch.Generator().manual_seed(5))
-    w = parameter(len(CURVATURE))
+    target = NoisyQuadratic(CURVATURES, variance, batch, torch.Generator().manual_seed(5))
+    w = parameter(len(CURVATURES))
     options = {"gradient_variance": variance, "batch_size": batch} if corrected else {}
     source = torch.Generator().manual_seed(0)
     chain = sampler([w], lr, nbeta=NBETA, localization=PRIOR, generator=source, **options)
@@ -127,9 +127,9 @@ def test_heat_of_minibatches_and_its_correction(
 def test_heat_correction_follows_the_step_sizes_of_rmsprop(corrected: bool) -> None:
     """Corrected, noise and heat add up to what SGLD with step lr P_i injects."""
     lr, variance, batch = 0.02, 30.0, 16
-    target = NoisyQuadratic(CURVATURE, variance, batch, torch.Generator().manual_seed(5))
-    w = parameter(len(CURVATURE))
-    options = {"gradient_variance": [torch.full((len(CURVATURE),), variance)], "batch_size": batch}
+    target = NoisyQuadratic(CURVATURES, variance, batch, torch.Generator().manual_seed(5))
+    w = parameter(len(CURVATURES))
+    options = {"gradient_variance": [torch.full((len(CURVATURES),), variance)], "batch_size": batch}
     chain = RMSPropSGLD(
         [w],
         lr,
@@ -152,13 +152,13 @@ def test_heat_correction_follows_the_step_sizes_of_rmsprop(corrected: bool) -> N
 
 
 def test_lmsgld_with_a_preconditioner_is_exact_too() -> None:
-    w = parameter(len(CURVATURE))
+    w = parameter(len(CURVATURES))
     scale = 1 / spread(KAPPAS).float()
     source = torch.Generator().manual_seed(0)
     chain = LMSGLD(
         [w], 1.0, nbeta=NBETA, localization=3.0, preconditioner=[scale], generator=source
     )
-    run(chain, w, Quadratic(CURVATURE).gradient, 60)
+    run(chain, w, Quadratic(CURVATURES).gradient, 60)
     assert_variance(w.detach(), 1 / spread(KAPPAS))
 
 

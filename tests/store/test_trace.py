@@ -223,7 +223,7 @@ def test_rows_in_two_arrays_are_as_in_one(tmp_path: Path, cut: int, rows: list[i
         root.create_array(name, data=part, chunks=(2, 3), fill_value=np.nan)
         for name, part in (("first", values[:, :cut]), ("rest", values[:, cut:]))
     )
-    stored = zarr_files.StoredRows("x", [(first, 0), (rest, cut)])
+    stored = zarr_files.ZarrRows("x", [(first, 0), (rest, cut)])
     chains, draws = np.array([2, 0]), np.array(rows, np.int64)
     assert np.array_equal(stored.read(chains, draws), values[chains][:, draws])
     assert np.array_equal(stored.read(1, draws), values[1, draws])

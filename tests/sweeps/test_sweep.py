@@ -23,7 +23,7 @@ from distsampler.sampling.prepare import prepare
 from distsampler.sweeps import checkpoints, plan, warm_start
 from distsampler.sweeps import recipe as sweep_recipe
 from distsampler.sweeps import sweep as sweeping
-from distsampler.sweeps.cells import DIMS, Cell, Grid
+from distsampler.sweeps.cells import CELL_DIMS, Cell, Grid
 from distsampler.sweeps.fleet import ActorFleet, OneByOne
 from distsampler.sweeps.scheduler import Outcome, Scheduler, Stopped
 from tests.assertions import assert_same
@@ -135,7 +135,7 @@ def test_csv_and_netcdf_hold_every_digit(
     with xr.open_dataset(tmp_path / "s.nc") as read:
         assert read.equals(found)
     swept.to_csv(tmp_path / "s.csv")
-    rows = pd.read_csv(tmp_path / "s.csv", index_col=list(DIMS))
+    rows = pd.read_csv(tmp_path / "s.csv", index_col=list(CELL_DIMS))
     assert len(rows) == 8
     for cell in swept.cells:
         row = rows.loc[tuple(where(cell).values())]
@@ -478,15 +478,19 @@ def test_a_steeper_checkpoint_gets_a_step_smaller_by_the_ratio_of_kappa(tmp_path
     """The same network with inputs 3 times as large has 9 times the curvature."""
     first = warm_start.lead(MODEL, DATA, squared_error, CALIBRATE, ds.SerialPool(), 0.005)
     steep = (3 * X, Y)
-    found = warm_start.follow(first, MODEL, steep, squared_error, CALIBRATE, ds.SerialPool())
+    found = warm_start.start_from(first, MODEL, steep, squared_error, CALIBRATE, ds.SerialPool())
     nbeta, gamma = ds.optimal_nbeta(len(X)), 10.0
     ratio = (nbeta * first.curvature + gamma) / (nbeta * found.curvature + gamma)
     assert ratio == pytest.approx(1 / 9, rel=0.1)
     assert found.sampler["lr"] == pytest.approx(first.sampler["lr"] * ratio, rel=0.01)
-    flat = warm_start.follow(first, MODEL, (X / 3, Y), squared_error, CALIBRATE, ds.SerialPool())
+    flat = warm_start.start_from(
+        first, MODEL, (X / 3, Y), squared_error, CALIBRATE, ds.SerialPool()
+    )
     assert flat.sampler["lr"] == first.sampler["lr"]
     given = CALIBRATE.replaced(sampler=ds.SamplerConfig(lr=1e-3))
-    assert warm_start.follow(first, MODEL, steep, squared_error, given, ds.SerialPool()) == first
+    assert (
+        warm_start.start_from(first, MODEL, steep, squared_error, given, ds.SerialPool()) == first
+    )
 
 
 @pytest.mark.parametrize(
@@ -526,7 +530,7 @@ def test_a_follower_keeps_the_friction_of_the_config() -> None:
     given = CALIBRATE.replaced(sampler=friction)
     first = warm_start.lead(MODEL, DATA, squared_error, given, ds.SerialPool(), 0.005)
     strict = first.replaced(bias=1e-9)
-    found = warm_start.follow(strict, MODEL, DATA, squared_error, given, ds.SerialPool())
+    found = warm_start.start_from(strict, MODEL, DATA, squared_error, given, ds.SerialPool())
     assert found.sampler["diffusion_factor"] == 0.03
     assert found.sampler["lr"] < first.sampler["lr"] / 10
 
@@ -534,14 +538,14 @@ def test_a_follower_keeps_the_friction_of_the_config() -> None:
 def test_pilots_that_diverge_at_the_first_checkpoints_step_are_repeated_with_a_smaller() -> None:
     first = warm_start.lead(MODEL, DATA, squared_error, CALIBRATE, ds.SerialPool(), 0.005)
     fast = {**first.sampler, "lr": 100 * first.sampler["lr"]}
-    found = warm_start.follow(
+    found = warm_start.start_from(
         first.replaced(sampler=fast), MODEL, DATA, squared_error, CALIBRATE,
         ds.SerialPool(),
     )  # fmt: skip
     assert 0 < found.sampler["lr"] < fast["lr"] / 3
     hopeless = {**first.sampler, "lr": 1e12}
     with pytest.raises(RunFailed, match="the pilots diverged down to"):
-        warm_start.follow(
+        warm_start.start_from(
             first.replaced(sampler=hopeless), MODEL, DATA, squared_error, CALIBRATE,
             ds.SerialPool(),
         )  # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 from distsampler.errors import ConfigError
 from distsampler.truth import networks, targets
 from distsampler.truth.cases import SMALL_NET, Case, Course, cases
-from distsampler.truth.certify import Certificate, Row, certify, row
+from distsampler.truth.certify import CaseRow, Certificate, certify, row
 
 COURSE = Course(lr=6e-5, burn_in=60, draws=150, thin=10, batch_size=64, chains=2, probe=1024)
 NUMBER = {"type": ["number", "null"]}
@@ -40,11 +40,11 @@ def quadratic_case(**options: Any) -> Case:
 
 
 @pytest.fixture(scope="module")
-def right() -> Row:
+def right() -> CaseRow:
     return row(quadratic_case())
 
 
-def test_a_sampler_that_is_right_holds(right: Row) -> None:
+def test_a_sampler_that_is_right_holds(right: CaseRow) -> None:
     assert right.holds, str(Certificate((right,)))
     assert right.nan_runs == 0
     assert right.gradients == 2 * 210 * 10
@@ -71,17 +71,17 @@ def test_a_chain_that_leaves_for_infinity_is_a_row_that_fails() -> None:
     assert found.as_dict()["estimate"] is None
 
 
-def test_a_row_that_is_too_noisy_to_tell_does_not_hold(right: Row) -> None:
+def test_a_row_that_is_too_noisy_to_tell_does_not_hold(right: CaseRow) -> None:
     assert not replace(right, se=0.2 * right.estimate).holds
 
 
-def test_the_json_has_its_shape(right: Row) -> None:
+def test_the_json_has_its_shape(right: CaseRow) -> None:
     found = json.loads(json.dumps(Certificate((right,)).as_dict(), allow_nan=False))
     assert found["holds"] is True
     jsonschema.validate(found["rows"][0], SCHEMA)
 
 
-def test_the_table_has_a_line_a_row(right: Row) -> None:
+def test_the_table_has_a_line_a_row(right: CaseRow) -> None:
     lines = str(Certificate((right, right))).splitlines()
     assert len(lines) == 4
     assert "exact" in lines[0]
@@ -102,7 +102,7 @@ def test_every_sampler_gets_a_row_of_every_kind() -> None:
 
 
 def test_your_own_cases_go_the_same_road() -> None:
-    told: list[Row] = []
+    told: list[CaseRow] = []
     course = replace(SMALL_NET, burn_in=10, draws=20, thin=2)
     net = networks.unit_network((2, 2), 1, localization=5.0).known(targets.Known(2.0))
     found = certify(only=[Case(net, course.config(net, "sgld"))], say=told.append)
