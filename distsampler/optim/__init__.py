@@ -14,9 +14,9 @@ The loss that belongs to the weights of a draw is the one computed before the st
 Target: p(w) ~ exp(-nbeta L(w) - gamma/2 |w - w*|^2 - lam/2 |w|^2), gamma the localization. "Bias"
 below is the relative error of the variance on a quadratic of curvature kappa, at step size lr.
 
-============== ===================================== ===========================================================================
+============== ==================================== ============================ ==============
 name           dynamics                             bias                         state, in w
-==================== ===========================================================================
+============== ==================================== ============================ ==============
 sgld           overdamped Langevin                  lr kappa / 4                 1 (w*)
 lmsgld         the same, two noises averaged        none                         2
 rmsprop_sgld   sgld, a step size per coordinate     lr P kappa / 4, once frozen  3
@@ -24,7 +24,7 @@ adam_sgld      rmsprop_sgld with a mean gradient    (1+beta1)/(1-beta1) times it
 sghmc          Langevin with momentum               lr kappa / 4                 2
 sgnht          sghmc with an adaptive friction      A / 2; "badodab": none       2
 mala           sgld, accepted or refused            none; full gradients only    1 and copies
-==================== ===========================================================================
+============== ==================================== ============================ ==============
 
 A sampler is one file, with its options as its signature, its step as its equation, and its law.
 Reading order: ``sgld``, the plainest; ``kernels``, the terms of the equations; ``sampler``, what
