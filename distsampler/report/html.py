@@ -24,19 +24,13 @@ RC: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 11.0,
     "axes.titlesize": 12.0,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": "#888888",
-    "xtick.color": "#888888",
-    "ytick.color": "#888888",
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
     "axes.spines.top": False,
     "legend.facecolor": PAPER,
-    "legend.edgecolor": "#888888",
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
+    **dict.fromkeys(
+        ("axes.edgecolor", "xtick.color", "ytick.color", "legend.edgecolor"), "#888888"
+    ),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
 }
 STYLE = (files("distsampler.report") / "page.css").read_text("utf-8")
 

@@ -58,20 +58,12 @@ CAPTIONS: dict[Plot, str] = {
 
 
 def write(run: Run, path: str | Path | None = None) -> str:
-    """Write the report of a run.
-
-    Args:
-        run: finished or not.
-        path: the HTML file; None: report.html in the run directory.
-
-    Returns:
-        The path.
-    """
+    """Write the report of a run to a file, else as report.html into its store; return where."""
     return put(render(run), run.files, path)
 
 
 def put(text: str, files: Files, path: str | Path | None) -> str:
-    """Write a page to a path, or as report.html into a store; return where."""
+    """Write a page to a file, else as report.html into a store; return where."""
     name = "report.html"
     if path is not None:
         files, name = Files(Path(path).parent), Path(path).name
@@ -141,11 +133,9 @@ def _figure(run: Run, plot: Plot) -> Html:
 
 def _convergence(run: Run) -> list[Html]:
     gate = run.manifest.config.gate
-    how = (
-        f"Rows with a star decide: R-hat below {gate.rhat}, ESS above {gate.ess:g}; red is what "
-        "fails."
-    )
-    return [paragraph(how), table(quantities(run)), *map(paragraph, run.diagnosis.remarks())]
+    limits = f"R-hat below {gate.rhat}, ESS above {gate.ess:g}"
+    how = paragraph(f"Rows with a star decide: {limits}; red is what fails.")
+    return [how, table(quantities(run)), *map(paragraph, run.diagnosis.remarks())]
 
 
 def _budget(run: Run, budget: ErrorBudget) -> list[Html]:

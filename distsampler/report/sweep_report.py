@@ -23,15 +23,7 @@ SIZE = (5.6, 3.8)  # inches
 
 
 def write(sweep: Sweep, path: str | Path | None = None) -> str:
-    """Write the report of a sweep.
-
-    Args:
-        sweep: finished or not.
-        path: the HTML file; None: report.html in the sweep's directory.
-
-    Returns:
-        The path.
-    """
+    """Write the report of a sweep to a file, else as report.html into its store; return where."""
     return put(render(sweep.files.name, sweep.collect()), sweep.files, path)
 
 

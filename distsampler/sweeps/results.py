@@ -48,12 +48,6 @@ class Sweep:
     Args:
         store: the directory of the sweep.
 
-    Attributes:
-        files: the directory, for writing beside the cells.
-        store: its path, or its fsspec URL.
-        manifest: what the sweep is.
-        cells: all cells, the checkpoints of one row after another.
-
     Raises:
         StoreError: if there is none, or it is damaged.
 
@@ -65,9 +59,9 @@ class Sweep:
 
     def __init__(self, store: str | Path | Files) -> None:
         self.files = as_files(store)
-        self.store = str(self.files)
+        self.store = str(self.files)  # a path, or an fsspec URL
         self.manifest = read_manifest(self.files)
-        self.cells = self.manifest.grid.cells
+        self.cells = self.manifest.grid.cells  # the checkpoints of one row after another
 
     def run(self, name: str) -> Run:
         """Return the run of a cell.
