@@ -4,6 +4,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from distsampler.analysis.error_budget import ErrorBudget
 from distsampler.analysis.json_values import plain
 from distsampler.analysis.verdict import Verdict
@@ -49,6 +51,13 @@ class LLCEstimate:
     def converged(self) -> bool:
         """Whether the verdict is CONVERGED."""
         return self.verdict.converged
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation between chains over their mean; NaN for one chain."""
+        if len(self.per_chain) < 2:
+            return math.nan
+        return float(np.std(self.per_chain, ddof=1) / abs(self.mean))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the estimate for JSON; numbers that are not finite as None."""

@@ -191,7 +191,7 @@ def _heatmap(config: RunConfig, pilots: Pilots, nbeta: float) -> Heatmap:
         estimate = pilots.run(cell, lambda run: run.llc("ignore"))
         if estimate is not None:
             llc[i, j] = estimate.mean
-            spread[i, j] = np.std(estimate.per_chain, ddof=1) / abs(estimate.mean)
+            spread[i, j] = estimate.spread
     steps = llc.size * PILOT_CHAINS * REHEARSAL * THIN
     return Heatmap(lrs, nbetas, llc, spread, steps)
 

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
+from distsampler.analysis.json_values import plain
 from distsampler.analysis.run import Run
 from distsampler.errors import StoreError, unknown_name
 from distsampler.store.files import Files, as_files
@@ -116,8 +116,8 @@ class Sweep:
         dataset = self.collect() if dataset is None else dataset
         rows = []
         for cell in self.cells:
-            at = dataset.sel(cell.labels)
-            values = {str(name): _plain(value.item()) for name, value in at.data_vars.items()}
+            variables = dataset.sel(cell.labels).data_vars
+            values = plain({str(name): value.item() for name, value in variables.items()})
             rows.append({"cell": cell.name, **cell.labels, **values})
         return rows
 
@@ -183,7 +183,7 @@ def _with_numbers(standing: CellResult, run: Run) -> CellResult:
         se=estimate.se,
         interval_low=estimate.interval[0],
         interval_high=estimate.interval[1],
-        spread=_spread(estimate.per_chain),
+        spread=estimate.spread,
         init_loss=estimate.init_loss,
         r_hat=estimate.verdict.r_hat,
         ess=estimate.verdict.ess,
@@ -193,14 +193,3 @@ def _with_numbers(standing: CellResult, run: Run) -> CellResult:
         n=float(estimate.n),
         verdict=str(estimate.verdict.status),
     )
-
-
-def _spread(per_chain: tuple[float, ...]) -> float:
-    """Standard deviation between chains over their mean."""
-    if len(per_chain) < 2:
-        return math.nan
-    return float(np.std(per_chain, ddof=1) / abs(np.mean(per_chain)))
-
-
-def _plain(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
