@@ -1,6 +1,5 @@
 """The jobs behind the table of bars: which targets, how they are sampled, how often."""
 
-import contextlib
 import functools
 import json
 import math
@@ -22,6 +21,7 @@ from distsampler.sampling.calibration import BIAS
 from distsampler.truth import certify, networks, targets
 from distsampler.truth.cases import Case, Course
 from distsampler.truth.targets import Known, Target
+from scripts.benchmarks.data import pids
 
 SEEDS, NETS, LARGE_NETS = 10, 30, 10
 SHARES = (0.1, 0.2, 0.4, 0.8)  # of 1 / kappa_max: the step sizes of the quadratic grid
@@ -355,15 +355,15 @@ class Killer(threading.Thread):
         self._store, self.killed = store, 0
 
     def run(self) -> None:
-        deadline = time.monotonic() + 120
-        while not self.killed and time.monotonic() < deadline:
+        deadline = time.monotonic() + 600
+        while not self._has_draws() and time.monotonic() < deadline:
             time.sleep(0.02)
-            with contextlib.suppress(ds.StoreError, ProcessLookupError):  # not there yet; gone
-                run = ds.open(self._store)
-                if any(run.manifest.n_committed):
-                    actors = [event["pid"] for event in run.events if event["event"] == "started"]
-                    os.kill(actors[0], signal.SIGKILL)
-                    self.killed += 1
+        os.kill(pids(self._store)[0], signal.SIGKILL)
+        self.killed += 1
+
+    def _has_draws(self) -> bool:
+        manifest = self._store / "run.json"
+        return manifest.exists() and any(json.loads(manifest.read_text())["n_committed"])
 
 
 def seeds(bar: str, target: Target, course: Course, cost: float) -> Iterator[Job]:
