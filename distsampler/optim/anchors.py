@@ -25,7 +25,7 @@ def restore(optimizer: Optimizer, saved: StateDict, anchors: dict[Tensor, Tensor
         optimizer: Has just loaded ``saved``.
         saved: The state dict as it was loaded.
         anchors: Of each parameter before the loading; kept where the saved one is equal or
-            missing, so that chains that share them go on sharing.
+            missing, so that chains that share them continue to.
     """
     keys = [key for group in saved["param_groups"] for key in group["params"]]
     params = [p for group in optimizer.param_groups for p in group["params"]]

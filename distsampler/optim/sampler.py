@@ -176,7 +176,7 @@ class Sampler(Optimizer):
 
         State keeps its own precision (torch would round fp32 masters to the parameter's). Anchors
         that the saved state leaves out, or that equal the present ones, stay the present tensors:
-        chains that share them go on sharing. On another kind of device the generator's state has
+        chains that share them continue to. On another kind of device the generator's state has
         no meaning; a new stream is then derived from it, and only the law is the same.
 
         Args:
