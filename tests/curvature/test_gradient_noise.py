@@ -99,7 +99,7 @@ def test_only_what_moves_is_measured() -> None:
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"sampler": {"name": "sgnht"}}, "which 'sgnht' has not: use sgld, lmsgld or rmsprop_sgld"),
+        ({"sampler": {"name": "sgnht"}}, "has not: use one of sgld, lmsgld, rmsprop_sgld"),
         ({"sampler": {"gradient_variance": 2.0}}, "leave out gradient_variance"),
         ({"sampler": {"batch_size": 16}}, "leave out batch_size"),
         ({"batches": "epoch"}, "batches must be 'replacement', got 'epoch'"),

@@ -29,13 +29,6 @@ from tests.problems import config, regression, squared_error
 BEATING = shutil.ignore_patterns(".lease.json*")  # may go at any time
 
 
-class Silent:
-    """An observer that shows nothing."""
-
-    def show(self, snapshot: object) -> None:
-        """Nothing."""
-
-
 def sample(store: Path, at: Callable[[str], None], how: str) -> ds.Run:
     """A run of many small commits; every write passes ``at``.
 
@@ -55,7 +48,7 @@ def sample(store: Path, at: Callable[[str], None], how: str) -> ds.Run:
     )  # fmt: skip
     spec = prepare(model, data, squared_error, settings)
     job = Job(spec, Files(store, at=at), SerialPool(), "auto")
-    return job.run(Silent(), lambda: None)
+    return job.run(lambda snapshot: None, lambda: None)
 
 
 def in_a_fork(work: Callable[[], str]) -> tuple[int, str]:
