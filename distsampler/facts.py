@@ -90,7 +90,7 @@ def optimal_nbeta(n: int | HasBatchSize) -> float:
         examples = len(getattr(n, "dataset", ())) or len(n) * size
     except (AttributeError, TypeError):
         raise ConfigError(
-            "optimal_nbeta needs the number of examples, an integer, or a DataLoader over so many: "
+            "optimal_nbeta needs the number of examples, an integer, or a DataLoader over them: "
             f"got {n!r}; give len(dataset)"
         ) from None
     nbeta = _n_over_log_n(size)

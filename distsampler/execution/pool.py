@@ -139,10 +139,10 @@ class LendsPlaces(Protocol):
         """Return the number of places that the cluster has now."""
 
     def sharing(self, stock: deque[Any], places: int) -> ChainPool:
-        """Return a pool of at most so many places, which takes idle actors from the stock."""
+        """Return a pool of at most ``places`` places, which takes idle actors from the stock."""
 
     def discard(self, stock: deque[Any], kept: int) -> None:
-        """End actors of the stock until at most so many are left."""
+        """End actors of the stock until at most ``kept`` are left."""
 
 
 class SerialPool:

@@ -19,7 +19,7 @@ from distsampler.analysis import arviz_bridge
 from distsampler.analysis.verdict import Verdict
 from distsampler.draws import EXCESS_LOSS, LOSS, PROBE_LOSS, DrawBlock
 
-SERIES = 1024  # values of a chain kept for R-hat and ESS; thinned by two whenever they are so many
+SERIES = 1024  # values of a chain kept for R-hat and ESS; thinned by two whenever there are more
 SHORTEST = 8  # values of each chain without which they are not computed
 ENDED = ("finished", "interrupted", "failed")
 

@@ -206,7 +206,7 @@ class RayPool:
         return self._cluster.options(config)[1]
 
     def sharing(self, stock: deque[Any], places: int) -> RayPool:
-        """Return a pool of at most so many places, for one of several runs on this pool's Ray.
+        """Return a pool of at most ``places`` places, for one of several runs on this pool's Ray.
 
         It takes idle actors from the stock first, and puts its own there when it stops. Data that
         several runs share are sent once.
@@ -217,7 +217,7 @@ class RayPool:
         return other
 
     def discard(self, stock: deque[Any], kept: int) -> None:
-        """End actors of a stock until at most so many are left."""
+        """End actors of a stock until at most ``kept`` are left."""
         while len(stock) > kept:
             end(stock.popleft())
 

@@ -54,9 +54,9 @@ class Place:
 
 @dataclass(frozen=True)
 class Committed:
-    """Draws are durable: so many of each chain."""
+    """A commit is durable."""
 
-    counts: tuple[int, ...]
+    counts: tuple[int, ...]  # durable draws of each chain
 
 
 @dataclass(frozen=True)
