@@ -1,28 +1,26 @@
 """What a run is: four frozen configs. A mistake in one is a sentence that says what to do."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from collections.abc import Collection, Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Discriminator,
     Field,
     PlainSerializer,
     PlainValidator,
     Tag,
-    ValidationError,
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
-from distsampler.errors import ConfigError, unknown_name
+from distsampler import option_names
+from distsampler.errors import ConfigError
+from distsampler.frozen import NUMBER, Config
 from distsampler.references import Mask, Named, patterns_or_masks
 
 HOP_EVERY = 100  # steps, where not given
 AUTO_GATE = {"every": 400, "relative_error": 0.05}  # with draws="auto", where not given
-NUMBER = "number"  # tags what is not "auto"; errors leave it out
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -33,33 +31,18 @@ _MaskField = Annotated[Mask, PlainValidator(Mask.of), PlainSerializer(str)]
 _NamedField = Annotated[Named, PlainValidator(Named.of), PlainSerializer(str)]
 
 
-class Frozen(BaseModel):
-    """A value that cannot be changed and knows all its fields."""
+class Part(Config):
+    """Part of a run's config, or all of it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    part: ClassVar[str]  # its field in the run's config; "" for that itself
 
-    def replaced(self, **changes: Any) -> Self:  # noqa: ANN401 (its fields)
-        """Return a copy with other values, validated; fields not set so far remain not set."""
-        values = {name: getattr(self, name) for name in self.model_fields_set}
-        return type(self)(**values | changes)
-
-
-class Config(Frozen):
-    """Part of a config: its errors are sentences."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
-
-    if not TYPE_CHECKING:
-
-        def __init__(self, **data: object) -> None:
-            try:
-                super().__init__(**data)
-            except ValidationError as error:
-                lines = [_sentence(type(self), detail) for detail in error.errors()]
-                raise ConfigError("\n".join(lines)) from None
+    @classmethod
+    def unknown(cls, name: str) -> str:
+        """Return a sentence for an option that the part does not have."""
+        return unknown_option(cls.part, name)
 
 
-class SamplerConfig(Config):
+class SamplerConfig(Part):
     """A sampler by name, and its options.
 
     Options are declared once, in the signature of the sampler's class, and checked against it
@@ -78,6 +61,7 @@ class SamplerConfig(Config):
         {'lr': 0.0001, 'localization': 100.0}
     """
 
+    part = "sampler"
     model_config = ConfigDict(extra="allow", allow_inf_nan=True)
 
     name: str = "sgld"
@@ -89,7 +73,7 @@ class SamplerConfig(Config):
         return dict(self.model_extra or {})
 
 
-class GateConfig(Config):
+class GateConfig(Part):
     """When a run counts as converged.
 
     Args:
@@ -103,13 +87,14 @@ class GateConfig(Config):
             draws="auto": 0.05.
     """
 
+    part = "gate"
     rhat: Annotated[float, Field(gt=1.0)] = 1.01
     ess: Positive = 400.0
     every: Count | None = None
     relative_error: Positive | None = None
 
 
-class PlacementConfig(Config):
+class PlacementConfig(Part):
     """Where chains run. Nothing here changes a bit of the trace.
 
     Args:
@@ -130,6 +115,7 @@ class PlacementConfig(Config):
             seconds, more where over 200 places report.
     """
 
+    part = "placement"
     gpus_per_chain: Annotated[float, Field(ge=0)] | None = None
     cpus_per_chain: Annotated[float, Field(ge=0)] = 1.0
     chains_per_actor: Count = 1
@@ -151,7 +137,7 @@ class PlacementConfig(Config):
         return self
 
 
-class RunConfig(Config):
+class RunConfig(Part):
     """All that a run depends on, except model, data and loss.
 
     What "auto" means for draws and burn-in, in numbers, is worked out by ``schedule.Schedule``.
@@ -217,6 +203,7 @@ class RunConfig(Config):
         {'lr': 0.0001}
     """
 
+    part = ""
     sampler: SamplerConfig = SamplerConfig()
     chains: Count = 4
     draws: CountOrAuto = 1000
@@ -234,7 +221,7 @@ class RunConfig(Config):
     init_radius: Positive | None = None
     mode: Literal["eval", "train"] = "eval"
     probe: Annotated[int, Field(ge=8)] = 256
-    observables: dict[str, _NamedField] = {}
+    observables: dict[str, _NamedField] = Field(default_factory=dict)
     save_losses: bool = False
     save_weights_every: Count | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -253,6 +240,27 @@ class RunConfig(Config):
     max_state_mb: Annotated[float, Field(ge=0)] = 64.0
     divergence_factor: Annotated[float, Field(gt=1)] | None = 100.0
     pack: CountOrAuto = 1
+
+    @classmethod
+    def of(cls, config: object) -> Self:
+        """Return what is given as a config: one, its fields by name, or None, the defaults."""
+        match config:
+            case None:
+                return cls()
+            case cls():
+                return config
+            case Mapping() if all(isinstance(name, str) for name in config):
+                return cls(
+                    **{k: dict(v) if isinstance(v, Mapping) else v for k, v in config.items()}
+                )
+            case Part() if config.part:
+                hint = f"write RunConfig({config.part}=...)"
+            case _:
+                hint = "a calibration has one, its .config; a YAML file is run by 'distsampler run'"
+        raise ConfigError(
+            "the config must be a RunConfig, or a dict of its fields, got "
+            f"{type(config).__name__}: {hint}"
+        )
 
     @field_validator("restrict_to", mode="before")
     @classmethod
@@ -335,15 +343,19 @@ class RunConfig(Config):
         return tuple(range(first, min(first + size, chains)) for first in range(0, chains, size))
 
 
-def _sentence(model: type[BaseModel], detail: ErrorDetails) -> str:
-    """Return a pydantic error as a sentence: where, what must hold, what was got."""
-    where = ".".join(str(part) for part in detail["loc"] if part != NUMBER)
-    if detail["type"] == "extra_forbidden":
-        return unknown_name("option", where, model.model_fields)
-    cause = detail.get("ctx", {}).get("error")
-    if isinstance(cause, ConfigError):  # of a config inside this one
-        return f"{where}: {cause}"
-    message = detail["msg"].removeprefix("Value error, ")
-    if not where:
-        return message
-    return f"{where}: {message[0].lower()}{message[1:]}, got {detail['input']!r}"
+def unknown_option(part: str, name: str, known: Collection[str] = (), what: str = "option") -> str:
+    """Return a sentence for an option that does not exist: what was meant, and where it belongs.
+
+    Args:
+        part: "" for the run's, "sampler", "gate", "placement".
+        name: the option.
+        known: the options of the part, where they are not those of its config alone.
+        what: what the option was meant to be.
+    """
+    options: dict[str, Collection[str]] = {
+        "": RunConfig.model_fields,
+        "sampler": (*SamplerConfig.model_fields, *option_names.SAMPLER_OPTIONS),
+        "gate": GateConfig.model_fields,
+        "placement": PlacementConfig.model_fields,
+    }
+    return option_names.unknown_option(name, part, options | ({part: known} if known else {}), what)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from distsampler.config import RunConfig
-from distsampler.errors import ConfigError, unknown_name
+from distsampler.config import RunConfig, unknown_option
+from distsampler.errors import ConfigError
 from distsampler.references import Named, find_callable
 
 PARTS = ("model", "data", "loss")
@@ -67,7 +67,7 @@ def of_fields(fields: dict[str, Any], path: str | Path) -> Recipe:
     known = (*RunConfig.model_fields, *PARTS, *(f"{part}_kwargs" for part in PARTS))
     for key, value in fields.items():
         if key not in RunConfig.model_fields:
-            raise ConfigError(f"{path}: {unknown_name('option', str(key), known)}")
+            raise ConfigError(f"{path}: {unknown_option('', str(key), known)}")
         if isinstance(value, dict):
             _check_options(path, key, value)
     record["restrict_to"] = fields.get("restrict_to")  # a file of masks: configs hold digests

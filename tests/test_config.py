@@ -1,4 +1,9 @@
+import functools
 import pickle
+from collections import UserDict
+from collections.abc import Callable
+from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -8,6 +13,7 @@ from hypothesis import strategies as st
 
 import distsampler as ds
 from distsampler.errors import ConfigError
+from tests.problems import regression, squared_error
 
 
 @pytest.mark.parametrize(
@@ -21,6 +27,8 @@ from distsampler.errors import ConfigError
         ({"gate": {"ess": float("nan")}}, "gate: ess: input should be a finite number, got nan"),
         ({"mode": "test"}, "'eval' or 'train'"),
         ({"chains": 2, "min_chains": 3}, "min_chains must be at most chains=2: 3"),
+        ({"sampler": "sgld"}, "sampler: must be a SamplerConfig, or a dict of its fields, got 'sg"),
+        ({"placement": {"gpus": 1}}, "placement: unknown option 'gpus': did you mean 'gpus_per_"),
     ],
 )
 def test_a_wrong_config_says_what_was_got(fields: dict[str, object], sentence: str) -> None:
@@ -31,8 +39,47 @@ def test_a_wrong_config_says_what_was_got(fields: dict[str, object], sentence: s
 
 
 def test_a_config_is_frozen() -> None:
-    with pytest.raises(ValueError, match="frozen"):
+    with pytest.raises(ConfigError, match=r"frozen: replaced\(draws=3\) returns a copy"):
         ds.RunConfig().draws = 3
+
+
+def test_a_copy_is_validated_as_the_config_was() -> None:
+    config = ds.RunConfig(draws=10)
+    assert config.model_copy(update={"chains": 3}) == ds.RunConfig(draws=10, chains=3)
+    assert config.model_copy() == config
+    with pytest.raises(ConfigError, match=r"did you mean SamplerConfig\(lr=...\)"):
+        config.model_copy(update={"lr": 1e-4})
+
+
+def test_a_config_may_be_a_dict() -> None:
+    fields = {"chains": 2, "sampler": {"lr": 1e-4}, "gate": MappingProxyType({"rhat": 1.1})}
+    config = ds.RunConfig(chains=2, sampler=ds.SamplerConfig(lr=1e-4), gate=ds.GateConfig(rhat=1.1))
+    assert ds.RunConfig.of(fields) == ds.RunConfig.of(UserDict(fields)) == config
+    assert ds.RunConfig.of(config) is config
+    assert ds.RunConfig.of(None) == ds.RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (ds.SamplerConfig(lr=1e-4), r"got SamplerConfig: write RunConfig\(sampler=...\)"),
+        ("run.yaml", "got str: a calibration has one, its .config; a YAML file is run by"),
+        ({1: 2}, "a dict of its fields, got dict"),
+        ({"chains": "x"}, "chains: input should be a valid integer, .* got 'x'"),
+    ],
+)
+def test_what_is_no_config_is_one_sentence(config: object, sentence: str) -> None:
+    model, data = regression()
+    calls: list[Callable[..., object]] = [
+        ds.sample,
+        ds.start,
+        ds.calibrate,
+        functools.partial(ds.sweep, store="never-made"),
+    ]
+    for call in calls:
+        with pytest.raises(ConfigError, match=sentence):
+            call(model, data, squared_error, config, pool=ds.SerialPool())
+    assert not Path("never-made").exists()
 
 
 def test_replaced_validates_and_leaves_unset_what_was_not_set() -> None:

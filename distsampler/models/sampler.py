@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from distsampler.config import RunConfig, SamplerConfig
+from distsampler.config import RunConfig, SamplerConfig, unknown_option
 from distsampler.errors import ConfigError, unknown_name
 from distsampler.facts import Facts, Law, Posterior
 from distsampler.optim import SAMPLERS, Sampler
@@ -107,9 +107,16 @@ def signature_options(config: SamplerConfig) -> dict[str, Any]:
     }
     for key in config.options:
         if key not in known:
-            raise ConfigError(unknown_name(f"option of sampler {config.name!r}", key, known))
+            what = f"option of sampler {config.name!r}"
+            raise ConfigError(unknown_option("sampler", key, known, what) + _having(key))
     chosen = known | config.options
     return {key: value for key, value in chosen.items() if value is not Parameter.empty}
+
+
+def _having(option: str) -> str:
+    """The samplers that have an option which another has not, as the end of a sentence."""
+    having = names(lambda kind: option in inspect.signature(kind).parameters)
+    return f"; {option} is an option of {having}" if having else ""
 
 
 def posterior_of(config: SamplerConfig, nbeta: float) -> Posterior:
@@ -147,6 +154,12 @@ def check_options(config: RunConfig) -> None:
             raise ConfigError(
                 f"sampler.{name} must be left out of a run, got {type(value).__name__}: {do}"
             )
+    size = sampler.options.get("batch_size")
+    if size is not None and size != config.batch_size:
+        raise ConfigError(
+            f"sampler.batch_size must be the run's, which supplies it, got {size!r} and "
+            f"{config.batch_size}: set RunConfig(batch_size=...), in YAML batch_size"
+        )
     if sampler.correct_heat:
         _check_heat(config, options)
     if sampler.options.get("save_mala_vars") and config.data_mode == "hop":

@@ -26,6 +26,7 @@ What is chosen is a function of model, data, loss, config and seed; no clock ent
 
 import math
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -111,7 +112,7 @@ def calibrate(  # noqa: PLR0913 (as sample)
     model: nn.Module,
     data: object,
     loss: LossFn,
-    config: RunConfig | None = None,
+    config: RunConfig | Mapping[str, Any] | None = None,
     *,
     pool: ChainPool | None = None,
     bias: float = BIAS,
@@ -126,7 +127,7 @@ def calibrate(  # noqa: PLR0913 (as sample)
         model: the trained model, as for ``sample``.
         data: the data, as for ``sample``.
         loss: the loss, as for ``sample``.
-        config: what is fixed beforehand; None: nothing.
+        config: what is fixed beforehand, as for ``sample``; None: nothing.
         pool: where the pilots' chains run; None: ``RayPool(config.placement)``.
         bias: relative bias of the LLC that the step may bring, and that minibatches may.
         heatmap: sample the LLC over a grid of lr and nbeta around the choice as well.
@@ -144,7 +145,7 @@ def calibrate(  # noqa: PLR0913 (as sample)
     if not 0 < bias < 1:
         raise ConfigError(f"bias must be between 0 and 1, a part of the LLC: got {bias}")
     began = time.monotonic()
-    config = config or RunConfig()
+    config = RunConfig.of(config)
     with ExitStack() as stack:
         if pool is None:  # Ray stays up from pilot to pilot
             from distsampler.execution.ray_pool import RayPool

@@ -11,6 +11,7 @@ What happens, in order:
 5. ``Run`` reads the store: LLC, verdict, diagnosis.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def sample(  # noqa: PLR0913 (the signature is the public contract)
     model: nn.Module,
     data: object,
     loss: LossFn,
-    config: RunConfig | None = None,
+    config: RunConfig | Mapping[str, Any] | None = None,
     *,
     store: str | Path | None = None,
     pool: ChainPool | None = None,
@@ -52,7 +53,8 @@ def sample(  # noqa: PLR0913 (the signature is the public contract)
         loss: ``loss(model, batch)``: one value per example, shape (batch,), or the batch mean. n
             counts examples: where an example is a sequence, and the loss gives one value each, n is
             the number of sequences, not of tokens.
-        config: what to sample, and for how long; None: the defaults.
+        config: what to sample, and for how long, as a RunConfig or a dict of its fields; None: the
+            defaults.
         store: the run directory, which must be new; None: a temporary one.
         pool: where chains run; None: ``RayPool(config.placement)``.
         resume: "auto" continues a run that the store holds (a finished one is returned as it is),
@@ -75,7 +77,7 @@ def sample(  # noqa: PLR0913 (the signature is the public contract)
         >>> run = sample(model, train_set, loss, RunConfig(), store="runs/one")  # doctest: +SKIP
         >>> print(run.llc())  # doctest: +SKIP
     """
-    recipe = Recipe(model, data, loss, config or RunConfig())
+    recipe = Recipe(model, data, loss, RunConfig.of(config))
     return sample_recipe(recipe, store, pool, resume, quiet=quiet, log=log)
 
 
@@ -117,7 +119,7 @@ def start(  # noqa: PLR0913 (as sample)
     model: nn.Module,
     data: object,
     loss: LossFn,
-    config: RunConfig | None = None,
+    config: RunConfig | Mapping[str, Any] | None = None,
     *,
     store: str | Path | None = None,
     pool: ChainPool | None = None,
@@ -137,7 +139,7 @@ def start(  # noqa: PLR0913 (as sample)
         >>> running.stop()  # doctest: +SKIP
         >>> running.wait().llc()  # doctest: +SKIP
     """
-    job = check(Recipe(model, data, loss, config or RunConfig()), store, pool, resume)
+    job = check(Recipe(model, data, loss, RunConfig.of(config)), store, pool, resume)
     return Running(lambda observer, stopped: job.run(_with_log(observer, log), stopped))
 
 

@@ -5,10 +5,11 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from distsampler.config import Frozen, RunConfig, SamplerConfig
+from distsampler.config import RunConfig, SamplerConfig
 from distsampler.draws import Variable, WideVariable
 from distsampler.errors import StoreError
 from distsampler.facts import Law
+from distsampler.frozen import Frozen
 from distsampler.store.files import Files
 
 MANIFEST = "run.json"

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from distsampler.config import Frozen, RunConfig, SamplerConfig
+from distsampler.config import RunConfig, SamplerConfig
 from distsampler.errors import StoreError
+from distsampler.frozen import Frozen
 from distsampler.store.files import Files, writing
 from distsampler.store.manifest import read_as
 from distsampler.store.trace import Stored

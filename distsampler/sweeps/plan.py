@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from distsampler.config import Config, RunConfig
+from distsampler.config import RunConfig, unknown_option
 from distsampler.data.rows import as_rows
 from distsampler.data.shards import is_made
-from distsampler.errors import ConfigError, unknown_name
+from distsampler.errors import ConfigError
+from distsampler.frozen import Config
 from distsampler.models.loss import LossFn
 from distsampler.sampling.calibration import BIAS
 from distsampler.sampling.fingerprint import versions
@@ -146,7 +147,7 @@ def altered(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
     for path, value in overrides.items():
         home, _, option = path.partition(".")
         if home not in RunConfig.model_fields:
-            raise ConfigError(unknown_name("option", home, RunConfig.model_fields))
+            raise ConfigError(unknown_option("", home))
         if home in SHARED:
             raise ConfigError(f"{home} must be the same for all cells: set it in the config")
         before = changes.get(home, getattr(config, home))

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from distsampler import recipe
-from distsampler.config import Config, Count
+from distsampler.config import Count
 from distsampler.errors import ConfigError
+from distsampler.frozen import Config
 from distsampler.recipe import Recipe
 from distsampler.references import find_callable
 from distsampler.sampling.calibration import BIAS

@@ -52,7 +52,7 @@ def sweep(  # noqa: PLR0913 (the signature is the public contract)
     model: nn.Module,
     data: object,
     loss: LossFn,
-    config: RunConfig | None = None,
+    config: RunConfig | Mapping[str, Any] | None = None,
     *,
     store: str | Path,
     checkpoints: Sources = None,
@@ -78,7 +78,7 @@ def sweep(  # noqa: PLR0913 (the signature is the public contract)
             ``checkpoints``.
         data: as for ``sample``.
         loss: as for ``sample``.
-        config: the config that all cells start from.
+        config: the config that all cells start from, as for ``sample``.
         store: the directory of the sweep, which must be new.
         checkpoints: a file, glob, folder of files or of steps, a list of those, or a mapping from
             names to files, state dicts or models; see ``checkpoints.find``. None: the model as it
@@ -116,7 +116,7 @@ def sweep(  # noqa: PLR0913 (the signature is the public contract)
         model,
         {"data": data} if datasets is None else datasets,
         loss,
-        config or RunConfig(),
+        RunConfig.of(config),
         find(checkpoints, load),
         restrictions,
         settings,
