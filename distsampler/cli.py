@@ -139,10 +139,13 @@ def llc(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Print the LLC of a run, with its error and verdict."""
+    """Print the LLC of a run, with its error, its verdict and the sampler's options."""
+    from distsampler.analysis.estimators import sampler_line
+
     run = _open(store)
     estimate = run.llc("ignore")
-    typer.echo(json.dumps(estimate.as_dict()) if as_json else str(estimate))
+    text = f"{estimate}\n{sampler_line(estimate.sampler)}"
+    typer.echo(json.dumps(estimate.as_dict()) if as_json else text)
     if budget and not as_json:
         typer.echo(estimate.budget.table(estimate.mean))
     raise typer.Exit(_code(run))

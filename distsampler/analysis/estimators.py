@@ -1,6 +1,7 @@
 """The LLC and the WBIC: arithmetic on stored numbers, each with its error and its verdict."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ class LLCEstimate:
         n: number of examples.
         localization: gamma of the posterior, of which the LLC is part.
         init_loss: L_n(w*).
+        sampler: name and options of the sampler, with the values that they had.
         verdict: verdict on the draws.
         budget: what the error is made of.
         bracket: the LLC of the even chains, which come from w*, and of the odd ones, which started
@@ -43,6 +45,7 @@ class LLCEstimate:
     n: int
     localization: float
     init_loss: float
+    sampler: Mapping[str, Any]
     verdict: Verdict
     budget: ErrorBudget
     bracket: tuple[float, float] | None = None
@@ -51,6 +54,12 @@ class LLCEstimate:
     def converged(self) -> bool:
         """Whether the verdict is CONVERGED."""
         return self.verdict.converged
+
+    @property
+    def lr(self) -> float | None:
+        """Step size of the sampler; None: it has no such option."""
+        lr = self.sampler.get("lr")
+        return None if lr is None else float(lr)
 
     @property
     def spread(self) -> float:
@@ -62,15 +71,16 @@ class LLCEstimate:
     def as_dict(self) -> dict[str, Any]:
         """Return the estimate for JSON; numbers that are not finite as None."""
         values = asdict(self)
-        renamed = {"llc": values.pop("mean"), "lost_chains": values.pop("lost")}
+        renamed = {"llc": values.pop("mean"), "lost_chains": values.pop("lost"), "lr": self.lr}
         return plain({**renamed, **values, "converged": self.converged})
 
     def __str__(self) -> str:
-        total = len(self.chains) + len(self.lost)
+        total, lr = len(self.chains) + len(self.lost), self.lr
         return (
             f"LLC {plus_minus(self.mean, self.se)} | {len(self.chains)} of {total} chains, "
             f"R-hat {self.verdict.r_hat:.4f}, ESS {self.verdict.ess:.0f}, {self.verdict.status} | "
             f"n {self.n}, nbeta {self.nbeta:.6g}, gamma {self.localization:g}"
+            + ("" if lr is None else f", {self.sampler['name']} lr {lr:g}")
             + (f" | bracket {self.bracket[0]:.4g} .. {self.bracket[1]:.4g}" if self.bracket else "")
         )
 
@@ -101,6 +111,21 @@ class WBICEstimate:
             f"WBIC {plus_minus(self.mean, self.se)} | n {self.n}, gamma {self.localization:g}, "
             f"{self.verdict.status}"
         )
+
+
+def sampler_line(sampler: Mapping[str, Any]) -> str:
+    """Return the options of a sampler in one line, without those that are off."""
+    parts = [f"{key} {_shown(value)}" for key, value in options_of(sampler).items()]
+    return f"sampler: {', '.join([str(sampler['name']), *parts])}"
+
+
+def options_of(sampler: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a sampler that say something: neither None nor False."""
+    return {k: v for k, v in sampler.items() if k != "name" and v is not None and v is not False}
+
+
+def _shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def plus_minus(mean: float, error: float) -> str:

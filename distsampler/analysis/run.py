@@ -148,6 +148,15 @@ class Run:
             raise StoreError(f"{self.store} {NO_DRAW}")
         return numbers
 
+    @property
+    def sampler(self) -> dict[str, Any]:
+        """The sampler's name and every option, with the value that it had in this run."""
+        if self.manifest.sampler:
+            return dict(self.manifest.sampler)
+        config, facts = self.manifest.config.sampler, self._trace.constants.numbers()
+        known = {k: v for k, v in facts.items() if k in ("lr", "nbeta", "localization")}
+        return {"name": config.name, "correct_heat": config.correct_heat, **config.options, **known}
+
     def llc(self, on_unconverged: OnUnconverged = "warn") -> LLCEstimate:
         """Return the Local Learning Coefficient, with its error and its verdict.
 
@@ -172,6 +181,7 @@ class Run:
             n=facts.n,
             localization=facts.posterior.localization,
             init_loss=init_loss,
+            sampler=self.sampler,
             verdict=self.verdict,
             budget=parts,
             bracket=bracket and (bracket[0].mean, bracket[1].mean),

@@ -119,6 +119,14 @@ def _having(option: str) -> str:
     return f"; {option} is an option of {having}" if having else ""
 
 
+def effective_options(config: RunConfig, nbeta: float) -> dict[str, Any]:
+    """Return the sampler's name and each of its options with the value it has, for JSON."""
+    sampler = config.sampler
+    options = signature_options(sampler) | supplied(config, nbeta)
+    named = {"name": sampler.name, "correct_heat": sampler.correct_heat, **options}
+    return {key: _plain(value) for key, value in named.items()}
+
+
 def posterior_of(config: SamplerConfig, nbeta: float) -> Posterior:
     """Return the density that a sampler samples at some nbeta."""
     options = signature_options(config)
@@ -140,6 +148,13 @@ def facts_of(config: SamplerConfig, nbeta: float, n: int) -> Facts:
 def law_of(config: SamplerConfig) -> QuadraticLaw | None:
     """Return the law of a sampler's chain on a quadratic; None: not known."""
     return ours(config.name).law(signature_options(config))
+
+
+def _plain(value: object) -> object:
+    """An option as JSON can keep it."""
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def check_options(config: RunConfig) -> None:

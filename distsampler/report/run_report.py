@@ -11,7 +11,7 @@ import yaml
 
 from distsampler.analysis.arviz_bridge import group
 from distsampler.analysis.error_budget import ErrorBudget
-from distsampler.analysis.estimators import LLCEstimate, plus_minus
+from distsampler.analysis.estimators import LLCEstimate, options_of, plus_minus
 from distsampler.analysis.run import Run
 from distsampler.draws import ACCEPTANCE
 from distsampler.recipe import CALIBRATION
@@ -150,9 +150,13 @@ def _budget(run: Run, budget: ErrorBudget) -> list[Html]:
 def _estimate(estimate: LLCEstimate) -> Iterator[tuple[str, str]]:
     chains = zip(estimate.chains, estimate.per_chain, strict=True)
     yield "LLC of each chain", ", ".join(f"{value:.4g} ({chain})" for chain, value in chains)
+    yield "sampler", str(estimate.sampler["name"])
     yield "examples, n", f"{estimate.n}"
     yield "nbeta", f"{estimate.nbeta:.6g}"
     yield "localization (gamma)", f"{estimate.localization:g}"
+    for name, value in options_of(estimate.sampler).items():
+        if name not in ("nbeta", "localization"):
+            yield f"sampler.{name}", str(value)
     yield "loss at w*", f"{estimate.init_loss:.6g}"
     if estimate.bracket is not None:
         yield "bracket", "{:.4g} from w*, {:.4g} from dispersed starts".format(*estimate.bracket)
@@ -223,7 +227,7 @@ def _from_file(run: Run) -> list[Html]:
     kept = (run.manifest.recipe or {}).items()
     record = {name: value for name, value in kept if value and name != CALIBRATION}
     folder = str(record.pop("folder", "."))
-    fields = {**_settings(run), **record}
+    fields = {**_effective(run), **record}
     return [
         paragraph(f"With this as again.yaml in {folder}:"),
         code(yaml.safe_dump(fields, sort_keys=False)),
@@ -232,7 +236,7 @@ def _from_file(run: Run) -> list[Html]:
 
 
 def _from_python(run: Run) -> list[Html]:
-    settings = pformat(_settings(run), width=76, sort_dicts=False)
+    settings = pformat(_effective(run), width=76, sort_dicts=False)
     return [
         paragraph("From Python, with the model, data and loss of the fingerprint above:"),
         code(
@@ -248,6 +252,12 @@ def _settings(run: Run) -> dict[str, Any]:
     """The config, as far as it differs from the defaults; the seed always."""
     config = run.manifest.config
     return {**config.model_dump(mode="json", exclude_defaults=True), "seed": config.seed}
+
+
+def _effective(run: Run) -> dict[str, Any]:
+    """The settings, with the value that each option of the sampler had: no default decides."""
+    sampler = {"name": run.sampler["name"], **options_of(run.sampler)}
+    return {"sampler": sampler, **{k: v for k, v in _settings(run).items() if k != "sampler"}}
 
 
 def _first_line(text: object) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from distsampler.analysis.convergence import Row
-from distsampler.analysis.estimators import plus_minus
+from distsampler.analysis.estimators import plus_minus, sampler_line
 from distsampler.analysis.run import Run
 from distsampler.report.table import Column, Content, Marked, Table
 from distsampler.store.events import Lost, Retired, of_kind
@@ -43,6 +43,7 @@ def diagnosis_text(run: Run) -> str:
         *(f"retired chain {c}: {reason.splitlines()[0]}" for c, reason in run.lost_chains.items()),
         f"{diagnosis.chains} chains of {diagnosis.draws} draws after a burn-in of {run.burn_in}, "
         f"{actors_lost(run)} actors lost and replaced",
+        sampler_line(run.sampler),
         str(run.verdict),
         *(f"note: {advisory}" for advisory in run.advisories),
     ]
@@ -59,6 +60,7 @@ def diagnosis_as_dict(run: Run) -> dict[str, Any]:
         "advisories": list(run.advisories),
         "status": run.manifest.status,
         "burn_in": run.burn_in,
+        "sampler": run.sampler,
         "lost_chains": run.lost_chains,
         "events": [event for event in run.events if event["event"] in (Lost.kind, Retired.kind)],
         **run.diagnosis.as_dict(),

@@ -18,6 +18,7 @@ from distsampler.execution.pool import ChainPool, ExportsMetrics, KnowsPlaces
 from distsampler.execution.progress import Observer, together
 from distsampler.execution.run_state import Phase, State
 from distsampler.models.replica import ChainSpec
+from distsampler.models.sampler import effective_options
 from distsampler.recipe import Recipe
 from distsampler.sampling import packing
 from distsampler.sampling.fingerprint import check_same, fingerprint, versions
@@ -62,6 +63,7 @@ class Job:
             variables=variables(self._spec),
             wide=wide_variables(self._spec),
             law=self._spec.facts.law,
+            sampler=effective_options(config, self._spec.nbeta),
             versions=versions(),
             n_committed=(0,) * config.chains,
             recipe=record or None,

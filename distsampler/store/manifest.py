@@ -43,6 +43,9 @@ class Manifest(Frozen):
         variables: what a draw holds.
         wide: what of a draw is too large to travel.
         law: the law of the sampler's chain on a quadratic; None: not known.
+        sampler: name and options of the sampler, each with the value that it had, the defaults
+            included; empty in stores of older versions.
+        calibration: what pilots chose for the run, why, and at which cost; None: nothing.
         versions: versions of the libraries that wrote it.
         recipe: the config file's model, data and loss, and the file; None for a run from Python.
         status: how the run stands.
@@ -63,6 +66,8 @@ class Manifest(Frozen):
     variables: tuple[Variable, ...]
     wide: tuple[WideVariable, ...] = ()
     law: Law | None = Field(default_factory=lambda known: _unrecorded_law(known["config"].sampler))
+    sampler: dict[str, Any] = Field(default_factory=dict)
+    calibration: dict[str, Any] | None = None
     versions: dict[str, str]
     recipe: dict[str, Any] | None = None
     status: RunStatus = "running"

@@ -165,11 +165,18 @@ def test_a_run_that_has_just_begun_has_a_report() -> None:
     assert found.count("<svg") == 1, "burn-in is drawn"
 
 
-def test_the_lines_to_reproduce_give_the_config_back(run: ds.Run, text: str) -> None:
+def test_the_lines_to_reproduce_give_the_config_back_with_every_option_that_counted(
+    run: ds.Run, text: str
+) -> None:
     (lines,) = re.findall(r"(config = ds\.RunConfig\(.*?\)\n)run =", unescape(text), re.DOTALL)
     names: dict[str, Any] = {"ds": ds}
     exec(lines, names)
-    assert names["config"] == run.manifest.config
+    config = names["config"]
+    assert config.replaced(sampler=run.manifest.config.sampler) == run.manifest.config
+    on = {key: value for key, value in run.sampler.items() if value not in (None, False, "sgld")}
+    assert {"nbeta", "localization"} <= on.keys()
+    assert config.sampler.options == on
+    assert config.sampler.name == "sgld"
 
 
 def test_the_file_to_reproduce_a_calibrated_run_can_be_read(tmp_path: Path) -> None:
