@@ -1,13 +1,10 @@
 """Worker: what a place does when it is given work. The same in this process and in an actor."""
 
-import contextlib
 import threading
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 
@@ -15,9 +12,9 @@ from distsampler.chains.anchor_pass import AnchorPart, Part, measure
 from distsampler.chains.observables import wide_variables
 from distsampler.chains.pack import Pack
 from distsampler.chains.steps import Advanced
-from distsampler.config import RunConfig
 from distsampler.draws import AtAnchor, DrawBlock, StateFile
 from distsampler.errors import StoreError, WorkFailedError
+from distsampler.models.numerics import numerics
 from distsampler.models.replica import ChainSpec, Replica
 from distsampler.store import chain_states
 from distsampler.store.files import Files, writing
@@ -64,7 +61,8 @@ class Worker:
 
     def __init__(self, spec: ChainSpec, device: torch.device, capacity: int = 1) -> None:
         self._spec, self._capacity = spec, capacity
-        self._base = Replica(spec, device)
+        with numerics(spec):
+            self._base = Replica(spec, device)
         self._packs: OrderedDict[int, Pack] = OrderedDict()
 
     def perform(self, work: Work) -> Result:
@@ -76,7 +74,7 @@ class Worker:
             torch.OutOfMemoryError: if the device has not enough.
         """
         try:
-            with numerics(self._spec.config):
+            with numerics(self._spec):
                 match work:
                     case AnchorPass():
                         return measure(self._base, self._spec, work.part)
@@ -137,25 +135,6 @@ def _read(state: bytes | StateFile, files: Files | None) -> bytes:
     if files is None:
         raise RuntimeError("a state in a file needs the run's files")
     return chain_states.read(files, state.name)
-
-
-@contextlib.contextmanager
-def numerics(config: RunConfig) -> Iterator[None]:
-    """Set torch's threads and determinism as configured, and restore them afterwards."""
-    threads = torch.get_num_threads()
-    mode = torch.get_deterministic_debug_mode()
-    memory: Any = torch.utils.deterministic
-    fill = memory.fill_uninitialized_memory
-    torch.set_num_threads(config.threads)
-    # use_deterministic_algorithms would say the same, and import the whole compiler: two seconds
-    torch.set_deterministic_debug_mode("error" if config.deterministic else "default")
-    memory.fill_uninitialized_memory = False  # it costs time and finds no bug here
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_deterministic_debug_mode(mode)
-        memory.fill_uninitialized_memory = fill
 
 
 def _what(work: Work) -> str:

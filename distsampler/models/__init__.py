@@ -3,6 +3,7 @@
 ``loss``         the user's loss function: what it returns, and in which precision it is called
 ``restriction``  which parameters, and which of their entries, move
 ``sampler``      from the config's name and options to an optimizer, and what is known of it
+``numerics``     the settings of torch that a chain's bits depend on
 ``replica``      the recipe of a chain, ``ChainSpec``, and the copy of the model made of it
 ``stack``        the loss of several chains at once, and its gradient
 """

@@ -6,7 +6,7 @@ The recipe, a ChainSpec, is a frozen value that travels to wherever chains run.
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from distsampler.data.rows import Rows
 from distsampler.draws import Variable, WideVariable
 from distsampler.facts import Facts, Posterior
 from distsampler.models.loss import LossFn, in_precision, seeded_globally
+from distsampler.models.numerics import ProcessSettings
 from distsampler.models.restriction import flat_masks, selected
 from distsampler.models.sampler import facts_of, posterior_of
 from distsampler.seeding import step_seed
@@ -38,6 +39,8 @@ class ChainSpec:
     metrics: tuple[str, ...] = ()  # names of what is recorded of the step that leaves each draw
     observed: tuple[Variable | WideVariable, ...] = ()  # what the user's own observables return
     run: str = "run"  # name of the run, for dashboards and logs
+    # of the process where the recipe was written
+    settings: ProcessSettings = field(default_factory=ProcessSettings.here)
 
     @property
     def posterior(self) -> Posterior:

@@ -30,7 +30,9 @@ def versions() -> dict[str, str]:
 
 def fingerprint(spec: ChainSpec) -> dict[str, str]:
     """Return what the draws depend on beside the config; a place that is up adds its device."""
+    settings = {"settings of torch": str(spec.settings)} if str(spec.settings) else {}
     return {
+        **settings,
         "distsampler": versions()["distsampler"],
         "torch": torch.__version__,
         "cpu": torch.backends.cpu.get_cpu_capability(),
@@ -49,7 +51,9 @@ def check_same(files: Files, manifest: Manifest) -> Trace:
     """Check that the run in a store is the one that is asked for, and return it."""
     trace = Trace(files)
     stored = trace.manifest
-    pairs = {key: (stored.fingerprint.get(key), now) for key, now in manifest.fingerprint.items()}
+    then, now = stored.fingerprint, manifest.fingerprint
+    keys = [*now, *({"settings of torch"} & (then.keys() - now))]  # a place adds others
+    pairs = {key: (then.get(key), now.get(key)) for key in keys}
     old, new = stored.config.model_dump(), manifest.config.model_dump()
     if _long_enough(manifest.config, stored):
         old |= {name: new[name] for name in ("draws", "max_draws")}

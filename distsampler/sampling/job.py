@@ -3,9 +3,12 @@
 import contextlib
 import tempfile
 import time
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from distsampler.analysis import arviz_bridge
 from distsampler.analysis.run import Run
@@ -17,6 +20,7 @@ from distsampler.execution.driver import Driver
 from distsampler.execution.pool import ChainPool, ExportsMetrics, KnowsPlaces
 from distsampler.execution.progress import Observer, together
 from distsampler.execution.run_state import Phase, State
+from distsampler.models.numerics import AUTOCAST
 from distsampler.models.replica import ChainSpec
 from distsampler.models.sampler import effective_options
 from distsampler.recipe import Recipe
@@ -127,6 +131,7 @@ def check(recipe: Recipe, store: str | Path | None, pool: ChainPool | None, resu
     """Check a recipe and where it shall run, and return the job; nothing is written."""
     if pool is None and recipe.config.data_mode == "hop":
         pool = ray_pool(recipe.config)  # shards are inspected where the chains will be
+    warn_of_autocast()
     try:
         model, data, loss = recipe.model, recipe.data, recipe.loss
         spec = prepare(model, data, loss, recipe.config, inspector(pool))
@@ -135,6 +140,16 @@ def check(recipe: Recipe, store: str | Path | None, pool: ChainPool | None, resu
         if pool is not None:
             pool.stop()  # it may have joined Ray to inspect shards
         raise
+
+
+def warn_of_autocast() -> None:
+    """Say that autocast around the call is not used: it holds in this thread, not on the places."""
+    if any(map(torch.is_autocast_enabled, AUTOCAST)):
+        warnings.warn(
+            "torch.autocast around this call is not used, so that all places compute the same: "
+            "precision='bf16' runs the model's forward and backward pass under it",
+            stacklevel=4,
+        )
 
 
 def ray_pool(config: RunConfig) -> ChainPool:

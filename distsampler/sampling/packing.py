@@ -15,8 +15,8 @@ from torch import Tensor
 from distsampler.chains.anchor_pass import Part, measure
 from distsampler.chains.pack import Pack
 from distsampler.chains.sampler_trial import needs_closure
-from distsampler.chains.worker import numerics
 from distsampler.draws import AtAnchor
+from distsampler.models.numerics import numerics
 from distsampler.models.replica import ChainSpec, Replica
 from distsampler.models.stack import Lanes
 from distsampler.optim import SAMPLERS
@@ -67,7 +67,7 @@ def refusal(spec: ChainSpec) -> str | None:
     if known is not None:
         return known
     try:
-        with numerics(spec.config):
+        with numerics(spec):
             return _disagreement(spec)
     except Exception as error:  # the user's code under torch.func: anything can come
         reason = shorten(f"{type(error).__name__}: {error}", 240)
@@ -149,7 +149,7 @@ def _speed(spec: ChainSpec, count: int) -> float:
     spec = replace(spec, config=plain)
     device = next(spec.model.parameters()).device
     base, draws = Replica(spec, device), 0
-    with numerics(spec.config):
+    with numerics(spec):
         probe = np.asarray(measure(base, spec, Part(0, 0, "probe")).values, np.float64)
         pack = Pack(spec, range(count), AtAnchor(None, 0.0, 0.0, probe), base)
         pack.advance(WARM_UP)

@@ -23,6 +23,7 @@ from distsampler.execution.pool import ChainPool, InspectsShards
 from distsampler.facts import optimal_nbeta
 from distsampler.models import sampler as by_name
 from distsampler.models.loss import LossFn, inspect_loss
+from distsampler.models.numerics import plain_modes
 from distsampler.models.replica import ChainSpec
 from distsampler.models.restriction import selected
 from distsampler.optim.checks import check_parameter
@@ -41,7 +42,7 @@ def prepare(
         raise ConfigError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
     if not callable(loss):
         raise ConfigError(f"the loss must be callable as loss(model, batch), got {loss!r}")
-    with ALONE:
+    with ALONE, plain_modes():
         rows = shards.cut(data, config, inspect) if config.data_mode == "hop" else as_rows(data)
         hop.check(config, rows)
         config = _with_batch_size(config, rows)

@@ -28,15 +28,15 @@ def chain(workload: Workload, thin: int, pack: int = 1) -> tuple[float, Steps]:
     import distsampler as ds
     from distsampler.chains import anchor_pass
     from distsampler.chains.pack import Pack
-    from distsampler.chains.worker import numerics
-    from distsampler.models.replica import Replica
+    from distsampler.models.numerics import numerics
+    from distsampler.models.replica import ChainSpec, Replica
     from distsampler.sampling.prepare import prepare
 
     sampler = ds.SamplerConfig(
         lr=workload.lr, localization=workload.localization, nbeta=workload.nbeta
     )
 
-    def made(thin: int) -> Pack:
+    def made(thin: int) -> tuple[Pack, ChainSpec]:
         config = ds.RunConfig(
             sampler=sampler, thin=thin, batch_size=workload.batch_size, seed=SEED, device="cpu",
             chains=max(2, pack), pack=pack,
@@ -44,17 +44,17 @@ def chain(workload: Workload, thin: int, pack: int = 1) -> tuple[float, Steps]:
         spec = prepare(workload.model(), workload.rows(), workload.loss, config)
         replica = Replica(spec, torch.device("cpu"))
         parts = [anchor_pass.measure(replica, spec, part) for part in anchor_pass.parts_of(spec, 1)]
-        return Pack(spec, range(pack), anchor_pass.reduce(parts, spec), replica)
+        return Pack(spec, range(pack), anchor_pass.reduce(parts, spec), replica), spec
 
-    walkers = made(thin)
+    walkers, spec = made(thin)
 
     def run(steps: int) -> int:
         draws = max(1, steps // (thin * pack))
-        with numerics(ds.RunConfig()):
+        with numerics(spec):
             walkers.advance(draws)
         return draws * thin * pack
 
-    return float(made(1).advance(1).blocks[0].values["loss"][0]), run
+    return float(made(1)[0].advance(1).blocks[0].values["loss"][0]), run
 
 
 def loop(workload: Workload, make: Callable[..., Any] | None = None) -> tuple[float, Steps]:

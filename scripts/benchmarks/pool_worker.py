@@ -150,7 +150,7 @@ def alone(name: str, chain: int, seconds: float, barrier: Barrier, queue: Any) -
     """One chain in this process, from when the other is ready too."""
     from distsampler.chains import anchor_pass
     from distsampler.chains.pack import Pack
-    from distsampler.chains.worker import numerics
+    from distsampler.models.numerics import numerics
     from distsampler.models.replica import Replica
     from distsampler.sampling.prepare import prepare
 
@@ -160,7 +160,7 @@ def alone(name: str, chain: int, seconds: float, barrier: Barrier, queue: Any) -
     replica = Replica(spec, torch.device("cpu"))
     parts = [anchor_pass.measure(replica, spec, part) for part in anchor_pass.parts_of(spec, 1)]
     walker = Pack(spec, [chain], anchor_pass.reduce(parts, spec), replica)
-    with numerics(config):
+    with numerics(spec):
         walker.advance(20)
         barrier.wait()
         began, made = time.perf_counter(), 0
