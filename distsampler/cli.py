@@ -293,13 +293,18 @@ def main() -> None:
     from distsampler.store.files import StoreFault
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    logging.captureWarnings(True)
+    warnings.showwarning = _say
     warnings.simplefilter("default", UserWarning)
     try:
         app()
     except DistsamplerError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(FAILED if isinstance(error, RunFailed | WorkFailedError | StoreFault) else USAGE)
+
+
+def _say(message: Warning | str, *_: object, **__: object) -> None:
+    """Print a warning as a line."""
+    typer.echo(f"warning: {message}", err=True)
 
 
 def _calibrated(recipe: Recipe, store: str | None, resume: str, bias: float) -> Recipe:

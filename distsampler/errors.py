@@ -36,6 +36,10 @@ class NotConvergedWarning(UserWarning):
     """An estimate was given that the verdict does not support."""
 
 
+class StepTooLargeWarning(UserWarning):
+    """A chain of a run under way met a curvature for which its step is too large."""
+
+
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
     """Return a sentence for a name that does not exist: the nearest known one, then all of them."""
     names = sorted(known)

@@ -3,6 +3,8 @@
 What they are is predicted along the chains, where torch is; see ``curvature.watch``.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,21 +33,68 @@ def unpredicted(config: RunConfig, law: Law | None) -> dict[str, str]:
     return dict.fromkeys(PREDICTED, why)
 
 
-def too_large(curvature: NDArray[np.float64], facts: Facts) -> str | None:
-    """Return a sentence where a step is, or has become, too large; None where it is not.
+@dataclass(frozen=True)
+class Steepness:
+    """How steep a step is where the curvature was largest."""
+
+    lr: float  # step size
+    limit: float  # lr kappa at which a chain diverges
+    share: float  # largest lr kappa that was met, as a share of the limit
+    curvature: float  # h, the largest curvature of the mean loss
+
+    @property
+    def too_large(self) -> bool:
+        """Whether the step is too large there."""
+        return self.share > BEARABLE
+
+    @property
+    def gentle_lr(self) -> float:
+        """The step size that is advised."""
+        return two_digits(self.lr * GENTLE / self.share)
+
+    @property
+    def reason(self) -> str:
+        """Why a step is too large that is."""
+        return (
+            f"the step is too large: lr (nbeta h + gamma) / {self.limit:.3g} reached "
+            f"{self.share:.2g}, beyond {BEARABLE}, where the largest curvature h was "
+            f"{self.curvature:.4g}"
+        )
+
+    def __str__(self) -> str:
+        return f"{self.reason}; lower sampler.lr from {self.lr:.3g} to {self.gentle_lr:g}"
+
+
+def steepness(curvature: NDArray[np.float64], facts: Facts) -> Steepness | None:
+    """Return how steep a run's step has been; None where nothing is known of it.
 
     Args:
         curvature: largest curvatures of the mean loss, as measured along some chains, any shape.
         facts: what is known of the run.
     """
-    law, lr = facts.law, facts.lr
-    if law is None or law.limit is None or lr is None or not curvature.size:
+    law, lr, finite = facts.law, facts.lr, curvature[np.isfinite(curvature)]
+    if law is None or law.limit is None or lr is None or not finite.size:
         return None
-    steepness = float((lr * (facts.posterior.kappa(curvature) / law.limit)).max())
-    if not steepness > BEARABLE:
-        return None
-    return (
-        f"the step is too large: lr (nbeta h + gamma) / 4 reached {steepness:.2g}, beyond "
-        f"{BEARABLE}, where the largest curvature h was {curvature.max():.4g}; lower sampler.lr to "
-        f"about {lr * GENTLE / steepness:.2g}"
-    )
+    largest = float(finite.max())
+    share = lr * (facts.posterior.kappa(largest) / law.limit)
+    return Steepness(lr, law.limit, share, largest) if share > 0 else None
+
+
+def after_divergence(facts: Facts, curvature: float) -> str:
+    """Return what to lower, from what to what, where a chain has diverged.
+
+    The step is halved as a start; more is taken where the curvature that was last measured asks for
+    it, NaN where none was.
+    """
+    pull = f"raise sampler.localization from {facts.posterior.localization:g}"
+    if facts.lr is None:
+        return f"give the sampler a smaller step, or {pull}"
+    lr, known = two_digits(facts.lr / 2), steepness(np.array([curvature]), facts)
+    if known is not None and known.too_large:
+        lr = min(lr, known.gentle_lr)
+    return f"lower sampler.lr from {facts.lr:.3g} to {lr:g} as a start, or {pull}"
+
+
+def two_digits(value: float) -> float:
+    """Return a number that can be read and written."""
+    return float(f"{value:.2g}")

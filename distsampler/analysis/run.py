@@ -243,8 +243,8 @@ class Run:
         stats = self._groups["sample_stats"]
         if CURVATURE not in stats:
             return ()
-        reason = bias.too_large(np.asarray(stats[CURVATURE].values), self._facts)
-        return () if reason is None else (reason,)
+        step = bias.steepness(np.asarray(stats[CURVATURE].values, np.float64), self._facts)
+        return (str(step),) if step is not None and step.too_large else ()
 
     def _biased(self) -> tuple[str, ...]:
         """Whether the sampler's own bias is predicted to be more than a tenth of the LLC."""

@@ -5,6 +5,7 @@ moves: all its values belong to one point. ``advance(a)`` then ``advance(b)`` is
 to the bit. One loop, ``steps.advance``, serves a chain alone and a pack.
 """
 
+import math
 import time
 import traceback
 import warnings
@@ -16,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distsampler.analysis import bias
 from distsampler.chains.dispersed_start import DispersedStart
 from distsampler.chains.hop import ControlVariate
 from distsampler.chains.observables import DrawMeter, Values, variables
@@ -24,7 +26,7 @@ from distsampler.chains.state import dump, parse
 from distsampler.chains.steps import ChainDiverged, advance, alone
 from distsampler.curvature.watch import Watch
 from distsampler.data.batches import AllRows, BatchStream
-from distsampler.draws import LOSS, PROBE_LOSS, AtAnchor, DrawBlock
+from distsampler.draws import CURVATURE, LOSS, PROBE_LOSS, AtAnchor, DrawBlock
 from distsampler.errors import WorkFailedError
 from distsampler.models.replica import ChainSpec, Replica
 from distsampler.models.sampler import Ground, build, mover
@@ -162,7 +164,7 @@ class Chain:
         if fault is not None:
             finite = {name: array[:kept] for name, array in self._values.items()}
             block = DrawBlock(self.index, self._first, finite, b"", wide=self._written())
-            raise ChainDiverged(self.index, step, fault, self._last_loss, block)
+            raise ChainDiverged(self.index, step, fault, self._last_loss, block, self._remedy())
         for name, array in self._values.items():
             array[kept] = values[name]
         if self._writer is not None:
@@ -225,6 +227,11 @@ class Chain:
                 f"chain {self.index} failed at step {step}, on the examples {indices}: "
                 f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
             ) from None
+
+    def _remedy(self) -> str:
+        """What to do about a divergence."""
+        met = {} if self._watch is None else self._watch.values
+        return bias.after_divergence(self.spec.facts, met.get(CURVATURE, math.nan))
 
     def _fault(self, values: Values) -> str | None:
         """What is wrong with a draw; None if it is sound."""

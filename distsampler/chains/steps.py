@@ -22,15 +22,15 @@ class ChainDiverged(DistsamplerError):
     """A chain met a value that is not finite, or left for good; ``block`` has its draws before."""
 
     def __init__(
-        self, chain: int, step: int, what: str, last_loss: float, block: DrawBlock
+        self, chain: int, step: int, what: str, last_loss: float, block: DrawBlock, remedy: str
     ) -> None:
-        super().__init__(chain, step, what, last_loss, block)
-        self.chain, self.step, self.what, self.last_loss, self.block = self.args
+        super().__init__(chain, step, what, last_loss, block, remedy)
+        self.chain, self.step, self.what, self.last_loss, self.block, self.remedy = self.args
 
     def __str__(self) -> str:
         return (
             f"chain {self.chain} diverged at step {self.step}: {self.what} (last finite loss "
-            f"{self.last_loss:.6g}); lower sampler.lr or raise sampler.localization"
+            f"{self.last_loss:.6g}); {self.remedy}"
         )
 
 

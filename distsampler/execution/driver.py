@@ -5,6 +5,7 @@ Only the driver commits, so a draw exists exactly once however often something d
 
 import random
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,7 @@ from distsampler.analysis.verdict import Verdict
 from distsampler.chains import anchor_pass, hop
 from distsampler.chains.worker import AnchorPass, Work
 from distsampler.draws import CURVATURE, AtAnchor, DrawBlock, StateFile
-from distsampler.errors import DistsamplerError, StoreError
+from distsampler.errors import DistsamplerError, StepTooLargeWarning, StoreError
 from distsampler.execution.pool import ChainPool, PlaceLost, PoolEvent
 from distsampler.execution.progress import Observer, Progress
 from distsampler.execution.run_state import (
@@ -207,14 +208,21 @@ class Driver:
                 self._progress.lost(chain)
 
     def _check_step(self, block: DrawBlock) -> None:
-        """Log, once a chain, that its step is too large for the curvature it has met."""
+        """Log, once a chain, that its step is too large for the curvature it has met.
+
+        The first time in a run it is a warning too: it need not be paid for to its end.
+        """
         if CURVATURE not in block.values or block.chain in self._too_large:
             return
         curvature = np.asarray(block.values[CURVATURE], np.float64)
-        reason = bias.too_large(curvature, self._spec.facts)
-        if reason is not None:
-            self._too_large.add(block.chain)
-            self._trace.log(StepTooLarge(block.chain, reason))
+        step = bias.steepness(curvature, self._spec.facts)
+        if step is None or not step.too_large:
+            return
+        if not self._too_large:
+            said = f"{step}, in a new run; this one goes on (chain {block.chain})"
+            warnings.warn(said, StepTooLargeWarning, stacklevel=2)
+        self._too_large.add(block.chain)
+        self._trace.log(StepTooLarge(block.chain, str(step), step.gentle_lr))
 
     def _check_anchor(self) -> None:
         """Refuse to sample where w* has no loss, or hopping would cause too large an error."""

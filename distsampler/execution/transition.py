@@ -177,13 +177,19 @@ def _advanced(state: State, done: Advanced, actions: list[Action]) -> State:
             actions.append(Keep(block))
     state = replace(state, received=tuple(received))
     for error in done.diverged:
-        state = _retired(state, (error.chain,), str(error), actions)
+        state = _retired(state, (error.chain,), str(error), actions, diverged=True)
     return state
 
 
-def _retired(state: State, chains: tuple[int, ...], cause: str, actions: list[Action]) -> State:
+def _retired(
+    state: State,
+    chains: tuple[int, ...],
+    cause: str,
+    actions: list[Action],
+    diverged: bool | None = None,
+) -> State:
     """Take chains out; the run fails where too few are left."""
-    actions += [*(Retired(chain, cause) for chain in chains), CommitNow()]
+    actions += [*(Retired(chain, cause, diverged) for chain in chains), CommitNow()]
     return _enough_left(replace(state, retired=state.retired.union(chains)), cause)
 
 

@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -11,7 +12,7 @@ import numpy as np
 from distsampler.analysis.arviz_bridge import group
 from distsampler.analysis.run import Run
 from distsampler.config import GateConfig, RunConfig, SamplerConfig
-from distsampler.errors import ConfigError, RunFailed
+from distsampler.errors import ConfigError, RunFailed, StepTooLargeWarning
 from distsampler.execution.pool import ChainPool
 from distsampler.models.replica import ChainSpec
 from distsampler.models.sampler import ours, signature_options
@@ -56,9 +57,11 @@ class Pilots:
         with tempfile.TemporaryDirectory(prefix="distsampler-pilot-") as home:
             store, spec, pool = f"{home}/run", self._spec, self._pool
             try:
-                run = sample(
-                    spec.model, spec.rows, spec.loss, config, store=store, pool=pool, quiet=True
-                )
+                with warnings.catch_warnings():  # a pilot is there to find out
+                    warnings.simplefilter("ignore", StepTooLargeWarning)
+                    run = sample(
+                        spec.model, spec.rows, spec.loss, config, store=store, pool=pool, quiet=True
+                    )
             except RunFailed:
                 run = Run(store)
                 if not run.lost_chains:

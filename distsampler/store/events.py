@@ -79,6 +79,7 @@ class Retired(RunEvent):
     kind = "retired"
     chain: int
     reason: str
+    diverged: bool | None = None  # whether its numbers left for infinity
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class StepTooLarge(RunEvent):
     kind = "step_too_large"
     chain: int
     reason: str
+    gentle_lr: float | None = None  # the step size that is advised
 
 
 @dataclass(frozen=True)

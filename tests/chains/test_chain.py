@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 import warnings
 from typing import Any
 
@@ -188,6 +189,11 @@ def test_a_diverged_chain_keeps_its_finite_draws_and_names_the_step() -> None:
         ChainDiverged, match=r"chain 0 diverged at step \d+: \w+ is not finite.*lower sampler.lr"
     ) as caught:
         walker.advance(400)
+    # kappa / 4 is about 60 at the start, and what was met asks for much less than half
+    lower = re.search(r"lower sampler.lr from 1 to (\S+) as a start, or raise", str(caught.value))
+    assert lower is not None
+    assert 0 < float(lower[1]) < 0.01
+    assert "sampler.localization from 100" in str(caught.value)
     error = pickle.loads(pickle.dumps(caught.value))
     assert str(error) == str(caught.value)
     assert 0 < error.block.draws < 400

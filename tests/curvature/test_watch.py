@@ -19,6 +19,7 @@ from distsampler.chains.chain import Chain
 from distsampler.chains.observables import variables
 from distsampler.cli import app
 from distsampler.curvature.watch import due
+from distsampler.errors import StepTooLargeWarning
 from distsampler.models.sampler import facts_of
 from distsampler.sampling.prepare import prepare
 from tests.assertions import assert_same, assert_same_blocks
@@ -183,11 +184,16 @@ def test_a_step_that_is_too_large_is_an_event_and_an_advisory(tmp_path: Path, ba
     _, (x, _) = regression()
     h = float(torch.linalg.eigvalsh(2 * x.T @ x / len(x))[-1])
     sampler = ds.SamplerConfig(lr=2.4 / (50 * h + 10), localization=10.0, nbeta=50.0)
-    found = run(tmp_path / "run", ds.SerialPool(), sampler=sampler, batches=batches)
+    with pytest.warns(StepTooLargeWarning) as told_at_once:
+        found = run(tmp_path / "run", ds.SerialPool(), sampler=sampler, batches=batches)
+    assert len(told_at_once) == 1, "once, not for each chain"
+    assert re.search(
+        rf"lower sampler.lr from {sampler.options['lr']:.3g} to ", str(told_at_once[0].message)
+    )
     events = [event for event in found.events if event["event"] == "step_too_large"]
     assert sorted(event["chain"] for event in events) == [0, 1]
     advisory, biased = found.advisories
-    assert "lower sampler.lr to about" in advisory
+    assert re.search(r"lower sampler.lr from \S+ to \S+", advisory)
     assert re.search(r"predicted to make the LLC \S+ too large, \d+% of it", biased)
     told = CliRunner().invoke(app, ["diagnose", str(tmp_path / "run")])
     assert f"note: {advisory}" in told.output
@@ -204,14 +210,17 @@ def test_a_step_that_is_too_large_is_an_event_and_an_advisory(tmp_path: Path, ba
 
 
 def test_weight_decay_and_momentum_count_for_whether_a_step_is_too_large() -> None:
-    def told(**options: Any) -> str | None:
+    def met(**options: Any) -> bias.Steepness:
         sampler = ds.SamplerConfig(lr=0.1, localization=1.0, **options)
-        return bias.too_large(np.array([1.8]), facts_of(sampler, 10.0, 100))
+        step = bias.steepness(np.array([1.8, np.nan]), facts_of(sampler, 10.0, 100))
+        assert step is not None
+        return step
 
-    assert told() is None  # x = 0.475
-    assert "reached 0.53" in (told(weight_decay=2.0) or "")
-    assert told(name="sghmc") is None
-    assert "reached 0.86" in (told(name="sghmc", friction=0.9) or "")
+    assert not met().too_large  # x = 0.475
+    assert met(weight_decay=2.0).too_large
+    assert "gamma) / 4 reached 0.53" in met(weight_decay=2.0).reason
+    assert not met(name="sghmc").too_large
+    assert "gamma) / 2.2 reached 0.86" in met(name="sghmc", friction=0.9).reason
 
 
 @pytest.mark.statistical

@@ -71,7 +71,7 @@ def block(work: Advance, draws: int, chain: int) -> DrawBlock:
 def diverged(work: Advance, draws: int) -> Advanced:
     """The first chain of a pack made so many draws only."""
     first, *others = work.chains
-    error = ChainDiverged(first, 20, "loss", 1.0, block(work, draws, first))
+    error = ChainDiverged(first, 20, "loss", 1.0, block(work, draws, first), "lower it")
     return Advanced(tuple(block(work, work.draws, chain) for chain in others), (error,))
 
 
@@ -348,7 +348,7 @@ def test_a_diverged_chain_is_retired_and_its_finite_draws_are_kept() -> None:
     done = diverged(work, 3)
     play.send(WorkDone(1, work, done, 1.0))
     (chain,) = work.chains
-    assert Retired(chain, str(done.diverged[0])) in play.actions
+    assert Retired(chain, str(done.diverged[0]), diverged=True) in play.actions
     assert play.ends[chain] == 3
     play.run()
     assert play.state.phase is Phase.FINISHED

@@ -289,6 +289,7 @@ def test_a_disk_that_is_full_ends_the_run_and_retires_no_chain(
     assert_same(sample(tmp_path / "run", resume="must"), sample(tmp_path / "plain"))
 
 
+@pytest.mark.filterwarnings("ignore::distsampler.errors.StepTooLargeWarning")
 @pytest.mark.parametrize("pack", [1, 2])
 def test_what_a_chain_wrote_before_it_diverged_stays(tmp_path: Path, pack: int) -> None:
     hot = ds.SamplerConfig(lr=0.05, localization=10.0)

@@ -156,6 +156,7 @@ def test_reading_needs_neither_torch_nor_ray(swept: ds.Sweep, collected: xr.Data
 # Failures stay inside their cell
 
 
+@pytest.mark.filterwarnings("ignore::distsampler.errors.StepTooLargeWarning")
 def test_a_cell_that_cannot_be_loaded_or_diverges_leaves_the_others_alone(tmp_path: Path) -> None:
     def load(name: str) -> Weights:
         if name == "step2":

@@ -60,6 +60,7 @@ def test_a_sampler_with_too_much_noise_fails() -> None:
     assert not Certificate((found,)).holds
 
 
+@pytest.mark.filterwarnings("ignore::distsampler.errors.StepTooLargeWarning")
 def test_a_chain_that_leaves_for_infinity_is_a_row_that_fails() -> None:
     case = quadratic_case(lr=1e-2)
     law_of_a_stable_one = targets.Known(1.0)
