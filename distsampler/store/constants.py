@@ -1,7 +1,7 @@
 """What is known before the first draw: the run's facts, and what was measured at w*.
 
-They are arrays of the group ``constant_data``, written once. Where the probe's losses are, which
-are written last, the anchor pass is whole.
+They are arrays of the group ``constant_data``, written once. The list of them, which is written
+last, says that the anchor pass is whole.
 """
 
 import warnings
@@ -15,9 +15,10 @@ from zarr.errors import ZarrUserWarning
 from distsampler.draws import AtAnchor
 from distsampler.facts import Facts
 from distsampler.store.files import damaged
-from distsampler.store.zarr_files import codecs, missing_in
+from distsampler.store.seals import SEAL
+from distsampler.store.zarr_files import array_of, codecs, missing_in
 
-GROUP = "constant_data"
+GROUP, RECORDED = "constant_data", "recorded"  # the attribute that lists them
 DIMS: dict[str, tuple[str, ...]] = {
     "probe_losses": ("probe",),
     "init_losses": ("example",),
@@ -49,9 +50,8 @@ class Constants:
             **{name: getattr(at_anchor, field) for name, field in MEASURED.items()},
         }
         group = self._root.require_group(GROUP)
+        values = {name: value for name, value in values.items() if value is not None}
         for name, value in values.items():
-            if value is None:
-                continue
             data = np.asarray(value)
             group.create_array(
                 name,
@@ -61,6 +61,7 @@ class Constants:
                 overwrite=True,
                 **codecs(),
             )
+        group.attrs[RECORDED] = list(values)
 
     def clear(self) -> None:
         """Remove all constants."""
@@ -92,11 +93,14 @@ class Constants:
         return AtAnchor(**fields, hop_bias=biases if len(biases) == 2 else None)
 
     def _arrays(self) -> dict[str, zarr.Array[Any]]:
-        """The arrays by name; zarr only warns of one whose description is lost."""
+        """The arrays by name; none before all are written."""
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", ZarrUserWarning)
-                return dict(self._root.require_group(GROUP).arrays())
+            group = self._root[GROUP]
+            assert isinstance(group, zarr.Group)
+            if SEAL not in self._root.attrs:
+                return _unlisted(group)
+            names: Any = group.attrs.get(RECORDED, [])
+            return {str(name): array_of(group, str(name)) for name in names}
         except Exception as error:  # zarr raises what it likes
             raise damaged(f"{self._root.store}/{GROUP}", error) from error
 
@@ -109,3 +113,10 @@ class Constants:
         if missing_in(values).any():
             raise damaged(where, "it lacks a value")
         return values
+
+
+def _unlisted(group: zarr.Group) -> dict[str, zarr.Array[Any]]:
+    """The arrays of a run that did not list them; zarr only warns of one that lacks zarr.json."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ZarrUserWarning)
+        return dict(group.arrays())

@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 from distsampler.draws import DrawBlock, WideVariable
 from distsampler.errors import StoreError
 from distsampler.store.files import AGAIN, Files, StoreFault, writing
-from distsampler.store.zarr_files import ZarrFiles, ZarrRows, create_array, resize_rows
+from distsampler.store.zarr_files import (
+    ZarrFiles,
+    ZarrRows,
+    check_layout,
+    create_array,
+    create_root,
+    resize_rows,
+)
 
 WIDE = "wide.zarr"
 LOSSES, WEIGHTS = "losses", "weights"  # what is not a user's own; weights: a group of parameters
@@ -27,16 +34,24 @@ PIECE_BYTES = 2**26  # a larger draw is cut along its first dimension
 
 
 class WideArrays:
-    """The wide arrays of a run directory; without wide variables there is no ``wide.zarr``."""
+    """The wide arrays of a run directory; without wide variables there is no ``wide.zarr``.
 
-    def __init__(self, files: Files, variables: Sequence[WideVariable]) -> None:
-        self.files, self.variables = files, tuple(variables)
+    Args:
+        files: the run directory.
+        variables: what of a draw is wide.
+        identity: of the run, to which they are bound; None: as the store has it.
+    """
+
+    def __init__(
+        self, files: Files, variables: Sequence[WideVariable], identity: str | None = None
+    ) -> None:
+        self.files, self.variables, self._identity = files, tuple(variables), identity
 
     def create(self, chains: int, draws: int) -> None:
         """Make all arrays, empty."""
         if not self.variables:
             return
-        root = zarr.create_group(ZarrFiles(self.files, WIDE), zarr_format=3, overwrite=True)
+        root = create_root(self.files, WIDE, self._identity or "")
         for variable in self.variables:
             sizes, chunk = (chains, variable.saved(draws)), (1, *_chunks(variable))
             create_array(root, variable, sizes, chunk, "float32")
@@ -48,9 +63,10 @@ class WideArrays:
             StoreError: if it cannot be opened.
         """
         try:
-            return zarr.open_array(
-                ZarrFiles(self.files, WIDE), path=variable.name, mode="r+", zarr_format=3
-            )
+            root = ZarrFiles(self.files, WIDE, self._identity)
+            array = zarr.open_array(root, path=variable.name, mode="r+", zarr_format=3)
+            check_layout(array, variable, "float32", chains_in_chunk=1)
+            return array
         except Exception as error:  # zarr raises what it likes
             where = self.files.path(f"{WIDE}/{variable.name}/zarr.json")
             raise StoreError(

@@ -1,19 +1,25 @@
-"""run.json: what a run is and how far it is. Replaced whole, never edited in place."""
+"""run.json: what a run is and how far it is. Replaced whole, never edited in place.
+
+It holds a digest of itself, as every manifest does: one that was changed is an error.
+"""
 
 import json
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from distsampler.config import RunConfig, SamplerConfig
 from distsampler.draws import Variable, WideVariable
 from distsampler.errors import StoreError
 from distsampler.facts import Law
 from distsampler.frozen import Frozen
+from distsampler.store import seals
 from distsampler.store.files import Files
+from distsampler.store.foreign import parsed
 
 MANIFEST = "run.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+UNSEALED = 1  # version that is read as it is: it has no digests
 M = TypeVar("M", bound=Frozen)
 RunStatus = Literal["running", "finished", "interrupted", "failed"]
 
@@ -38,6 +44,8 @@ class Manifest(Frozen):
 
     Args:
         schema_version: version of the layout.
+        identity: text that no other run has, to which all that lies beside the manifest is bound;
+            empty: it was written before that was.
         config: config of the run.
         fingerprint: what the bits of the trace depend on beside the config.
         variables: what a draw holds.
@@ -61,6 +69,7 @@ class Manifest(Frozen):
     """
 
     schema_version: int = SCHEMA_VERSION
+    identity: str = ""
     config: RunConfig
     fingerprint: dict[str, str]
     variables: tuple[Variable, ...]
@@ -82,20 +91,26 @@ class Manifest(Frozen):
 
 def write(files: Files, manifest: Manifest) -> None:
     """Replace the manifest, whole or not at all, safe from power loss."""
-    files.write(MANIFEST, manifest.model_dump_json(indent=1).encode(), fsync=True)
+    write_as(files, MANIFEST, manifest, fsync=True)
 
 
 def read(files: Files) -> Manifest:
     """Return the manifest of a run directory.
 
     Raises:
-        StoreError: if there is none, or it is torn, or of another version.
+        StoreError: if there is none, or it is damaged, or of another version.
     """
     return read_as(Manifest, files, MANIFEST, "a run", "delete the store and sample again")
 
 
+def write_as(files: Files, name: str, value: Frozen, fsync: bool = False) -> None:
+    """Write a manifest, of a run or of more, with its digest; whole or not at all."""
+    document = seals.seal(json.loads(value.model_dump_json()))
+    files.write(name, json.dumps(document, indent=1).encode(), fsync=fsync)
+
+
 def read_as(kind: type[M], files: Files, name: str, what: str, repair: str) -> M:
-    """Return a manifest, of a run or of more, with the version that its type has by default.
+    """Return a manifest, of a run or of more, with a version that its type knows.
 
     Args:
         kind: type of the manifest.
@@ -105,24 +120,26 @@ def read_as(kind: type[M], files: Files, name: str, what: str, repair: str) -> M
         repair: what to do where a damaged manifest has no copy.
 
     Raises:
-        StoreError: if there is none, or it is torn, or of another version.
+        StoreError: if there is none, or it is damaged, or of another version.
     """
-    path, known = files.path(name), kind.model_fields["schema_version"].default
+    path = files.path(name)
     try:
-        data: dict[str, Any] = json.loads(files.read(name))
-        version = data.get("schema_version")
-        if version != known:
+        document: dict[str, Any] = parsed(files.read(name))
+        version = document.get("schema_version")
+        if version not in (UNSEALED, SCHEMA_VERSION):
             raise StoreError(
-                f"{path} must have schema version {known}, got {version}: read it with the "
-                "version of distsampler that wrote it"
+                f"{path} must have schema version {SCHEMA_VERSION}, got {version!r}: read it with "
+                "the version of distsampler that wrote it"
             )
-        return kind.model_validate(data)
+        if version != UNSEALED or seals.SEAL in document:
+            seals.check(document)
+        return kind.model_validate({k: v for k, v in document.items() if k != seals.SEAL})
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(
             f"{files} must be the directory of {what}, but it holds no {name}: give the store of "
             f"{what}"
         ) from None
-    except (OSError, ValueError, AttributeError, ValidationError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise StoreError(
             f"{path} must be the manifest of {what}, but it cannot be read: {error}; restore it "
             f"from a copy, or {repair}: the same seed gives the same bits"

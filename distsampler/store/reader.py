@@ -40,7 +40,8 @@ class TraceReader:
         self.files = as_files(store)
         self.manifest = manifest.read(self.files)
         try:
-            self._root = zarr.open_group(ZarrFiles(self.files, ZARR), mode="r+", zarr_format=3)
+            root = ZarrFiles(self.files, ZARR, self.manifest.identity)
+            self._root = zarr.open_group(root, mode="r+", zarr_format=3)
         except Exception as error:  # zarr raises what it likes
             raise damaged(self.files.path(f"{ZARR}/zarr.json"), error) from error
         warmup, _ = sizes(self.manifest.config)
@@ -48,7 +49,7 @@ class TraceReader:
             warmup = self.manifest.burn_in  # one that was chosen, and written out at the seal
         self.constants = Constants(self._root)
         self.narrow = NarrowArrays(self._root, self.manifest.variables, warmup)
-        self.wide = WideArrays(self.files, self.manifest.wide)
+        self.wide = WideArrays(self.files, self.manifest.wide, self.manifest.identity)
         self._committed = self._counts()
 
     @property

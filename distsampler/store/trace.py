@@ -6,6 +6,7 @@ whatever dies in between, what was committed before stays as it was.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +27,7 @@ from distsampler.store.large_arrays import WIDE, WideArrays
 from distsampler.store.manifest import MANIFEST, Manifest, RunStatus
 from distsampler.store.reader import COUNTS, ZARR, TraceReader, sizes
 from distsampler.store.zarr_arrays import NarrowArrays
-from distsampler.store.zarr_files import ZarrFiles, array_of, codecs
+from distsampler.store.zarr_files import array_of, codecs, create_root
 
 LEFT_BY_A_START = {lease.NAME, "cell.json", events.EVENTS, ZARR, WIDE, chain_states.FOLDER}
 
@@ -49,12 +50,13 @@ class Trace(TraceReader):
     def create(cls, store: str | Path | Files, made: Manifest) -> Trace:
         """Make the run directory of a new run; run.json is written last."""
         files, config = as_files(store), made.config
+        made = made.replaced(identity=uuid.uuid4().hex)
         try:
-            root = zarr.create_group(ZarrFiles(files, ZARR), zarr_format=3, overwrite=True)
-            root.attrs["config"] = config.model_dump_json()
+            root = create_root(files, ZARR, made.identity, {"config": config.model_dump_json()})
             burn_in, draws = sizes(config)
             NarrowArrays(root, made.variables, burn_in).create(config.chains, draws)
-            WideArrays(files, made.wide).create(config.chains, Schedule.of(config).total)
+            total = Schedule.of(config).total
+            WideArrays(files, made.wide, made.identity).create(config.chains, total)
             Constants(root).clear()
             _make_counts(root, [0] * config.chains)
             manifest.write(files, made)

@@ -7,10 +7,14 @@ import numpy as np
 import zarr
 
 from distsampler.draws import DrawBlock, Group, Variable
+from distsampler.store.files import damaged
 from distsampler.store.zarr_files import (
+    METADATA,
     ZarrRows,
     array_of,
+    check_layout,
     chunks,
+    codecs,
     create_array,
     read_or_none,
     resize_rows,
@@ -49,7 +53,7 @@ class NarrowArrays:
                         create_array(group, variable, (chains, size), shape, variable.dtype)
                         sizes |= zip(variable.dims, variable.shape, strict=True)
                 for dim, size_of_dim in sizes.items():
-                    group.create_array(dim, data=np.arange(size_of_dim), dimension_names=(dim,))
+                    _create_coordinate(group, dim, size_of_dim)
 
     def write(self, blocks: Sequence[DrawBlock]) -> None:
         """Put draws in their places; each chunk that they touch is written once.
@@ -120,7 +124,12 @@ class NarrowArrays:
     def _array(self, prefix: str, variable: Variable) -> zarr.Array[Any]:
         name = f"{prefix}{variable.group}/{variable.name}"
         if name not in self._opened:
-            self._opened[name] = array_of(self._root, name)
+            array = array_of(self._root, name)
+            try:
+                check_layout(array, variable, variable.dtype, CHUNK[0])
+            except (ValueError, TypeError) as error:
+                raise damaged(f"{self._root.store}/{name}/{METADATA}", error) from error
+            self._opened[name] = array
         return self._opened[name]
 
     def _arrays(self) -> Iterator[tuple[str, zarr.Array[Any]]]:
@@ -148,5 +157,10 @@ def _number(root: zarr.Group, group: str, draws: int) -> None:
     except OSError:
         raise
     except Exception:  # zarr raises what it likes
-        parent = root.require_group(group)
-        parent.create_array("draw", data=values, dimension_names=("draw",), overwrite=True)
+        _create_coordinate(root.require_group(group), "draw", draws)
+
+
+def _create_coordinate(group: zarr.Group, dim: str, size: int) -> None:
+    group.create_array(
+        dim, data=np.arange(size), dimension_names=(dim,), overwrite=True, **codecs()
+    )

@@ -1,10 +1,11 @@
 """Zarr over ``Files``: how arrays reach the store, and the one search for what is damaged in them.
 
 A value that is missing reads as NaN (or -1 in whole numbers, of which none is negative), so that it
-differs from every value that was written.
+differs from every value that was written. What is read is what was written in its place: every
+file carries a seal, which is checked here.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -23,19 +24,29 @@ from zarr.core.buffer import Buffer, BufferPrototype
 
 from distsampler.draws import Variable, WideVariable
 from distsampler.errors import StoreError
+from distsampler.store import seals
 from distsampler.store.files import Files, damaged
 
+METADATA = "zarr.json"
+CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, "zstd", "crc32c"]
 Index = int | NDArray[np.int64]  # one position, or several
 
 
 class ZarrFiles(Store):
-    """A zarr store in a folder of ``Files``: arrays are written as everything else is."""
+    """A zarr store in a folder of ``Files``: arrays are written as everything else is, and sealed.
+
+    Args:
+        files: the run directory.
+        under: the folder.
+        identity: of the run, to which its files are bound; empty: they are not; None: as the first
+            zarr.json says.
+    """
 
     supports_writes = supports_deletes = supports_listing = True
 
-    def __init__(self, files: Files, under: str) -> None:
+    def __init__(self, files: Files, under: str, identity: str | None = None) -> None:
         super().__init__(read_only=False)
-        self._files, self._under = files, under
+        self._files, self._under, self._identity = files, under, identity
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ZarrFiles) and other._files.root == self._files.root
@@ -50,10 +61,15 @@ class ZarrFiles(Store):
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """Return the bytes of a key; None if there is none."""
+        name = f"{self._under}/{key}"
         try:
-            data = self._files.read(f"{self._under}/{key}")
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            data = self._files.read(name)
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        if _is_metadata(key):
+            self._identity = seals.check_metadata(data, self._identity, name)
+        elif self._identity:
+            seals.check_chunk(data, self._identity, name)
         return prototype.buffer.from_bytes(data[_slice(byte_range, len(data))])
 
     async def get_partial_values(
@@ -68,7 +84,11 @@ class ZarrFiles(Store):
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write a key, whole or not at all."""
-        self._files.write(f"{self._under}/{key}", value.to_bytes())
+        name, data = f"{self._under}/{key}", value.to_bytes()
+        if self._identity:
+            seal = seals.seal_metadata if _is_metadata(key) else seals.seal_chunk
+            data = seal(data, self._identity, name)
+        self._files.write(name, data)
 
     async def delete(self, key: str) -> None:
         """Remove a key, if it is there."""
@@ -210,6 +230,18 @@ class ZarrRows:
         return damaged(self.place(0, 0), "it could not be read")
 
 
+def create_root(
+    files: Files, under: str, identity: str, attributes: Mapping[str, str] | None = None
+) -> zarr.Group:
+    """Make a root group, empty, whose files are bound to an identity."""
+    return zarr.create_group(
+        ZarrFiles(files, under, identity),
+        zarr_format=3,
+        overwrite=True,
+        attributes=dict(attributes or {}),
+    )
+
+
 def array_of(root: zarr.Group, name: str) -> zarr.Array[Any]:
     """Return an array of a group by name; a StoreError if there is none, or it is damaged."""
     try:
@@ -240,6 +272,29 @@ def create_array(
         **codecs(),
     )
     array.attrs["long_name"] = variable.meaning
+
+
+def check_layout(
+    array: zarr.Array[Any], variable: Variable | WideVariable, dtype: str, chains_in_chunk: int
+) -> None:
+    """Check that the array of a variable is laid out as ``create_array`` does it.
+
+    Raises:
+        ValueError: if not.
+    """
+    metadata: Any = array.metadata
+    first, *others = metadata.codecs
+    layout = {
+        "type": (array.dtype, np.dtype(dtype)),
+        "dimensions": (metadata.dimension_names, ("chain", "draw", *variable.dims)),
+        "shape of a draw": (array.shape[2:], variable.shape),
+        "chains of a chunk": (array.chunks[0], min(chains_in_chunk, array.shape[0])),
+        "codecs": ([first.to_dict(), *(codec.to_dict()["name"] for codec in others)], CODECS),
+        "value of what is missing": (bool(missing_in(np.asarray(array.fill_value))), True),
+    }
+    for what, (got, demanded) in layout.items():
+        if got != demanded:
+            raise ValueError(f"its {what} must be {demanded}, got {got}")
 
 
 def resize_rows(array: zarr.Array[Any], rows: int) -> None:
@@ -291,6 +346,10 @@ def _whole(array: zarr.Array[Any], rows: NDArray[np.int64]) -> NDArray[np.int64]
         for chain in np.flatnonzero(lacking.any(axis=1)):
             whole[region[0].start + chain] = low + lacking[chain].argmax()
     return whole
+
+
+def _is_metadata(key: str) -> bool:
+    return key.rpartition("/")[2] == METADATA
 
 
 def _slice(part: ByteRequest | None, size: int) -> slice:

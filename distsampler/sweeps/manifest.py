@@ -13,12 +13,11 @@ from distsampler.config import RunConfig, SamplerConfig
 from distsampler.errors import StoreError
 from distsampler.frozen import Frozen
 from distsampler.store.files import Files, writing
-from distsampler.store.manifest import read_as
+from distsampler.store.manifest import SCHEMA_VERSION, read_as, write_as
 from distsampler.store.trace import Stored
 from distsampler.sweeps.cells import Cell, Grid
 
 SWEEP, CELL = Stored("sweep", "sweep.json", "distsampler.open_sweep"), "cell.json"
-SCHEMA_VERSION = 1
 # Fields of RunConfig with which a sweep may be continued otherwise than it was started.
 FREE = ("placement", "commit_seconds", "max_seconds", "fsync", "max_state_mb")
 
@@ -77,7 +76,7 @@ def cell_files(sweep: Files, cell: Cell) -> Files:
 
 def write_manifest(files: Files, manifest: SweepManifest) -> None:
     """Write sweep.json, whole or not at all."""
-    files.write(SWEEP.manifest, manifest.model_dump_json(indent=1).encode(), fsync=True)
+    write_as(files, SWEEP.manifest, manifest, fsync=True)
 
 
 def read_manifest(files: Files) -> SweepManifest:

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-import zarr
 
 import distsampler as ds
 from distsampler.analysis import inference_data
@@ -218,7 +217,7 @@ def test_what_is_read_thinned_takes_the_memory_of_what_is_asked_for(tmp_path: Pa
 @pytest.mark.parametrize("rows", [[0, 1, 2], [3, 4], [9, 1, 4, 3, 4], [6], []])
 def test_rows_in_two_arrays_are_as_in_one(tmp_path: Path, cut: int, rows: list[int]) -> None:
     values = np.arange(40.0).reshape(4, 10)
-    root = zarr.create_group(zarr_files.ZarrFiles(Files(tmp_path), "x"), zarr_format=3)
+    root = zarr_files.create_root(Files(tmp_path), "x", "id")
     first, rest = (
         root.create_array(name, data=part, chunks=(2, 3), fill_value=np.nan)
         for name, part in (("first", values[:, :cut]), ("rest", values[:, cut:]))

@@ -309,7 +309,7 @@ def test_a_mistake_is_one_clear_error_and_writes_nothing(
     ("text", "sentence"),
     [
         (None, "must be the directory of a sweep, but it holds no sweep.json"),
-        ('{"schema_version": 7}', "must have schema version 1, got 7: read it with the version"),
+        ('{"schema_version": 7}', "must have schema version 2, got 7: read it with the version"),
         ("{", "it cannot be read"),
         ('{"schema_version": 1, "bais": 3}', "it cannot be read"),
     ],
@@ -328,8 +328,8 @@ def test_another_version_is_not_continued_nor_a_full_folder_used(tmp_path: Path)
     found = sweep(tmp_path / "s", checkpoints=None)
     assert [cell.name for cell in found.cells] == ["model"]
     file = tmp_path / "s/sweep.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "schema_version": 2}))
-    with pytest.raises(StoreError, match="schema version 1, got 2"):
+    file.write_text(json.dumps({**json.loads(file.read_text()), "schema_version": 3}))
+    with pytest.raises(StoreError, match="schema version 2, got 3"):
         sweep(tmp_path / "s", checkpoints=None, resume="auto")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.tex").touch()

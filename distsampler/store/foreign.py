@@ -1,0 +1,50 @@
+"""What is read may come from anybody: it is parsed within bounds, and shown as plain text."""
+
+import json
+from typing import Any
+
+LARGEST = 2**26  # bytes of a JSON document or log
+DEEPEST = 64  # levels of a JSON document
+
+
+def parsed(data: bytes | str) -> Any:  # noqa: ANN401 (what JSON holds)
+    """Return what a JSON text holds.
+
+    Raises:
+        ValueError: if it is no JSON, or nested deeper than anything that is written here.
+    """
+    try:
+        value = json.loads(data)
+    except RecursionError:
+        raise ValueError(f"it is nested deeper than {DEEPEST} levels") from None
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [child for each in level for child in _children(each)]
+        if not level:
+            return value
+    raise ValueError(f"it is nested deeper than {DEEPEST} levels")
+
+
+def printable(text: str) -> str:
+    r"""Return a text as a terminal or page may show it: control characters as escapes.
+
+    Example:
+        >>> printable("red \x1b[31m")
+        'red \\x1b[31m'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else _escaped(c) for c in text)
+
+
+def _children(value: object) -> list[Any]:
+    match value:
+        case dict():
+            return list(value.values())
+        case list():
+            return value
+    return []
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
