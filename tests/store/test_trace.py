@@ -219,7 +219,7 @@ def test_rows_in_two_arrays_are_as_in_one(tmp_path: Path, cut: int, rows: list[i
     values = np.arange(40.0).reshape(4, 10)
     root = zarr_files.create_root(Files(tmp_path), "x", "id")
     first, rest = (
-        root.create_array(name, data=part, chunks=(2, 3), fill_value=np.nan)
+        root.create_array(name, data=part, chunks=(2, 3), fill_value=np.nan, **zarr_files.codecs())
         for name, part in (("first", values[:, :cut]), ("rest", values[:, cut:]))
     )
     stored = zarr_files.ZarrRows("x", [(first, 0), (rest, cut)])
