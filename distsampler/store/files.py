@@ -1,29 +1,25 @@
 """Files of a run directory: written whole or not at all, on a local disk or behind an fsspec URL.
 
-All that a run writes goes through one object, so that one place renames, syncs, tries again, and
-asks whether this process may still write.
+All that a run writes goes through one object, so that one place asks whether this process may still
+write; ``folders`` knows how.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import re
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from distsampler.errors import StoreError
+from distsampler.store.folders import TEMPORARY, FencedError, LocalFolder, RemoteFolder
 
-RETRY_SECONDS = (0.1, 0.3, 1.0, 3.0)  # pauses before a remote call that failed is made again
-TEMPORARY = ".tmp"
 AGAIN = (
     "restore it from a copy; or continue the run with resume='must', which computes again what is "
     "missing, to the same bits; or delete the store and sample again"
 )
-T = TypeVar("T")
 
 
 class StoreFault(StoreError):
@@ -60,6 +56,10 @@ class Files:
         root: a local path, or an fsspec URL such as ``s3://bucket/run``; ``file://`` is a path.
         fsync: whether a write waits until it would survive a power loss.
         at: function called with the name of every step of every write, for tests that die there.
+
+    Attributes:
+        folder: where they lie.
+        guard: called before every change; it raises StoreFault where none may be made.
     """
 
     def __init__(
@@ -68,11 +68,13 @@ class Files:
         self.root = _local(str(root))
         self.fsync, self._at = fsync, at or (lambda point: None)
         self.guard: Callable[[], None] = lambda: None
-        self._remote = _remote(self.root)
+        remote = is_url(self.root)
+        self.folder = RemoteFolder(self.root) if remote else LocalFolder(self.root)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the address alone, which holds in any working folder; guard and ``at`` stay."""
-        return functools.partial(Files, fsync=self.fsync), (self.address,)
+        """Pickle the address, which holds in any working folder, and the desk; all else stays."""
+        desk = self.folder.desk if isinstance(self.folder, LocalFolder) else ""
+        return _arrived, (self.address, self.fsync, desk)
 
     def __str__(self) -> str:
         return self.root
@@ -80,7 +82,7 @@ class Files:
     @property
     def address(self) -> str:
         """The root, valid in any working folder."""
-        return self.root if self._remote is not None else str(Path(self.root).absolute())
+        return str(self.folder.root) if isinstance(self.folder, LocalFolder) else self.root
 
     @property
     def name(self) -> str:
@@ -97,71 +99,46 @@ class Files:
         Raises:
             OSError: if it cannot be read; FileNotFoundError, if there is none.
         """
-        if self._remote is None:
-            return Path(self.root, name).read_bytes()
-        fs, base = self._remote
-        return bytes(_retried(lambda: fs.cat_file(f"{base}/{name}")))
+        return self.folder.read(name)
 
     def write(self, name: str, data: bytes, *, fsync: bool = False) -> None:
         """Write a file, whole or not at all; with ``fsync`` to survive a power loss.
 
         Raises:
             OSError: if it cannot be written.
+            StoreFault: if the directory is no longer this driver's; nothing is written then.
         """
         self.guard()
         self._at(f"{name}: begun")
-        if self._remote is not None:
-            self._put(name, data)
-        else:
-            self._replace(Path(self.root, name), name, data, fsync or self.fsync)
+        with self._ours():
+            step = lambda step: self._at(f"{name}: {step}")  # noqa: E731
+            self.folder.write(name, data, fsync or self.fsync, step)
         self._at(f"{name}: done")
 
     def append(self, name: str, line: str) -> None:
         """Add a line to a text file; a torn line before it stays a line of its own."""
-        self.guard()
-        self._at(f"{name}: begun")
-        before = self.read(name) if self._remote is not None and self.exists(name) else b""
-        if self._remote is not None:
-            self._put(name, before + line.encode() + b"\n")
-        else:
-            with Path(self.root, name).open("ab+") as file:
-                torn = file.tell() and not _ends_with_newline(file)
-                file.write((b"\n" if torn else b"") + line.encode() + b"\n")
-                if self.fsync:
-                    file.flush()
-                    os.fsync(file.fileno())
-        self._at(f"{name}: done")
+        before = self.read(name) if self.exists(name) else b""
+        torn = b"\n" if before and not before.endswith(b"\n") else b""
+        self.write(name, before + torn + line.encode() + b"\n")
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file, or a folder with all that is in it, if it is there.
+
+        Raises:
+            StoreFault: if the directory is no longer this driver's; nothing is removed then.
+        """
         self.guard()
         self._at(f"{name}: to be removed")
-        with contextlib.suppress(FileNotFoundError):
-            if self._remote is None:
-                Path(self.root, name).unlink()
-            else:
-                fs, base = self._remote
-                _retried(lambda: fs.rm_file(f"{base}/{name}"))
+        with contextlib.suppress(FileNotFoundError), self._ours():
+            self.folder.remove(name)
 
     def exists(self, name: str) -> bool:
         """Return whether there is such a file."""
-        if self._remote is None:
-            return Path(self.root, name).is_file()
-        fs, base = self._remote
-        return bool(_retried(lambda: fs.isfile(f"{base}/{name}")))
+        return self.folder.exists(name)
 
     def names(self, under: str = "") -> Iterator[str]:
         """Yield the names of all files below a folder, half-written ones too."""
-        if self._remote is None:
-            top = Path(self.root, under)
-            for folder, _, files in os.walk(top):
-                for file in files:
-                    yield (Path(folder) / file).relative_to(self.root).as_posix()
-            return
-        fs, base = self._remote
-        fs.invalidate_cache()
-        for path in _retried(lambda: fs.find(f"{base}/{under}".rstrip("/"))):
-            yield path.removeprefix(fs._strip_protocol(base)).lstrip("/")
+        yield from self.folder.names(under)
 
     def check_writable(self) -> None:
         """Check that a new folder can be made at the root, without making it.
@@ -169,13 +146,13 @@ class Files:
         Raises:
             StoreError: if not.
         """
-        if self._remote is not None:
+        if isinstance(self.folder, RemoteFolder):
             return
-        path = Path(self.root)
-        parent = next(p for p in (path, *path.absolute().parents) if p.exists())
+        path = self.folder.root
+        parent = next(p for p in (path, *path.parents) if p.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
             raise StoreError(
-                f"the store {path} must be writable, but {parent} is not: give another one"
+                f"the store {self} must be writable, but {parent} is not: give another one"
             )
 
     def sweep(self) -> None:
@@ -184,35 +161,25 @@ class Files:
             if name.endswith(TEMPORARY):
                 self.remove(name)
 
-    def _put(self, name: str, data: bytes) -> None:
-        """Write a remote file, and its folder where the file system wants one."""
-        assert self._remote is not None
-        fs, base = self._remote
-        path = f"{base}/{name}"
+    @contextlib.contextmanager
+    def _ours(self) -> Iterator[None]:
+        """Say why a write was fenced off."""
         try:
-            _retried(lambda: fs.pipe_file(path, data))
-        except FileNotFoundError:
-            _retried(lambda: fs.makedirs(path.rpartition("/")[0], exist_ok=True))
-            _retried(lambda: fs.pipe_file(path, data))
+            yield
+        except FencedError as error:
+            self.guard()  # of a driver, which knows more
+            raise StoreFault(
+                f"{self} is no longer the directory of this driver: another has taken over, or it "
+                "was moved, exchanged or deleted while in use; nothing was written to what is there"
+            ) from error
 
-    def _replace(self, path: Path, name: str, data: bytes, fsync: bool) -> None:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                file.write(data)
-                self._at(f"{name}: written")
-                if fsync:
-                    file.flush()
-                    os.fsync(file.fileno())
-                    self._at(f"{name}: synced")
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-        if fsync:
-            self._at(f"{name}: renamed")
-            _sync_folder(path.parent)
+
+def _arrived(address: str, fsync: bool, desk: str) -> Files:
+    """Files that have travelled: what they write must find the desk of their driver."""
+    files = Files(address, fsync=fsync)
+    if isinstance(files.folder, LocalFolder):
+        files.folder.desk = desk
+    return files
 
 
 def _local(root: str) -> str:
@@ -223,46 +190,3 @@ def _local(root: str) -> str:
 def is_url(root: str | Path) -> bool:
     """Return whether a store is named by an fsspec URL, not by a local path."""
     return re.match(r"\w{2,}:/", str(root)) is not None
-
-
-def _remote(root: str) -> tuple[Any, str] | None:
-    if not is_url(root):
-        return None
-    try:
-        import fsspec
-
-        fs, base = fsspec.core.url_to_fs(re.sub(r"^(\w+):/(?!/)", r"\1://", root))
-    except (ImportError, ValueError) as error:
-        raise StoreError(
-            f"the store {root} needs a file system that fsspec knows: {error}; install "
-            "distsampler[remote], or give a local path"
-        ) from error
-    return fs, base.rstrip("/")
-
-
-def _retried(call: Callable[[], T]) -> T:
-    """Call again where a remote store fails; a file that is not there is an answer."""
-    for pause in (*RETRY_SECONDS, None):
-        try:
-            return call()
-        except (FileNotFoundError, PermissionError, IsADirectoryError):
-            raise
-        except OSError:
-            if pause is None:
-                raise
-            time.sleep(pause)
-    raise AssertionError("unreachable")
-
-
-def _ends_with_newline(file: Any) -> bool:  # noqa: ANN401 (a binary file)
-    file.seek(-1, os.SEEK_END)
-    return bool(file.read(1) == b"\n")
-
-
-def _sync_folder(path: Path) -> None:
-    """Make a rename durable."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

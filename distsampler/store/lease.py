@@ -2,29 +2,70 @@
 
 Whether another driver is alive is judged by watching for a new heartbeat on the own monotonic
 clock: clocks of different machines, and clocks that jump, decide nothing.
+
+On a local disk an epoch is a folder of the run directory, ``.epoch-0003``, with the lease and the
+driver's desk (see ``folders``) in it. It is put there by one rename, so that of several drivers
+that start at the same instant one alone has the epoch; and the next takes it away, with all that
+the one before had begun to write. At a URL, ``check`` right before each request has to do.
 """
 
-import json
+import errno
+import math
 import os
+import re
 import socket
 import threading
 import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
+from pydantic import ConfigDict, Field
+
+from distsampler.config import Frozen
 from distsampler.errors import StoreError
 from distsampler.store.files import Files, StoreFault
+from distsampler.store.folders import LocalFolder, create, discard
 
 NAME = "lease.json"
 BEAT_SECONDS = 2.0
 EXPIRY_SECONDS = 30.0  # without a heartbeat, after which another driver may take over
-FRESH_SECONDS = 0.2  # how long the guard trusts what it has read
+FRESH_SECONDS = 0.2  # how long the guard trusts what it has read of a local store
+TRIES = 20  # at an epoch that others claim at the same instant
+TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR)  # by another, or away
+CLAIM = ".claim-"  # a folder that is to become an epoch's, or was one
+EPOCH = re.compile(r"\.epoch-(\d{4,9})")
+
+
+class Record(Frozen):
+    """Who drives a run: what ``lease.json`` holds."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    epoch: int = Field(ge=1, lt=10**9)
+    host: str
+    pid: int
+    process: str
+    pids: str = ""
+    nonce: str
+    beat: int = 0
+    time: float = Field(0.0, allow_inf_nan=False)
+    released: bool = False
+
+    @property
+    def holder(self) -> str:
+        """The driver, for people."""
+        return (
+            f"the driver with pid {self.pid} on host {self.host}, whose last heartbeat is "
+            f"{time.time() - self.time:.0f} s old"
+        )
 
 
 class Lease:
     """The right to write to a run directory: within, every write checks that it is still held.
+
+    One that leaves nothing but itself in the directory leaves nothing at all.
 
     Raises:
         StoreError: if another driver has it (it says where that runs, and how old its heartbeat
@@ -33,25 +74,14 @@ class Lease:
 
     def __init__(self, files: Files) -> None:
         self._files = files
-        before = _read(files)
-        if before is not None and not before["released"]:
-            _wait_for_the_end(files, before)
-            before = _read(files) or before
-        self._record: dict[str, Any] = {
-            "epoch": 1 if before is None else before["epoch"] + 1,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "process": _process(os.getpid()),
-            "pids": _pids(),
-            "nonce": uuid.uuid4().hex,
-            "beat": 0,
-            "time": time.time(),
-            "released": False,
-        }
+        self._own = Files(files.root)  # past the guard, which reads what is written here
+        self._own.folder = files.folder
         self._lock, self._over = threading.Lock(), threading.Event()
-        self._read_at = -1.0
+        self._read_at = -math.inf
+        folder = files.folder
+        self._desk = Desk(files, folder) if isinstance(folder, LocalFolder) else None
         try:
-            self._write()
+            self._record = self._claimed()
         except OSError as error:
             raise StoreError(f"the store {files} cannot be written: {error}") from error
         self._thread = threading.Thread(target=self._beat, daemon=True, name="lease")
@@ -59,7 +89,7 @@ class Lease:
     @property
     def epoch(self) -> int:
         """The number of drivers that the run has had."""
-        return int(self._record["epoch"])
+        return self._record.epoch
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -71,9 +101,9 @@ class Lease:
         self._over.set()
         self._thread.join()
         with suppress(StoreFault, OSError):  # the run itself has raised it before
-            self.check(fresh=True)
-            self._record["released"] = True
-            self._write()
+            self._release()
+        if self._desk is not None:
+            self._desk.leave()
 
     def check(self, fresh: bool = False) -> None:
         """Check that the run is still this driver's.
@@ -81,40 +111,135 @@ class Lease:
         Raises:
             StoreFault: if another has taken over, or the store is gone.
         """
-        if not fresh and time.monotonic() - self._read_at < FRESH_SECONDS:
-            return
+        if self._desk is not None:
+            if self._desk.folder.moved():
+                raise StoreFault(
+                    f"the directory {self._files} was moved, exchanged or deleted while in use: "
+                    "nothing was written to what is there now; where it was moved to, the run can "
+                    "be continued with resume='auto'"
+                )
+            if not fresh and time.monotonic() - self._read_at < FRESH_SECONDS:
+                return
         with self._lock:
             record = _read(self._files)
         if record is None:
             raise StoreFault(f"the store {self._files} was deleted, or its {NAME}, while in use")
-        if record["nonce"] != self._record["nonce"]:
+        if record.nonce != self._record.nonce:
             raise StoreFault(
-                f"this driver (epoch {self.epoch}) was silent so long that {_holder(record)} has "
-                f"taken over {self._files} (epoch {record['epoch']}): nothing is lost, that one "
+                f"this driver (epoch {self.epoch}) was silent so long that {record.holder} has "
+                f"taken over {self._files} (epoch {record.epoch}): nothing is lost, that one "
                 "continues"
             )
         self._read_at = time.monotonic()
+
+    def _claimed(self) -> Record:
+        """Take over from a driver that is gone, and make sure that it writes no more."""
+        for _ in range(TRIES):
+            before = _newest(self._files)
+            if before is not None and not before.released:
+                _wait_for_the_end(self._files, before)
+                before = _newest(self._files) or before
+            epochs = [before.epoch if before else 0, *claims(self._files)]
+            record = _record(max(epochs) + 1)
+            if self._desk is None or self._desk.claim(record):
+                self._write(record)
+                if self._desk is not None:
+                    self._desk.clear_others()
+                return record
+        raise StoreError(f"the store {self._files} cannot be claimed: others start there too")
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT_SECONDS):
             with suppress(StoreFault, OSError):  # the guard raises it too, where it is heard
                 self.check(fresh=True)
-                self._record.update(beat=self._record["beat"] + 1, time=time.time())
-                self._write()
+                beat = self._record.beat + 1
+                self._record = self._record.replaced(beat=beat, time=time.time())
+                self._write(self._record)
 
-    def _write(self) -> None:
-        """Write past the guard, which reads this very file."""
-        unguarded = Files(self._files.root)
+    def _release(self) -> None:
+        record = _read(self._own)
+        if record is None or record.nonce != self._record.nonce:
+            return
+        if all(name == NAME or EPOCH.match(name) for name in self._own.names()):
+            self._own.remove(NAME)
+        else:
+            self._write(self._record.replaced(released=True))
+
+    def _write(self, record: Record) -> None:
         with self._lock:
-            unguarded.write(NAME, json.dumps(self._record).encode())
+            self._own.write(NAME, record.model_dump_json().encode())
+
+
+class Desk:
+    """An epoch of a local run directory: its driver's place for temporaries, and nobody else's."""
+
+    def __init__(self, files: Files, folder: LocalFolder) -> None:
+        self._files, self.folder, self._made = files, folder, False
+
+    def claim(self, record: Record) -> bool:
+        """Put the epoch's folder there, whole, by one rename; return False if another was faster.
+
+        Args:
+            record: who claims the epoch.
+        """
+        folder, private = self.folder, f"{CLAIM}{record.nonce}"
+        self._made |= not folder.root.exists()
+        folder.root.mkdir(parents=True, exist_ok=True)
+        handle = folder.hold()
+        try:
+            os.mkdir(private, dir_fd=handle)
+            os.mkdir(f"{private}/{record.nonce}", dir_fd=handle)
+            create(handle, f"{private}/{NAME}", record.model_dump_json().encode())
+            os.rename(private, _folder(record.epoch), src_dir_fd=handle, dst_dir_fd=handle)
+        except OSError as error:
+            with suppress(OSError):
+                discard(private, handle)
+            folder.let_go()
+            if error.errno in TAKEN:
+                return False
+            raise
+        folder.desk = f"{_folder(record.epoch)}/{record.nonce}"
+        if self._is_newest(record):
+            return True
+        self.leave()
+        return False
+
+    def clear_others(self) -> None:
+        """Take away the desks of all other drivers: what they had begun to write never lands."""
+        for name in os.listdir(self.folder.handle):
+            if name != self._epoch and (EPOCH.fullmatch(name) or name.startswith(CLAIM)):
+                with suppress(FileNotFoundError):
+                    self.folder.remove(name)
+
+    def leave(self) -> None:
+        """Take the own desk away, and the directory, if nothing was put into the one it made."""
+        folder, handle = self.folder, self.folder.handle
+        if handle is None:
+            return
+        with suppress(OSError):  # what another driver has taken away is not there
+            gone = f"{CLAIM}{uuid.uuid4().hex}"
+            os.rename(folder.desk, gone, src_dir_fd=handle, dst_dir_fd=handle)
+            discard(gone, handle)
+            discard(self._epoch, handle)
+            if self._made and not folder.moved():
+                folder.root.rmdir()
+        folder.let_go()
+
+    @property
+    def _epoch(self) -> str:
+        return self.folder.desk.partition("/")[0]
+
+    def _is_newest(self, record: Record) -> bool:
+        """Whether no other driver has come, or come and gone, since the epoch was thought of."""
+        written = _read(self._files)
+        passed = written is not None and written.epoch >= record.epoch
+        return not passed and claims(self._files)[-1] == record.epoch
 
 
 def heartbeat(files: Files) -> float | None:
     """Return the age of the last heartbeat in seconds; None where nobody drives the run."""
     record = _read(files)
-    if record is None or record["released"]:
-        return None
-    return max(0.0, time.time() - float(record.get("time", 0.0)))
+    return None if record is None or record.released else max(0.0, time.time() - record.time)
 
 
 def ago(seconds: float | None) -> str:
@@ -127,30 +252,59 @@ def ago(seconds: float | None) -> str:
     return f"{seconds:.0f} s"
 
 
-def _wait_for_the_end(files: Files, first: dict[str, Any]) -> None:
+def claims(files: Files) -> list[int]:
+    """Return the epochs of which a folder is there, the newest last."""
+    folder = files.folder
+    if not isinstance(folder, LocalFolder):
+        return []
+    try:
+        names = os.listdir(folder.root if folder.handle is None else folder.handle)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    matches = map(EPOCH.fullmatch, names)
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def _newest(files: Files) -> Record | None:
+    """The lease of the newest driver, also of one that has claimed the run and not yet said so."""
+    record, epochs = _read(files), claims(files)
+    if epochs and (record is None or record.epoch < epochs[-1]):
+        return _read(files, f"{_folder(epochs[-1])}/{NAME}") or record
+    return record
+
+
+def _record(epoch: int) -> Record:
+    return Record(
+        epoch=epoch,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        process=_process(os.getpid()),
+        pids=_pids(),
+        nonce=uuid.uuid4().hex,
+        time=time.time(),
+    )
+
+
+def _folder(epoch: int) -> str:
+    return f".epoch-{epoch:04d}"
+
+
+def _wait_for_the_end(files: Files, first: Record) -> None:
     """Return once the holder is known to be gone; raise StoreError as soon as its heart beats."""
-    here = first["host"] == socket.gethostname() and first.get("pids") == _pids()
-    if here and _process(first["pid"]) != first["process"]:
+    here = first.host == socket.gethostname() and first.pids == _pids()
+    if here and _process(first.pid) != first.process:
         return
     began = time.monotonic()
     while time.monotonic() - began < EXPIRY_SECONDS:
-        record = _read(files)
-        if record is None or record["released"]:
+        record = _newest(files)
+        if record is None or record.released:
             return
-        if (record["nonce"], record["beat"]) != (first["nonce"], first["beat"]):
+        if (record.nonce, record.beat) != (first.nonce, first.beat):
             raise StoreError(
-                f"the run in {files} belongs to {_holder(record)}: wait for it, stop it, or give "
+                f"the run in {files} belongs to {record.holder}: wait for it, stop it, or give "
                 "another store"
             )
         time.sleep(min(0.2, BEAT_SECONDS / 4))
-
-
-def _holder(record: dict[str, Any]) -> str:
-    age = time.time() - record["time"]
-    return (
-        f"the driver with pid {record['pid']} on host {record['host']}, whose last heartbeat is "
-        f"{age:.0f} s old"
-    )
 
 
 def _process(pid: int) -> str:
@@ -179,14 +333,11 @@ def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _read(files: Files) -> dict[str, Any] | None:
+def _read(files: Files, name: str = NAME) -> Record | None:
     """The lease on record; a damaged one has no holder."""
     try:
-        record: dict[str, Any] = json.loads(files.read(NAME))
-        return record if {"nonce", "epoch", "released", "process"} <= set(record) else None
-    except FileNotFoundError:
+        return Record.model_validate_json(files.read(name))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     except OSError as error:
-        raise StoreFault(f"{files.path(NAME)} cannot be read: {error}") from error
-    except (ValueError, TypeError):
-        return None
+        raise StoreFault(f"{files.path(name)} cannot be read: {error}") from error

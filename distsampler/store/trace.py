@@ -22,7 +22,8 @@ from distsampler.schedule import Schedule
 from distsampler.store import chain_states, events, lease, manifest
 from distsampler.store.constants import Constants
 from distsampler.store.events import Damaged, DeviceChanged, RunEvent
-from distsampler.store.files import TEMPORARY, Files, as_files, is_url, writing
+from distsampler.store.files import Files, as_files, is_url, writing
+from distsampler.store.folders import TEMPORARY
 from distsampler.store.large_arrays import WIDE, WideArrays
 from distsampler.store.manifest import MANIFEST, Manifest, RunStatus
 from distsampler.store.reader import COUNTS, ZARR, TraceReader, sizes

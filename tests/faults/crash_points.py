@@ -26,7 +26,7 @@ from distsampler.store.files import Files
 from tests.assertions import digest
 from tests.problems import config, regression, squared_error
 
-BEATING = shutil.ignore_patterns(".lease.json*")  # may go at any time
+BEATING = shutil.ignore_patterns(".epoch-*")  # may go at any time
 
 
 def sample(store: Path, at: Callable[[str], None], how: str) -> ds.Run:
@@ -138,7 +138,9 @@ def remains(folder: Path, how: str, only: str) -> dict[int, int]:
 def contents(folder: Path) -> str:
     """A digest of all names and bytes in a folder; not of the lease, which has its own thread."""
     digested = hashlib.blake2b()
-    for path in sorted(path for path in folder.rglob("*") if "lease.json" not in path.name):
+    for path in sorted(folder.rglob("*")):
+        if path.name == "lease.json" or ".epoch-" in str(path):
+            continue
         data = path.read_bytes() if path.is_file() else b""
         digested.update(f"{path.relative_to(folder)}\0{len(data)}\0".encode() + data)
     return digested.hexdigest()

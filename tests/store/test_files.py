@@ -10,7 +10,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from distsampler.errors import StoreError
-from distsampler.store import files as module
+from distsampler.store import folders as module
 from distsampler.store.files import Files, StoreFault
 
 
@@ -113,10 +113,10 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(
     files = Files(tmp_path)
     files.write("a", b"old")
 
-    def full(self: Path, target: Path) -> Path:
+    def full(*names: object, **folders: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(module.os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
         files.write("a", b"new")
     assert files.read("a") == b"old"
