@@ -17,14 +17,15 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 from pydantic import ConfigDict, Field
 
-from distsampler.config import Frozen
 from distsampler.errors import StoreError
+from distsampler.frozen import Frozen
 from distsampler.store.files import Files, StoreFault
 from distsampler.store.folders import LocalFolder, create, discard
 
@@ -135,12 +136,11 @@ class Lease:
     def _claimed(self) -> Record:
         """Take over from a driver that is gone, and make sure that it writes no more."""
         for _ in range(TRIES):
-            before = _newest(self._files)
+            epochs = claims(self._files)  # looked at once: what comes later is another's
+            before = _newest(self._files, epochs)
             if before is not None and not before.released:
                 _wait_for_the_end(self._files, before)
-                before = _newest(self._files) or before
-            epochs = [before.epoch if before else 0, *claims(self._files)]
-            record = _record(max(epochs) + 1)
+            record = _record(max([before.epoch if before else 0, *epochs]) + 1)
             if self._desk is None or self._desk.claim(record):
                 self._write(record)
                 if self._desk is not None:
@@ -265,9 +265,9 @@ def claims(files: Files) -> list[int]:
     return sorted(int(match[1]) for match in matches if match)
 
 
-def _newest(files: Files) -> Record | None:
+def _newest(files: Files, epochs: Sequence[int]) -> Record | None:
     """The lease of the newest driver, also of one that has claimed the run and not yet said so."""
-    record, epochs = _read(files), claims(files)
+    record = _read(files)
     if epochs and (record is None or record.epoch < epochs[-1]):
         return _read(files, f"{_folder(epochs[-1])}/{NAME}") or record
     return record
@@ -296,7 +296,7 @@ def _wait_for_the_end(files: Files, first: Record) -> None:
         return
     began = time.monotonic()
     while time.monotonic() - began < EXPIRY_SECONDS:
-        record = _newest(files)
+        record = _newest(files, claims(files))
         if record is None or record.released:
             return
         if (record.nonce, record.beat) != (first.nonce, first.beat):

@@ -257,7 +257,8 @@ def test_a_directory_that_was_deleted_is_not_brought_back(tmp_path: Path, made: 
     assert left_in(tmp_path) == (["run"] if made else [])
 
 
-def test_of_several_that_start_at_once_one_has_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("attempt", range(3))
+def test_of_several_that_start_at_once_one_has_the_run(tmp_path: Path, attempt: int) -> None:
     barrier, won, refused = threading.Barrier(5), list[Lease](), list[str]()
 
     def start() -> None:
