@@ -8,7 +8,6 @@ are indexed at once; any other map-style dataset goes through its own ``__getite
 from __future__ import annotations
 
 import hashlib
-import logging
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -20,23 +19,20 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import (
-    DataLoader,
-    Dataset,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    Subset,
-    TensorDataset,
-    default_collate,
-)
+from torch.utils.data import Dataset, default_collate
 
 from distsampler.config import RunConfig
 from distsampler.data.batches import Batches, BatchStream
-from distsampler.data.trees import map_leaves, map_tensors, select, tensors_of, to_device
+from distsampler.data.trees import (
+    leaves_of,
+    map_leaves,
+    map_tensors,
+    select,
+    tensors_of,
+    to_device,
+)
 from distsampler.errors import ConfigError
 
-log = logging.getLogger(__name__)
 RESIDENT = 0.25  # of a GPU's free memory: data that take no more are kept there
 Take = Callable[[NDArray[np.int64]], object]
 
@@ -106,14 +102,8 @@ class TensorRows(Rows):
     """Rows of a tree of tensors in memory: the first dimension of each counts examples."""
 
     def __init__(self, tree: object) -> None:
-        sizes = [len(tensor) if tensor.ndim else -1 for tensor in tensors_of(tree)]
         self._tree = map_tensors(_Leaf.of, tree)
-        if not sizes or len(set(sizes)) > 1 or sizes[0] < 0:
-            raise ConfigError(
-                "tensors given as data must all have one row an example: got first dimensions "
-                f"{sizes}"
-            )
-        self._n = sizes[0]
+        self._n = len(tensors_of(tree)[0])
 
     def __len__(self) -> int:
         return self._n
@@ -142,7 +132,7 @@ class TensorRows(Rows):
 
     @cached_property
     def _tensors(self) -> object:
-        return map_leaves(_Leaf, _Leaf.tensor, self._tree)
+        return map_leaves(lambda leaf: isinstance(leaf, _Leaf), _Leaf.tensor, self._tree)
 
     @cached_property
     def _digest(self) -> str:
@@ -178,16 +168,53 @@ class DatasetRows(Rows):
         return len(self._dataset)  # type: ignore[arg-type]  # as_rows has seen its __len__
 
     def take(self, rows: NDArray[np.int64]) -> object:
-        """Return the collated batch of these rows."""
-        getitems = getattr(self._dataset, "__getitems__", None)
-        indices = rows.tolist()
-        examples = getitems(indices) if getitems else [self._dataset[index] for index in indices]
-        return self._collate(examples)
+        """Return the collated batch of these rows, without a graph, on the CPU."""
+        examples = self._examples(rows.tolist())
+        try:
+            batch = self._collate(examples)
+        except Exception as error:  # the user's code, or torch's: anything can come
+            raise ConfigError(self._collate_failure(examples, error)) from error
+        if all(t.device.type == "cpu" and not t.requires_grad for t in tensors_of(batch)):
+            return batch
+        return map_tensors(lambda tensor: tensor.detach().cpu(), batch)
 
     def digest(self) -> str:
         """Return a digest of the length and of at most 64 examples spread over the data."""
         rows = np.unique(np.linspace(0, len(self) - 1, 64).astype(np.int64))
         return _digest_of(f"{len(self)}", self.take(rows))
+
+    def _examples(self, indices: list[int]) -> list[Any]:
+        getitems, asked = getattr(self._dataset, "__getitems__", None), indices
+        try:
+            if getitems:
+                return list(getitems(indices))
+            examples = []
+            for index in indices:
+                asked = [index]
+                examples.append(self._dataset[index])
+        except Exception as error:  # the user's code: anything can come
+            kind, where = type(self._dataset).__name__, ", ".join(map(str, asked[:5]))
+            more = ", ..." if len(asked) > 5 else ""
+            raise ConfigError(
+                f"the data must give each of their {len(self)} examples (their __len__), but "
+                f"{kind} raised {type(error).__name__} at index {where}{more}: {error}"
+            ) from error
+        return examples
+
+    def _collate_failure(self, examples: list[Any], error: Exception) -> str:
+        forms = [form(example) for example in examples]
+        other = next((i for i, each in enumerate(forms) if each != forms[0]), None)
+        shown = f"an example is {forms[0]}" + ("" if other is None else f", another {forms[other]}")
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        if self._collate is not default_collate:
+            return (
+                f"the collate_fn of the data must make a batch of {len(forms)} examples: {reason}"
+            )
+        return (
+            "the data's examples must be tensors, arrays or numbers of one shape each, in tuples "
+            f"or dicts, or torch makes no batch of them: {shown} ({reason}); leave out what is "
+            "not, or give a DataLoader whose collate_fn makes batches (pads, encodes)"
+        )
 
 
 class _PickedRows(Rows):
@@ -209,97 +236,71 @@ class _PickedRows(Rows):
 
 @dataclass(frozen=True)
 class _Leaf:
-    """One tensor as numpy; bfloat16, which numpy lacks, as its 16 bits."""
+    """One tensor as numpy; what numpy lacks, such as bfloat16, as integers of the same bits."""
 
     array: NDArray[Any]
-    bfloat16: bool
+    dtype: torch.dtype
 
     @staticmethod
     def of(tensor: torch.Tensor) -> _Leaf:
-        tensor = tensor.detach().cpu().contiguous()
-        bfloat16 = tensor.dtype == torch.bfloat16
-        return _Leaf((tensor.view(torch.int16) if bfloat16 else tensor).numpy(), bfloat16)
+        tensor = tensor.detach().cpu().contiguous().resolve_conj().resolve_neg()
+        try:
+            return _Leaf(tensor.numpy(), tensor.dtype)
+        except TypeError:
+            return _Leaf(tensor.view(_BITS[tensor.itemsize]).numpy(), tensor.dtype)
 
     def tensor(self) -> torch.Tensor:
-        with warnings.catch_warnings():
-            # Shared memory is read-only, of which torch warns; nothing here writes to it.
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-            tensor = torch.from_numpy(self.array)
-        return tensor.view(torch.bfloat16) if self.bfloat16 else tensor
+        return from_numpy(self.array).view(self.dtype)
+
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # size of an entry in bytes -> integers
+
+
+def from_numpy(array: NDArray[Any]) -> torch.Tensor:
+    """Return a tensor that shares the memory of an array."""
+    with warnings.catch_warnings():
+        # Shared memory is read-only, of which torch warns; nothing here writes to it.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+def form(tree: object) -> str:
+    """Return types and shapes of an example, for a sentence."""
+    match tree:
+        case torch.Tensor() | np.ndarray():
+            return f"{type(tree).__name__}{tuple(tree.shape)}"
+        case Mapping():
+            return "{" + ", ".join(f"{key!r}: {form(value)}" for key, value in tree.items()) + "}"
+        case tuple() | list():
+            return f"{type(tree).__name__} of ({', '.join(map(form, tree[:4]))}" + (
+                f", ... {len(tree)} in all)" if len(tree) > 4 else ")"
+            )
+        case None:
+            return "None"
+        case _:
+            return type(tree).__name__
 
 
 def _digest_of(prefix: str, tree: object) -> str:
     """A digest of a text and of every byte of a batch."""
     state = hashlib.blake2b(prefix.encode(), digest_size=16)
-    for tensor in tensors_of(tree):
-        array = tensor.detach().cpu().contiguous()
-        state.update(f"{array.dtype}{tuple(array.shape)}".encode())
-        state.update(array.reshape(-1).view(torch.uint8).numpy().data)
+    for leaf in leaves_of(tree):
+        match leaf:
+            case torch.Tensor():
+                for part in leaf.unbind() if leaf.is_nested else (leaf,):
+                    _add(state, part)
+            case np.ndarray() if leaf.dtype.kind in "biufc":
+                _add(state, torch.from_numpy(leaf.astype(leaf.dtype.newbyteorder("="))))
+            case str() | bytes() | bool() | int() | float() | complex() | np.generic():
+                state.update(repr(leaf).encode())
     return state.hexdigest()
 
 
-def as_rows(data: object) -> Rows:
-    """Return numbered examples from what ``sample`` takes as data; rows as they are."""
-    match data:
-        case Rows():
-            rows = data
-        case DataLoader():
-            rows = _of_loader(data)
-        case IterableDataset():
-            raise ConfigError(
-                "data must be map-style, so that a chain can return to any batch after a fault; "
-                f"got the IterableDataset {type(data).__name__}: give a Dataset with __len__ and "
-                "__getitem__, or tensors"
-            )
-        case TensorDataset():
-            rows = TensorRows(data.tensors)
-        case Subset(dataset=TensorDataset() as whole):
-            rows = TensorRows(tuple(tensor[list(data.indices)] for tensor in whole.tensors))
-        case torch.Tensor() | np.ndarray() | tuple() | dict():
-            rows = TensorRows(_as_tensors(data))
-        case _ if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
-            rows = DatasetRows(data, default_collate)  # type: ignore[arg-type]
-        case _:
-            raise ConfigError(
-                "data must be a map-style Dataset, a tensor, a tuple or dict of tensors, or a "
-                f"DataLoader, got {type(data).__name__}"
-            )
-    if len(rows) == 0:
-        raise ConfigError("the data must hold at least one example, got none")
-    return rows
-
-
-def _of_loader(loader: DataLoader[Any]) -> Rows:
-    dataset: object = loader.dataset
-    if isinstance(dataset, IterableDataset):
-        return as_rows(dataset)
-    sampler = loader.sampler
-    if not isinstance(sampler, RandomSampler | SequentialSampler):
-        warnings.warn(
-            f"the DataLoader's sampler {type(sampler).__name__} is not used: every chain draws its "
-            "own batches, uniformly over the dataset",
-            stacklevel=3,
-        )
-    log.info("taking dataset, collate_fn and batch_size of the DataLoader, not its sampler")
-    if not hasattr(dataset, "__len__"):
-        raise ConfigError(f"the DataLoader's dataset must have __len__: {type(dataset).__name__}")
-    whole = loader.collate_fn is default_collate
-    rows = as_rows(dataset) if whole else DatasetRows(loader.dataset, loader.collate_fn)
-    rows.batch_size = loader.batch_size
-    return rows
-
-
-def _as_tensors(tree: object) -> object:
-    match tree:
-        case torch.Tensor():
-            return tree
-        case np.ndarray():
-            return torch.from_numpy(tree)
-        case Mapping():
-            return {key: _as_tensors(value) for key, value in tree.items()}
-        case tuple() | list():
-            return tuple(_as_tensors(value) for value in tree)
-        case _:
-            raise ConfigError(
-                f"data in tuples and dicts must be tensors, got {type(tree).__name__}"
-            )
+def _add(state: hashlib.blake2b, tensor: torch.Tensor) -> None:
+    """Add the bytes of a tensor, whatever its strides are, to a digest."""
+    dense = tensor.detach().cpu()
+    dense = (dense if dense.layout == torch.strided else dense.to_dense()).contiguous()
+    state.update(f"{dense.dtype}{tuple(dense.shape)}".encode())
+    # A dimension of one entry may have any stride, which view() refuses.
+    flat = dense.resolve_conj().resolve_neg().as_strided((dense.numel(),), (1,))
+    state.update(flat.view(torch.uint8).numpy().data)

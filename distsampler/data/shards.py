@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from distsampler.config import RunConfig
 from distsampler.data.batches import HopStream
-from distsampler.data.rows import Rows, Source, as_rows
-from distsampler.data.trees import select, tensors_of, with_tensors
+from distsampler.data.kinds import as_rows
+from distsampler.data.rows import Rows, Source, form
+from distsampler.data.trees import leaves_of, select, tensors_of, with_tensors
 from distsampler.errors import ConfigError
 from distsampler.seeding import Stream, generator, probe_rows
 
@@ -152,7 +153,7 @@ def cut(data: object, config: RunConfig, inspect: InspectShards = inspect_shards
                 raise ConfigError(
                     f"the data are a list of {len(data)} shards, and shards={config.shards}"
                 )
-            return _sharded([as_rows(each) for each in data], config)
+            return _sharded([_as_shard(each, i) for i, each in enumerate(data)], config)
         case _ if is_made(data) and callable(data):
             count = _count(config)
             return _sharded([Made(data, i, count) for i in range(count)], config, inspect)
@@ -207,25 +208,32 @@ def _count(config: RunConfig) -> int:
     return config.shards
 
 
+def _as_shard(data: object, index: int) -> Rows:
+    try:
+        return as_rows(data)
+    except ConfigError as error:
+        raise ConfigError(f"data in a list are shards; shard {index}: {error}") from None
+
+
 def _joined(batches: Sequence[object]) -> object:
     """Several batches as one."""
-    columns = zip(*map(tensors_of, batches), strict=True)
-    return with_tensors(batches[0], [torch.cat(column) for column in columns])
+    try:
+        columns = zip(*map(tensors_of, batches), strict=True)
+        return with_tensors(batches[0], [torch.cat(column) for column in columns])
+    except (ValueError, RuntimeError) as error:
+        forms = ", ".join(dict.fromkeys(map(form, batches)))
+        raise ConfigError(
+            "with data_mode='hop' the batches of all shards must be alike but for the number of "
+            f"examples, got {forms} ({type(error).__name__}: {error})"
+        ) from None
 
 
 def _checked(batch: object) -> object:
-    """A batch that can be joined with others: of tensors alone."""
-    match batch:
-        case torch.Tensor():
-            pass
-        case dict():
-            _checked(tuple(batch.values()))
-        case tuple() | list():
-            for each in batch:
-                _checked(each)
-        case _:
+    """A batch that can be joined with others: of tensors alone, or None."""
+    for leaf in leaves_of(batch):
+        if not (leaf is None or isinstance(leaf, torch.Tensor)):
             raise ConfigError(
                 "with data_mode='hop' a batch must be made of tensors, got a "
-                f"{type(batch).__name__} in it"
+                f"{type(leaf).__name__} in it"
             )
     return batch

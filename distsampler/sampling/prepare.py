@@ -16,7 +16,8 @@ from distsampler.config import RunConfig
 from distsampler.curvature import gradient_noise
 from distsampler.curvature import watch as curvature_watch
 from distsampler.data import shards
-from distsampler.data.rows import Rows, as_rows
+from distsampler.data.kinds import as_rows
+from distsampler.data.rows import Rows
 from distsampler.draws import Variable, WideVariable
 from distsampler.errors import ConfigError
 from distsampler.execution.pool import ChainPool, InspectsShards

@@ -46,10 +46,10 @@ def sample(  # noqa: PLR0913 (the signature is the public contract)
 
     Args:
         model: trained; its present weights are w*. It is not changed.
-        data: a map-style Dataset, a tensor, a tuple or dict of tensors, or a DataLoader (its
-            dataset, collate_fn and batch_size are taken, its sampler is not). With data_mode="hop"
-            also a list of these, the shards, or ``make_shard(index, count)``, which the actors
-            call for one.
+        data: a map-style Dataset, a tensor or array, a tuple or mapping of them, data frames of
+            numbers, or a DataLoader (its dataset, collate_fn and batch_size are taken, its sampler
+            is not). A list is a data set of its elements; with data_mode="hop" it is one of shards,
+            each any of these, or ``make_shard(index, count)`` is given, which the actors call.
         loss: ``loss(model, batch)``: one value per example, shape (batch,), or the batch mean. n
             counts examples: where an example is a sequence, and the loss gives one value each, n is
             the number of sequences, not of tokens.

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from distsampler.config import RunConfig, unknown_option
-from distsampler.data.rows import as_rows
+from distsampler.data.kinds import as_rows
 from distsampler.data.shards import is_made
 from distsampler.errors import ConfigError
 from distsampler.frozen import Config

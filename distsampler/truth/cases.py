@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from distsampler.config import RunConfig, SamplerConfig
-from distsampler.data.rows import as_rows
+from distsampler.data.kinds import as_rows
 from distsampler.models import sampler as by_name
 from distsampler.optim import SAMPLERS
 from distsampler.truth import networks, targets

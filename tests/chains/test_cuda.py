@@ -12,7 +12,7 @@ import distsampler as ds
 from distsampler.chains.chain import Chain
 from distsampler.chains.steps import alone
 from distsampler.data import rows as shards
-from distsampler.data.rows import as_rows
+from distsampler.data.kinds import as_rows
 from distsampler.sampling.prepare import prepare
 from tests.assertions import assert_mean, assert_same
 from tests.faults import job

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import distsampler as ds
-from distsampler.data.rows import as_rows
+from distsampler.data.kinds import as_rows
 from distsampler.errors import ConfigError, PlacementError
 from distsampler.models.replica import ChainSpec
 from distsampler.sampling.prepare import prepare
