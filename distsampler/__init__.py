@@ -29,7 +29,8 @@ Rooms, from top to bottom; each imports only what stands below it:
 At the door: ``config`` (what a run is), ``frozen`` (what configs have in common), ``option_names``
 (what others call their options), ``schedule`` (what "auto" means in draws), ``recipe`` (YAML
 files), ``references`` (functions by name, masks), ``facts`` (the posterior, nbeta), ``seeding``
-(randomness as a function of seed, chain and step), ``draws`` (what is recorded), ``errors``.
+(randomness as a function of seed, chain and step), ``draws`` (what is recorded), ``table`` (as
+text), ``errors``.
 
 Eight words:
 

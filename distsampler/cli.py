@@ -147,7 +147,7 @@ def llc(
     text = f"{estimate}\n{sampler_line(estimate.sampler)}"
     typer.echo(json.dumps(estimate.as_dict()) if as_json else text)
     if budget and not as_json:
-        typer.echo(estimate.budget.table(estimate.mean))
+        typer.echo(str(estimate.budget))
     raise typer.Exit(_code(run))
 
 
@@ -330,8 +330,6 @@ def _finish(done: Run) -> None:
         raise typer.Exit(INTERRUPTED)
     typer.echo(str(done.llc("ignore")))
     typer.echo(str(done.verdict))
-    for advisory in done.advisories:
-        typer.echo(f"note: {advisory}")
     typer.echo(f"run {done.store}")
     raise typer.Exit(_code(done))
 

@@ -80,19 +80,32 @@ def steepness(curvature: NDArray[np.float64], facts: Facts) -> Steepness | None:
     return Steepness(lr, law.limit, share, largest) if share > 0 else None
 
 
-def after_divergence(facts: Facts, curvature: float) -> str:
-    """Return what to lower, from what to what, where a chain has diverged.
+@dataclass(frozen=True)
+class Slower:
+    """What to lower where a chain has diverged."""
 
-    The step is halved as a start; more is taken where the curvature that was last measured asks for
-    it, NaN where none was.
+    lr: float | None  # step size that was used; None: the sampler has no such option
+    gentle_lr: float | None  # step size to start with; None: likewise
+    localization: float  # gamma that was used
+
+    def __str__(self) -> str:
+        pull = f"raise sampler.localization from {self.localization:g}"
+        if self.lr is None:
+            return f"give the sampler a smaller step, or {pull}"
+        return f"lower sampler.lr from {self.lr:.3g} to {self.gentle_lr:g} as a start, or {pull}"
+
+
+def after_divergence(facts: Facts, curvature: float) -> Slower:
+    """Return what to lower: half the step, or less where the last known curvature asks for it.
+
+    The curvature is NaN where none was measured.
     """
-    pull = f"raise sampler.localization from {facts.posterior.localization:g}"
     if facts.lr is None:
-        return f"give the sampler a smaller step, or {pull}"
+        return Slower(None, None, facts.posterior.localization)
     lr, known = two_digits(facts.lr / 2), steepness(np.array([curvature]), facts)
     if known is not None and known.too_large:
         lr = min(lr, known.gentle_lr)
-    return f"lower sampler.lr from {facts.lr:.3g} to {lr:g} as a start, or {pull}"
+    return Slower(facts.lr, lr, facts.posterior.localization)
 
 
 def two_digits(value: float) -> float:

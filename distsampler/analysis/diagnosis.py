@@ -10,8 +10,8 @@ two kinds must meet: the even ones come from below, the odd ones from above.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,9 @@ from distsampler.analysis.convergence import (
 )
 from distsampler.analysis.drift import Outlier
 from distsampler.analysis.json_values import plain
+from distsampler.config import GateConfig
 from distsampler.draws import ACCEPTANCE, EXCESS_LOSS, PROBE_LOSS
+from distsampler.table import Column, Content, Table, failing
 
 CLEARLY = 3.0  # standard errors
 POOLED = 1_000_000  # draws of a variable that are diagnosed, at most
@@ -63,6 +65,8 @@ class Diagnosis:
             in a draw's excess loss, ``sqrt(var(excess_loss) - var(probe_loss))``: below 1, most
             of what the excess loss shows from draw to draw is noise; infinite: there is none.
         acceptance: mean chance that Metropolis would accept a step; NaN: not recorded.
+        gate: what is asked of the gated rows.
+        thin: steps per draw.
     """
 
     chains: int
@@ -75,6 +79,8 @@ class Diagnosis:
     bracket: tuple[BracketSide, BracketSide] | None = None
     signal_to_noise: float = math.nan
     acceptance: float = math.nan
+    gate: GateConfig = field(default_factory=GateConfig)
+    thin: int = 1
 
     @property
     def gated(self) -> tuple[Row, ...]:
@@ -126,16 +132,25 @@ class Diagnosis:
             for each in self.outliers
         ]
 
+    def clearest_drift(self) -> Row | None:
+        """Return the row that drifts most clearly, the probe's loss before equally clear ones."""
+        drifts = [(row, row.drift) for row in self.gated if row.drift and row.drift.significant]
+        # Rounded, so that equally clear drifts do not differ by a machine's bits.
+        return max(
+            drifts,
+            key=lambda d: (round(d[1].ratio, 6), d[0].name == PROBE_LOSS),
+            default=(None, None),
+        )[0]
+
     def drifting(self) -> list[str]:
-        """Return the clearest drift in words, if any; the probe's loss before equally clear ones.
+        """Return the clearest drift in words, if there is any.
 
         It is in units of the LLC for the probe's loss, else in standard deviations.
         """
-        drifts = [(row, row.drift) for row in self.gated if row.drift and row.drift.significant]
-        if not drifts:
+        row = self.clearest_drift()
+        if row is None or row.drift is None:
             return []
-        # Rounded, so that equally clear drifts do not differ by a machine's bits.
-        row, moved = max(drifts, key=lambda d: (round(d[1].ratio, 6), d[0].name == PROBE_LOSS))
+        moved = row.drift
         unit, name = row.sd, "standard deviations"
         if row.name == PROBE_LOSS and math.isfinite(self.nbeta):
             unit, name = 1 / self.nbeta, "in units of the LLC"
@@ -154,9 +169,33 @@ class Diagnosis:
             for even, odd in filter(None, [self.bracket])
         ]
 
+    def table(self) -> Table:
+        """Return the table of what was measured; a star marks what the gate reads."""
+        steps = f"steps for ESS {self.gate.ess:g}"  # that each needs, the advisory ones too
+        numbers = ("mean", "sd", "MCSE", "R-hat", "bulk ESS", "tail ESS", steps)
+        columns = [Column("gate", "label"), Column("quantity", "label"), *map(Column, numbers)]
+        return Table(columns, [tuple(self._cells(row)) for row in self.rows])
+
+    def __str__(self) -> str:
+        return "\n".join([self.table().text(), *self.remarks()])
+
+    def __repr__(self) -> str:
+        worst = f"R-hat {self.r_hat:.4f}, ESS {self.ess:.0f}"
+        return f"Diagnosis({self.chains} chains of {self.draws} draws, {worst})"
+
     def as_dict(self) -> dict[str, Any]:
         """Return the diagnosis for JSON; numbers that are not finite as None."""
-        return plain(asdict(self))
+        return plain({**asdict(self), "gate": self.gate.model_dump()})
+
+    def _cells(self, row: Row) -> Iterator[Content]:
+        """What the table says of a quantity."""
+        yield "*" if row.gated else ""
+        yield row.name
+        yield from (f"{value:.4g}" for value in (row.mean, row.sd, row.mcse))
+        yield failing(f"{row.r_hat:.4f}", row.gated and not row.r_hat < self.gate.rhat)
+        for ess in (row.ess_bulk, row.ess_tail):
+            yield failing(f"{ess:.0f}", row.gated and not ess > self.gate.ess)
+        yield f"{self.thin * self.draws_for(row, self.gate.ess):.0f}"
 
     def _below(self) -> list[str]:
         """Losses clearly below that at w*, in words: then the LLC is below zero."""

@@ -16,8 +16,15 @@ from numpy.typing import NDArray
 from distsampler.analysis.diagnosis import Diagnosis
 from distsampler.analysis.json_values import plain
 from distsampler.draws import DISCRETISATION_BIAS, EXCESS_LOSS, HEAT_BIAS, PROBE_LOSS
+from distsampler.table import Column, Table
 
 COVERAGE = 0.95
+COLUMNS = (
+    Column("error", "label"),
+    Column("in the LLC"),
+    Column("of it"),
+    Column("meaning", "sentence"),
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,7 @@ class ErrorBudget:
     hop: float | None = None
     # name of a bias -> why it is not predicted
     unpredicted: Mapping[str, str] = field(default_factory=dict)
+    llc: float = math.nan  # the LLC whose error it is
 
     @property
     def se(self) -> float:
@@ -55,18 +63,19 @@ class ErrorBudget:
         """The sum of the biases that are predicted."""
         return (self.discretisation or 0.0) + (self.heat or 0.0) + (self.hop or 0.0)
 
-    def interval(self, mean: float) -> tuple[float, float]:
+    @property
+    def interval(self) -> tuple[float, float]:
         """Return the nominal 95 % interval of the LLC without the sampler's bias.
 
-        ``[mean - max(bias, 0) - z s, mean - min(bias, 0) + z s]``, ``s^2 = se^2 + bias_se^2``, with
+        ``[llc - max(bias, 0) - z s, llc - min(bias, 0) + z s]``, ``s^2 = se^2 + bias_se^2``, with
         z such that ``Phi(z + |bias| / s) - Phi(-z) = 0.95``: 1.96 without a bias, 1.64 for a large
         one. It covers with 95 % if the bias is as predicted and if there is none, with more in
-        between (Imbens & Manski 2004), and always holds the mean itself. A shift by the prediction
+        between (Imbens & Manski 2004), and always holds the LLC itself. A shift by the prediction
         would be shorter, and wrong where the loss is far from quadratic.
         """
         spread = math.hypot(self.se, self.bias_se)
         reach = _quantile(abs(self.bias) / spread) * spread if spread > 0 else spread
-        return mean - max(self.bias, 0.0) - reach, mean - min(self.bias, 0.0) + reach
+        return self.llc - max(self.bias, 0.0) - reach, self.llc - min(self.bias, 0.0) + reach
 
     @property
     def covers(self) -> str:
@@ -94,22 +103,21 @@ class ErrorBudget:
             ("drift", self.drift, f"second half less first, +- {self.drift_se:.2g}: slow modes"),
         ]
 
-    def table(self, mean: float) -> str:
-        """Return the parts in units of the LLC and as shares of its mean, a line each."""
-        rows = [("error", "in the LLC", "of it", "")]
+    def table(self) -> Table:
+        """Return the table of the parts, in units of the LLC and as shares of it."""
+        rows = []
         for name, value, meaning in self.rows():
-            share = f"{value / mean:.1%}" if value is not None and mean else ""
-            rows.append(
-                (name, "not predicted" if value is None else f"{value:.3g}", share, meaning)
-            )
-        wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            f"{name:{wide[0]}}  {value:>{wide[1]}}  {share:>{wide[2]}}  {meaning}".rstrip()
-            for name, value, share, meaning in rows
-        ]
-        low, high = self.interval(mean)
-        lines.append(f"95 % interval {low:.5g} .. {high:.5g}: {self.covers}")
-        return "\n".join(lines)
+            size = "not predicted" if value is None else f"{value:.3g}"
+            share = f"{value / self.llc:.1%}" if value is not None and self.llc else ""
+            rows.append((name, size, share, meaning))
+        return Table(COLUMNS, rows)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.table().text()}\n95 % interval {low:.5g} .. {high:.5g}: {self.covers}"
+
+    def __repr__(self) -> str:
+        return f"ErrorBudget(llc={self.llc:.4g}, se={self.se:.2g}, bias={self.bias:.2g})"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the parts for JSON; NaN and what is not predicted as None."""
@@ -153,6 +161,7 @@ def budget(
         drift_se=nbeta * _error(drift),
         hop=None if hop is None else hop * nbeta * mean_of(excess),
         unpredicted={**missing, **(unpredicted or {})},
+        llc=nbeta * mean_of(excess),
     )
 
 

@@ -72,7 +72,8 @@ class LLCEstimate:
         """Return the estimate for JSON; numbers that are not finite as None."""
         values = asdict(self)
         renamed = {"llc": values.pop("mean"), "lost_chains": values.pop("lost"), "lr": self.lr}
-        return plain({**renamed, **values, "converged": self.converged})
+        verdict = {"verdict": self.verdict.as_dict(), "converged": self.converged}
+        return plain({**renamed, **values, **verdict})
 
     def __str__(self) -> str:
         total, lr = len(self.chains) + len(self.lost), self.lr

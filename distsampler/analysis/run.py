@@ -6,25 +6,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import xarray as xr
 
-from distsampler.analysis import bias, inference_data, verdict
+from distsampler.analysis import inference_data
+from distsampler.analysis.advice import Situation
 from distsampler.analysis.arviz_bridge import InferenceData, group
 from distsampler.analysis.diagnosis import Diagnosis
-from distsampler.analysis.error_budget import ErrorBudget, budget, chain_excess, mean_of
+from distsampler.analysis.error_budget import budget, chain_excess, mean_of
 from distsampler.analysis.estimators import LLCEstimate, WBICEstimate
-from distsampler.analysis.verdict import Verdict
-from distsampler.draws import CURVATURE
+from distsampler.analysis.verdict import Judged, Verdict, judge
 from distsampler.errors import ConfigError, NotConverged, NotConvergedWarning, StoreError
 from distsampler.facts import Facts, optimal_nbeta
+from distsampler.store.events import Retired, of_kind
 from distsampler.store.files import Files
 from distsampler.store.large_arrays import LOSSES
 from distsampler.store.manifest import Manifest
 from distsampler.store.reader import TraceReader
 
 NO_DRAW = "holds no loss at w*: it ended before any draw was made"
-BIASED = 0.1  # share of the LLC beyond which a predicted bias is worth a note
 OnUnconverged = Literal["warn", "raise", "ignore"]
 
 
@@ -129,12 +128,12 @@ class Run:
     @property
     def diagnosis(self) -> Diagnosis:
         """R-hat, ESS and MCSE of the posterior, its drift, its outliers."""
-        return self._judged[0]
+        return self._judged.diagnosis
 
     @property
     def verdict(self) -> Verdict:
         """Whether the run's estimates can be trusted."""
-        return self._judged[1]
+        return self._judged.verdict
 
     @property
     def facts(self) -> dict[str, float]:
@@ -167,13 +166,14 @@ class Run:
             NotConverged: if asked to.
         """
         self._warn(on_unconverged)
-        init_loss, facts, parts = self.facts["init_loss"], self._facts, self._budget
+        init_loss, facts, parts = self.facts["init_loss"], self._facts, self._judged.budget
+        assert parts is not None, "there are facts"
         per_chain = facts.posterior.nbeta * chain_excess(self._groups["posterior"])
-        mean, bracket = mean_of(per_chain), self.diagnosis.bracket
+        bracket = self.diagnosis.bracket
         return LLCEstimate(
-            mean=mean,
+            mean=parts.llc,
             se=parts.se,
-            interval=parts.interval(mean),
+            interval=parts.interval,
             per_chain=tuple(per_chain.tolist()),
             chains=self._trace.chains,
             lost=tuple(sorted(self.lost_chains)),
@@ -213,7 +213,7 @@ class Run:
     @property
     def advisories(self) -> tuple[str, ...]:
         """What does not enter the verdict and should be known: a step that is too large or hot."""
-        return (*self._too_large(), *self._biased())
+        return self.verdict.notes
 
     @cached_property
     def _groups(self) -> dict[str, xr.Dataset]:
@@ -221,8 +221,8 @@ class Run:
         return inference_data.lazy_groups(self._trace)
 
     @cached_property
-    def _judged(self) -> tuple[Diagnosis, Verdict]:
-        return verdict.judge(self._groups, self.manifest.config)
+    def _judged(self) -> Judged:
+        return judge(self._groups, self._situation)
 
     @property
     def _facts(self) -> Facts:
@@ -232,30 +232,22 @@ class Run:
         return facts
 
     @property
-    def _budget(self) -> ErrorBudget:
-        why = bias.unpredicted(self.manifest.config, self.manifest.law)
-        nbeta, hop = self._facts.posterior.nbeta, self.facts.get("hop_bias")
-        posterior, stats = self._groups["posterior"], self._groups["sample_stats"]
-        return budget(posterior, nbeta, self.diagnosis, stats, why, hop)
-
-    def _too_large(self) -> tuple[str, ...]:
-        """Whether the step is too large for a curvature that was met."""
-        stats = self._groups["sample_stats"]
-        if CURVATURE not in stats:
-            return ()
-        step = bias.steepness(np.asarray(stats[CURVATURE].values, np.float64), self._facts)
-        return (str(step),) if step is not None and step.too_large else ()
-
-    def _biased(self) -> tuple[str, ...]:
-        """Whether the sampler's own bias is predicted to be more than a tenth of the LLC."""
-        estimate = self.llc("ignore")
-        share = estimate.budget.bias / estimate.mean if estimate.mean > 0 else math.nan
-        if not abs(share) > BIASED:
-            return ()
-        return (
-            f"step and minibatches are predicted to make the LLC {abs(estimate.budget.bias):.3g} "
-            f"too {'large' if share > 0 else 'small'}, {abs(share):.0%} of it: lower sampler.lr, "
-            "raise batch_size, or let ds.calibrate choose; the interval holds it",
+    def _situation(self) -> Situation:
+        """What an advice depends on beside the draws."""
+        manifest, lost = self.manifest, self.lost_chains
+        retired = of_kind(self.events, Retired) if lost else []
+        diverged = tuple(event["chain"] for event in retired if event.get("diverged"))
+        lrs = [event["gentle_lr"] for event in retired if event.get("gentle_lr") is not None]
+        return Situation(
+            manifest.config,
+            self._trace.facts(),
+            self.burn_in,
+            self.store,
+            manifest.recipe is not None,
+            manifest.status,
+            lost,
+            diverged,
+            tuple(lrs),
         )
 
     def _warn(self, on_unconverged: OnUnconverged) -> None:

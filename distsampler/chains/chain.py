@@ -228,7 +228,7 @@ class Chain:
                 f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
             ) from None
 
-    def _remedy(self) -> str:
+    def _remedy(self) -> bias.Slower:
         """What to do about a divergence."""
         met = {} if self._watch is None else self._watch.values
         return bias.after_divergence(self.spec.facts, met.get(CURVATURE, math.nan))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
+from distsampler.analysis.bias import Slower
 from distsampler.chains.observables import Values
 from distsampler.chains.sampler_trial import measures_acceptance, needs_closure
 from distsampler.draws import ACCEPTANCE, DrawBlock
@@ -22,7 +23,7 @@ class ChainDiverged(DistsamplerError):
     """A chain met a value that is not finite, or left for good; ``block`` has its draws before."""
 
     def __init__(
-        self, chain: int, step: int, what: str, last_loss: float, block: DrawBlock, remedy: str
+        self, chain: int, step: int, what: str, last_loss: float, block: DrawBlock, remedy: Slower
     ) -> None:
         super().__init__(chain, step, what, last_loss, block, remedy)
         self.chain, self.step, self.what, self.last_loss, self.block, self.remedy = self.args

@@ -15,6 +15,7 @@ from heapq import heapify, heappop
 from operator import ge
 from typing import assert_never
 
+from distsampler.analysis.bias import Slower
 from distsampler.analysis.verdict import Verdict
 from distsampler.chains.anchor_pass import BLOCK, AnchorPart, Part
 from distsampler.chains.steps import Advanced
@@ -177,7 +178,7 @@ def _advanced(state: State, done: Advanced, actions: list[Action]) -> State:
             actions.append(Keep(block))
     state = replace(state, received=tuple(received))
     for error in done.diverged:
-        state = _retired(state, (error.chain,), str(error), actions, diverged=True)
+        state = _retired(state, (error.chain,), str(error), actions, error.remedy)
     return state
 
 
@@ -186,10 +187,12 @@ def _retired(
     chains: tuple[int, ...],
     cause: str,
     actions: list[Action],
-    diverged: bool | None = None,
+    remedy: Slower | None = None,
 ) -> State:
-    """Take chains out; the run fails where too few are left."""
-    actions += [*(Retired(chain, cause, diverged) for chain in chains), CommitNow()]
+    """Take chains out, with a remedy if they diverged; the run fails where too few are left."""
+    lr = None if remedy is None else remedy.gentle_lr
+    diverged = None if remedy is None else True
+    actions += [*(Retired(chain, cause, diverged, lr) for chain in chains), CommitNow()]
     return _enough_left(replace(state, retired=state.retired.union(chains)), cause)
 
 

@@ -3,7 +3,6 @@
 In reading order:
 
 ``summary``       what is said about a run or a sweep, as tables, lines and JSON
-``table``         a table, made once, printed as text or put into a page
 ``plots``         figures on matplotlib Axes
 ``html``          one page that needs nothing else, with figures in its own colours
 ``run_report``    the page about a run

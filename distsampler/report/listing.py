@@ -16,13 +16,13 @@ import numpy as np
 
 from distsampler.draws import EXCESS_LOSS
 from distsampler.errors import StoreError
-from distsampler.report.table import Column, Table
 from distsampler.schedule import Schedule
 from distsampler.store.events import GateRound, of_kind
 from distsampler.store.files import Files, is_url
 from distsampler.store.lease import EXPIRY_SECONDS, ago, heartbeat
 from distsampler.store.manifest import MANIFEST
 from distsampler.store.reader import TraceReader
+from distsampler.table import Column, Table
 
 COLUMNS = tuple(
     Column(heading, "label")

@@ -28,17 +28,16 @@ from distsampler.report.html import (
     paragraph,
     table,
 )
-from distsampler.report.summary import actors_lost, quantities
-from distsampler.report.table import Column, Table
+from distsampler.report.summary import actors_lost
 from distsampler.store.events import Draining, Lost, Started
 from distsampler.store.files import Files
+from distsampler.table import Column, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Plot = Callable[[Run, "Axes"], "Axes"]
 MOST_EVENTS = 200  # shown, at most
-BUDGET = (Column("error", "label"), Column("in the LLC"), Column("meaning", "sentence"))
 RETIRED = (Column("retired chain", "label"), Column("why", "sentence"))
 HAPPENED = tuple(Column(heading, "sentence") for heading in ("time", "event", "what"))
 CAPTIONS: dict[Plot, str] = {
@@ -135,15 +134,11 @@ def _convergence(run: Run) -> list[Html]:
     gate = run.manifest.config.gate
     limits = f"R-hat below {gate.rhat}, ESS above {gate.ess:g}"
     how = paragraph(f"Rows with a star decide: {limits}; red is what fails.")
-    return [how, table(quantities(run)), *map(paragraph, run.diagnosis.remarks())]
+    return [how, table(run.diagnosis.table()), *map(paragraph, run.diagnosis.remarks())]
 
 
 def _budget(run: Run, budget: ErrorBudget) -> list[Html]:
-    rows = [
-        (name, "not predicted" if value is None else f"{value:.3g}", meaning)
-        for name, value, meaning in budget.rows()
-    ]
-    parts = table(Table(BUDGET, rows))
+    parts = table(budget.table())
     return [figures(parts, _figure(run, plots.plot_budget)) if _has_draws(run) else parts]
 
 

@@ -7,45 +7,22 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from distsampler.analysis.convergence import Row
 from distsampler.analysis.estimators import plus_minus, sampler_line
 from distsampler.analysis.run import Run
-from distsampler.report.table import Column, Content, Marked, Table
 from distsampler.store.events import Lost, Retired, of_kind
-
-
-def quantities(run: Run) -> Table:
-    """Return the table of what was measured; a star marks what the gate reads."""
-    diagnosis, config = run.diagnosis, run.manifest.config
-    gate = config.gate
-    steps = f"steps for ESS {gate.ess:g}"  # that each quantity needs, the advisory ones too
-    numbers = ("mean", "sd", "MCSE", "R-hat", "bulk ESS", "tail ESS", steps)
-
-    def cells(row: Row) -> Iterator[Content]:
-        yield "*" if row.gated else ""
-        yield row.name
-        yield from (f"{value:.4g}" for value in (row.mean, row.sd, row.mcse))
-        yield _failing(f"{row.r_hat:.4f}", row.gated and not row.r_hat < gate.rhat)
-        for ess in (row.ess_bulk, row.ess_tail):
-            yield _failing(f"{ess:.0f}", row.gated and not ess > gate.ess)
-        yield f"{config.thin * diagnosis.draws_for(row, gate.ess):.0f}"
-
-    columns = [Column("gate", "label"), Column("quantity", "label"), *map(Column, numbers)]
-    return Table(columns, [tuple(cells(row)) for row in diagnosis.rows])
+from distsampler.table import Column, Content, Marked, Table
 
 
 def diagnosis_text(run: Run) -> str:
     """Return every measured quantity, what was lost, and the verdict with its advice, as text."""
     diagnosis = run.diagnosis
     lines = [
-        quantities(run).text(),
-        *diagnosis.remarks(),
+        str(diagnosis),
         *(f"retired chain {c}: {reason.splitlines()[0]}" for c, reason in run.lost_chains.items()),
         f"{diagnosis.chains} chains of {diagnosis.draws} draws after a burn-in of {run.burn_in}, "
         f"{actors_lost(run)} actors lost and replaced",
         sampler_line(run.sampler),
         str(run.verdict),
-        *(f"note: {advisory}" for advisory in run.advisories),
     ]
     return "\n".join(lines)
 
@@ -54,9 +31,8 @@ def diagnosis_as_dict(run: Run) -> dict[str, Any]:
     """Return what ``diagnosis_text`` says, for JSON."""
     verdict = run.verdict
     return {
+        **verdict.as_dict(),
         "verdict": str(verdict.status),
-        "reason": verdict.reason,
-        "advice": verdict.advice,
         "advisories": list(run.advisories),
         "status": run.manifest.status,
         "burn_in": run.burn_in,
@@ -112,7 +88,3 @@ def _estimate(cell: xr.Dataset) -> Iterator[Content]:
     yield verdict and Marked(verdict, "good" if verdict == "CONVERGED" else "bad")
     yield str(cell["status"].item())
     yield str(cell["reason"].item())
-
-
-def _failing(text: str, fails: bool) -> Content:
-    return Marked(text, "bad") if fails else text

@@ -2,8 +2,9 @@
 
 import math
 
-from distsampler.analysis import diagnosis, inference_data, verdict
-from distsampler.analysis.verdict import Verdict
+from distsampler.analysis import diagnosis, inference_data
+from distsampler.analysis.advice import Situation
+from distsampler.analysis.verdict import Verdict, judge
 from distsampler.models.sampler import freeze_after
 from distsampler.schedule import Schedule
 from distsampler.store.trace import Trace
@@ -22,7 +23,7 @@ class Gate:
         if self._schedule.burn_in is None:
             self._trace.choose_burn_in(self._burn_in(end))
         groups = inference_data.lazy_groups(self._trace, end - self._trace.burn_in)
-        return verdict.judge(groups, self._config)[1]
+        return judge(groups, Situation(self._config)).verdict
 
     def _burn_in(self, end: int) -> int:
         """Return the draw at which the drift ends, but not before the sampler's adaptation does."""

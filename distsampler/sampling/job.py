@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from distsampler.analysis import arviz_bridge
+from distsampler.analysis.advice import Lever
 from distsampler.analysis.run import Run
 from distsampler.chains.observables import variables, wide_variables
 from distsampler.chains.worker import ALONE
@@ -97,7 +98,7 @@ class Job:
             stack.callback(pool.stop)  # before the right to write is given up
             state = self._drive(trace, pool, places, observer, stopped)
         if state.phase is Phase.FAILED:
-            raise RunFailed(f"{state.reason}\nwhat was committed stays readable in {files}")
+            raise RunFailed(_failure(Run(files), state.reason))
         return Run(files)
 
     def _drive(
@@ -125,6 +126,13 @@ class Job:
         trace.seal(status, state.reason, kept, time.monotonic() - began)
         trace.log(Ended(status, state.reason))
         return state
+
+
+def _failure(run: Run, reason: str) -> str:
+    """Return why a run failed, what to do where its chains diverged, and what is left of it."""
+    to_do, left = run.verdict.to_do, f"what was committed stays readable in {run.store}"
+    measures = [f"To do: {to_do}."] if Lever.LR in to_do.levers else []
+    return "\n".join([reason, *measures, left])
 
 
 def check(recipe: Recipe, store: str | Path | None, pool: ChainPool | None, resume: Resume) -> Job:

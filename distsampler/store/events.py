@@ -80,6 +80,7 @@ class Retired(RunEvent):
     chain: int
     reason: str
     diverged: bool | None = None  # whether its numbers left for infinity
+    gentle_lr: float | None = None  # the step size that is advised then
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def main() -> None:
     print(f"accuracy on 1,000 held-out digits {mnist.accuracy(model):.1%}")
     print(run.verdict)
     print(estimate)
-    print(estimate.budget.table(estimate.mean))
+    print(estimate.budget)
     print(f"report {run_report.write(run)}")
 
 

@@ -10,9 +10,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 import distsampler as ds
-from distsampler.analysis import convergence, error_budget
+from distsampler.analysis import convergence
 from distsampler.analysis import diagnosis as diagnostics
 from distsampler.analysis import verdict as verdicts
+from distsampler.analysis.advice import Situation
 from distsampler.analysis.verdict import Verdict
 
 NBETA = 50.0
@@ -38,9 +39,9 @@ def white(chains: int = 4, draws: int = 1000, seed: int = 0) -> NDArray[np.float
 
 
 def judge(data: xr.Dataset, dispersed: bool = False, **gate: Any) -> Verdict:
-    diagnosis = diagnostics.diagnose(data, nbeta=NBETA, dispersed=dispersed)
-    error = error_budget.relative_error(data, diagnosis)
-    return verdicts.gate(diagnosis, ds.GateConfig(**gate), error)
+    config = ds.RunConfig(gate=ds.GateConfig(**gate), init="dispersed" if dispersed else "anchor")
+    groups = {"posterior": data, "constant_data": xr.Dataset({"nbeta": NBETA})}
+    return verdicts.judge(groups, Situation(config)).verdict
 
 
 def quadratic(draws: int) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
@@ -101,10 +102,10 @@ def test_the_verdict_names_the_drift_its_direction_and_its_size_in_units_of_the_
 def test_the_advice_for_a_transient_is_a_longer_burn_in() -> None:
     transient = -0.1 * np.exp(-np.arange(4000) / 100)
     diagnosis = diagnostics.diagnose(dataset(white(draws=4000) + transient), nbeta=NBETA)
-    verdict = verdicts.gate(diagnosis, ds.GateConfig())
+    verdict = verdicts.gate(diagnosis, Situation(ds.RunConfig()))
     assert verdict.status == "NOT_CONVERGED"
     assert 100 < diagnosis.settled < 1200
-    assert f"a burn_in {diagnosis.settled} draws longer" in verdict.advice
+    assert f"burn_in={diagnosis.settled}, {diagnosis.settled} draws more" in verdict.advice
     rest = dataset((white(draws=4000) + transient)[:, diagnosis.settled :])
     assert judge(rest).converged
 
@@ -114,7 +115,7 @@ def test_a_chain_that_lies_apart_is_named_in_reason_and_remarks() -> None:
     values[2] += 0.02
     diagnosis = diagnostics.diagnose(dataset(values), nbeta=NBETA)
     assert [each.chain for each in diagnosis.outliers] == [2]
-    verdict = verdicts.gate(diagnosis, ds.GateConfig())
+    verdict = verdicts.gate(diagnosis, Situation(ds.RunConfig()))
     assert "chain 2 lies apart in" in verdict.reason
     assert "whether chain 2 is stuck" in verdict.advice
     assert any("chain 2 lies apart" in line for line in diagnosis.remarks())

@@ -30,14 +30,14 @@ def stats(like: NDArray[np.float64], **values: float | NDArray[np.float64]) -> x
 
 
 def test_without_a_bias_the_interval_is_the_normal_one() -> None:
-    low, high = PLAIN.interval(3.0)
+    low, high = replace(PLAIN, llc=3.0).interval
     assert (low, high) == pytest.approx((3 - 1.96 * 0.1, 3 + 1.96 * 0.1), abs=1e-5)
 
 
 @pytest.mark.parametrize("bias", [-0.5, -0.02, 0.1, 0.3])
 def test_the_interval_covers_with_a_bias_as_predicted_and_without_one(bias: float) -> None:
-    parts, law = replace(PLAIN, discretisation=0.4 * bias, heat=0.6 * bias), NormalDist(0, 0.1)
-    low, high = parts.interval(0.0)  # about an estimate of 0
+    parts = replace(PLAIN, discretisation=0.4 * bias, heat=0.6 * bias, llc=0.0)
+    (low, high), law = parts.interval, NormalDist(0, 0.1)
     assert low < 0 < high
     for true_bias in (bias, 0.0):
         # The estimate is truth + bias + error: it is covered if low < -(bias + error) < high.
@@ -48,8 +48,8 @@ def test_the_interval_covers_with_a_bias_as_predicted_and_without_one(bias: floa
 
 
 def test_the_error_of_a_prediction_widens_the_interval() -> None:
-    sure = replace(PLAIN, discretisation=0.2)
-    narrow, wide = (parts.interval(1.0) for parts in (sure, replace(sure, bias_se=0.3)))
+    sure = replace(PLAIN, discretisation=0.2, llc=1.0)
+    narrow, wide = (parts.interval for parts in (sure, replace(sure, bias_se=0.3)))
     assert wide[0] < narrow[0] < narrow[1] < wide[1]
 
 
@@ -112,7 +112,7 @@ def test_the_interval_holds_the_truth_in_95_of_100_runs(share: float, v: float) 
         told = stats(excess, discretisation_bias=biases[:, :1], heat_bias=biases[:, 1:])
         run, diagnosis = posterior(excess), diagnose(posterior(excess))
         for name, given in (("full", told), ("naive", None)):
-            low, high = budget(run, 1.0, diagnosis, given).interval(excess.mean())
+            low, high = budget(run, 1.0, diagnosis, given).interval
             covered += name == "full" and low < exact < high
             naive += name == "naive" and low < exact < high
     assert 0.92 <= covered / 400 <= 0.98

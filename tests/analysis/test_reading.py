@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import distsampler as ds
 from distsampler.analysis import diagnosis as diagnostics
 from distsampler.analysis import error_budget, estimators
 from distsampler.analysis import verdict as verdicts
+from distsampler.analysis.advice import Situation
 from distsampler.draws import AtAnchor
 from distsampler.errors import ConfigError, NotConverged, NotConvergedWarning, StoreError
 from distsampler.facts import Facts, Posterior
@@ -75,10 +77,10 @@ def test_minibatch_noise_does_not_make_chains_converge() -> None:
 
 def test_a_small_ess_says_how_many_more_draws() -> None:
     run = make_run(autoregressive(4, 620, 0.9, seed=6))
-    gate = ds.GateConfig(rhat=1.5)
-    verdict = verdicts.gate(run.diagnosis, gate)
+    config = ds.RunConfig(gate=ds.GateConfig(rhat=1.5))
+    verdict = verdicts.gate(replace(run.diagnosis, gate=config.gate), Situation(config))
     assert verdict.status == "NOT_CONVERGED"
-    assert verdict.reason.startswith("ESS of ")
+    assert verdict.reason.startswith("bulk ESS of ")
     assert "times the draws" in verdict.advice
 
 
@@ -110,7 +112,7 @@ def test_nan_is_undetermined_never_converged() -> None:
             for name in ("probe_loss", "excess_loss")
         }
     )
-    verdict = verdicts.gate(diagnostics.diagnose(posterior), ds.GateConfig())
+    verdict = verdicts.gate(diagnostics.diagnose(posterior), Situation(ds.RunConfig()))
     assert verdict.status == "UNDETERMINED"
 
 

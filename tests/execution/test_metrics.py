@@ -30,7 +30,7 @@ def snapshot(
     for _ in range(lost):
         progress.lost(1)
     if judged:
-        progress.judged(Verdict(Status.NOT_CONVERGED, "R-hat", "wait", 1.25, 33.0))
+        progress.judged(Verdict(Status.NOT_CONVERGED, "R-hat", 1.25, 33.0))
     return progress.snapshot("sampling", retired, (draws, draws - 5, 7))
 
 

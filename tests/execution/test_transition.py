@@ -15,6 +15,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from distsampler.analysis.bias import Slower
 from distsampler.analysis.verdict import Status, Verdict
 from distsampler.chains.anchor_pass import AnchorPart, Part
 from distsampler.chains.steps import Advanced, ChainDiverged
@@ -55,7 +56,7 @@ SETUP = RunSetup(
 
 
 def verdict(status: Status) -> Verdict:
-    return Verdict(status, "for a reason", "", 1.0, 500.0)
+    return Verdict(status, "for a reason", 1.0, 500.0)
 
 
 def result(work: Work) -> Result:
@@ -68,10 +69,13 @@ def block(work: Advance, draws: int, chain: int) -> DrawBlock:
     return DrawBlock(chain, work.first_draw, {"loss": np.zeros(draws)}, b"state")
 
 
+SLOWER = Slower(0.01, 0.005, 10.0)
+
+
 def diverged(work: Advance, draws: int) -> Advanced:
     """The first chain of a pack made so many draws only."""
     first, *others = work.chains
-    error = ChainDiverged(first, 20, "loss", 1.0, block(work, draws, first), "lower it")
+    error = ChainDiverged(first, 20, "loss", 1.0, block(work, draws, first), SLOWER)
     return Advanced(tuple(block(work, work.draws, chain) for chain in others), (error,))
 
 
@@ -348,7 +352,7 @@ def test_a_diverged_chain_is_retired_and_its_finite_draws_are_kept() -> None:
     done = diverged(work, 3)
     play.send(WorkDone(1, work, done, 1.0))
     (chain,) = work.chains
-    assert Retired(chain, str(done.diverged[0]), diverged=True) in play.actions
+    assert Retired(chain, str(done.diverged[0]), True, SLOWER.gentle_lr) in play.actions
     assert play.ends[chain] == 3
     play.run()
     assert play.state.phase is Phase.FINISHED

@@ -1,4 +1,4 @@
-"""Table: what a table says, made once; printed as text, or put into a page (``html.table``)."""
+"""Table: what a table says, made once; printed as text, or put into a page by the report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,6 +39,11 @@ class Table:
         sides = [">" if column.kind == "number" else "<" for column in self.columns]
         layout = "  ".join(f"{{:{s}{w}}}" for s, w in zip(sides, widths, strict=True))
         return "\n".join(layout.format(*cells).rstrip() for cells in lines)
+
+
+def failing(text: str, fails: bool) -> Content:
+    """Return a cell, marked if what it says is bad."""
+    return Marked(text, "bad") if fails else text
 
 
 def plain_text(content: Content) -> str:
