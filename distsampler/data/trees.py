@@ -71,7 +71,9 @@ def select(tree: object, index: Tensor) -> object:
     """Return the batch of some examples of a batch."""
 
     def selected(tensor: Tensor) -> Tensor:
-        bits = _SIGNED.get(tensor.dtype, tensor.dtype)
+        bits = _SIGNED.get(tensor.dtype)
+        if bits is None:
+            return tensor.index_select(0, index)
         return tensor.view(bits).index_select(0, index).view(tensor.dtype)
 
     return map_tensors(selected, tree)
