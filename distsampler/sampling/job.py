@@ -130,9 +130,10 @@ class Job:
 
 def _failure(run: Run, reason: str) -> str:
     """Return why a run failed, what to do where its chains diverged, and what is left of it."""
-    to_do, left = run.verdict.to_do, f"what was committed stays readable in {run.store}"
-    measures = [f"To do: {to_do}."] if Lever.LR in to_do.levers else []
-    return "\n".join([reason, *measures, left])
+    lines = [reason, f"what was committed stays readable in {run.store}"]
+    if run.lost_chains and Lever.LR in run.verdict.to_do.levers:
+        lines.insert(1, f"To do: {run.verdict.advice}.")
+    return "\n".join(lines)
 
 
 def check(recipe: Recipe, store: str | Path | None, pool: ChainPool | None, resume: Resume) -> Job:
