@@ -3,12 +3,10 @@
 import contextlib
 import tempfile
 import time
-import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from distsampler.analysis import arviz_bridge
 from distsampler.analysis.advice import Lever
@@ -21,7 +19,6 @@ from distsampler.execution.driver import Driver
 from distsampler.execution.pool import ChainPool, ExportsMetrics, KnowsPlaces
 from distsampler.execution.progress import Observer, together
 from distsampler.execution.run_state import Phase, State
-from distsampler.models.numerics import AUTOCAST
 from distsampler.models.replica import ChainSpec
 from distsampler.models.sampler import effective_options
 from distsampler.recipe import Recipe
@@ -36,6 +33,9 @@ from distsampler.store.lease import Lease
 from distsampler.store.manifest import Manifest, RunStatus
 from distsampler.store.trace import RUN, Stored, Trace, check_new, refuse_existing
 
+if TYPE_CHECKING:
+    from distsampler.execution.ray_pool import RayPool
+
 Resume = Literal["never", "auto", "must"]
 
 
@@ -48,7 +48,7 @@ class Job:
         store: str | Path | Files | None,
         pool: ChainPool | None,
         resume: Resume,
-        record: dict[str, Any] | None = None,  # names of model, data and loss in a YAML file
+        recipe: Recipe | None = None,  # of which names of model, data, loss and the pilots are kept
     ) -> None:
         self._pool = pool
         self._files = as_files(tempfile.mkdtemp(prefix="distsampler-") if store is None else store)
@@ -71,7 +71,8 @@ class Job:
             sampler=effective_options(config, self._spec.nbeta),
             versions=versions(),
             n_committed=(0,) * config.chains,
-            recipe=record or None,
+            recipe=(recipe and recipe.record) or None,
+            calibration=recipe and recipe.calibration,
         )
 
     def run(self, observer: Observer, stopped: Stopped) -> Run:
@@ -140,32 +141,41 @@ def check(recipe: Recipe, store: str | Path | None, pool: ChainPool | None, resu
     """Check a recipe and where it shall run, and return the job; nothing is written."""
     if pool is None and recipe.config.data_mode == "hop":
         pool = ray_pool(recipe.config)  # shards are inspected where the chains will be
-    warn_of_autocast()
+    with stopped_on_error(pool):
+        return Job(prepared(recipe, pool), store, pool, resume, recipe)
+
+
+def prepared(recipe: Recipe, pool: ChainPool | None) -> ChainSpec:
+    """Check a recipe, and return what chains are made of."""
+    return prepare(recipe.model, recipe.data, recipe.loss, recipe.config, inspector(pool))
+
+
+@contextlib.contextmanager
+def stopped_on_error(pool: ChainPool | None) -> Iterator[None]:
+    """Stop a pool, which may have joined Ray to inspect shards, if what is done here fails."""
     try:
-        model, data, loss = recipe.model, recipe.data, recipe.loss
-        spec = prepare(model, data, loss, recipe.config, inspector(pool))
-        return Job(spec, store, pool, resume, recipe.record)
+        yield
     except BaseException:
         if pool is not None:
-            pool.stop()  # it may have joined Ray to inspect shards
+            pool.stop()
         raise
 
 
-def warn_of_autocast() -> None:
-    """Say that autocast around the call is not used: it holds in this thread, not on the places."""
-    if any(map(torch.is_autocast_enabled, AUTOCAST)):
-        warnings.warn(
-            "torch.autocast around this call is not used, so that all places compute the same: "
-            "precision='bf16' runs the model's forward and backward pass under it",
-            stacklevel=4,
-        )
-
-
-def ray_pool(config: RunConfig) -> ChainPool:
+def ray_pool(config: RunConfig) -> "RayPool":
     """Return a pool on Ray, which is joined when its first place is started."""
     from distsampler.execution.ray_pool import RayPool
 
     return RayPool(config.placement)
+
+
+@contextlib.contextmanager
+def lasting_pool(pool: ChainPool | None, config: RunConfig) -> Iterator[ChainPool]:
+    """Give a pool for several runs: this one, or one on Ray that stays up between them."""
+    if pool is not None:
+        yield pool
+        return
+    with ray_pool(config).joined() as own:
+        yield own
 
 
 def continues(files: Files, resume: Resume, what: Stored = RUN) -> bool:
