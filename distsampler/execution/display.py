@@ -57,6 +57,11 @@ class Reporter:
         self._console.print(table(snapshot), soft_wrap=True)
 
 
+def say(line: str) -> None:
+    """Print a line for people, on standard error."""
+    Console(file=sys.stderr).print(line, soft_wrap=True, markup=False, highlight=False)
+
+
 def table(snapshot: Snapshot) -> Group:
     """Return the run as a table: a row a chain for the first ones, and the line."""
     grid = Table(box=None, pad_edge=False)

@@ -218,7 +218,7 @@ class Driver:
         step = bias.steepness(curvature, self._spec.facts)
         if step is None or not step.too_large:
             return
-        if not self._too_large:
+        if not (self._too_large or self._spec.pilot):
             said = f"{step}, in a new run; this one goes on (chain {block.chain})"
             warnings.warn(said, StepTooLargeWarning, stacklevel=2)
         self._too_large.add(block.chain)

@@ -39,6 +39,7 @@ class ChainSpec:
     metrics: tuple[str, ...] = ()  # names of what is recorded of the step that leaves each draw
     observed: tuple[Variable | WideVariable, ...] = ()  # what the user's own observables return
     run: str = "run"  # name of the run, for dashboards and logs
+    pilot: bool = False  # whether it is a trial, whose step may turn out too large
     # of the process where the recipe was written
     settings: ProcessSettings = field(default_factory=ProcessSettings.here)
 

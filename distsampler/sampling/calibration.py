@@ -42,6 +42,7 @@ from distsampler.config import RunConfig
 from distsampler.errors import ConfigError
 from distsampler.execution.pool import ChainPool
 from distsampler.models.loss import LossFn
+from distsampler.models.replica import ChainSpec
 from distsampler.models.sampler import signature_options
 from distsampler.recipe import Recipe
 from distsampler.sampling.job import lasting_pool
@@ -184,13 +185,17 @@ def calibrate(  # noqa: PLR0913 (as sample)
         with lasting_pool(pool, given) as places:
             spec = prepare(model, data, loss, given, inspector(places))
             pilots = Pilots(spec, places, stopped)
-            began = time.monotonic()
-            choice = with_length(Tuner(spec, pilots, bias).run())
-            calibration = recorded(choice, time.monotonic() - began)
-            chart = _heatmap(choice.config, pilots, spec.nbeta) if heatmap else None
+            calibration = choose_all(spec, pilots, bias)
+            chart = _heatmap(calibration.config, pilots, spec.nbeta) if heatmap else None
         return replace(calibration, heatmap=chart)
 
     return interruptible(choose)
+
+
+def choose_all(spec: ChainSpec, pilots: Pilots, bias: float) -> Calibration:
+    """Choose sampler, step, localization and length, as far as they are free."""
+    began = time.monotonic()
+    return recorded(with_length(Tuner(spec, pilots, bias).run()), time.monotonic() - began)
 
 
 def recorded(choice: Choice, seconds: float) -> Calibration:

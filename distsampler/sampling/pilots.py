@@ -3,7 +3,7 @@
 import math
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -15,8 +15,8 @@ from distsampler.errors import ConfigError, RunFailed
 from distsampler.execution.pool import ChainPool
 from distsampler.models.replica import ChainSpec
 from distsampler.models.sampler import ours, signature_options
-from distsampler.recipe import Recipe
-from distsampler.sampling.job import check
+from distsampler.sampling.job import Job
+from distsampler.sampling.prepare import inspector, prepare
 from distsampler.sampling.stopping import PilotsStopped, Stopped
 
 PILOT_CHAINS, THIN = 2, 10
@@ -81,7 +81,8 @@ class Pilots:
         with tempfile.TemporaryDirectory(prefix="distsampler-pilot-") as home:
             store, spec, pool = f"{home}/run", self._spec, self._pool
             try:
-                job = check(Recipe(spec.model, spec.rows, spec.loss, config), store, pool, "never")
+                made = prepare(spec.model, spec.rows, spec.loss, config, inspector(pool))
+                job = Job(replace(made, pilot=True), store, pool, "never")
                 run = job.run(lambda snapshot: None, self._stopped)
             except RunFailed:
                 run = Run(store)

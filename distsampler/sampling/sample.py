@@ -11,18 +11,16 @@ What happens, in order:
 5. ``Run`` reads the store: LLC, verdict, diagnosis.
 """
 
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from torch import nn
 
 from distsampler.analysis.run import Run
 from distsampler.config import RunConfig
-from distsampler.execution.display import Reporter
+from distsampler.execution.display import Reporter, say
 from distsampler.execution.metrics import Log, Logger
 from distsampler.execution.pool import ChainPool
 from distsampler.execution.progress import Observer, together
@@ -147,7 +145,7 @@ def start(  # noqa: PLR0913 (as sample)
         >>> running.stop()  # doctest: +SKIP
         >>> running.wait().llc()  # doctest: +SKIP
     """
-    job = plan(Recipe(model, data, loss, RunConfig.of(config)), store, pool, resume, _say)
+    job = plan(Recipe(model, data, loss, RunConfig.of(config)), store, pool, resume, say)
     return Running(lambda observer, stopped: job.run(_with_log(observer, log), stopped))
 
 
@@ -161,7 +159,7 @@ def sample_recipe(
     log: Log | None = None,
 ) -> Run:
     """Sample what a recipe asks for; see ``sample``."""
-    job = plan(recipe, store, pool, resume, (lambda line: None) if quiet else _say)
+    job = plan(recipe, store, pool, resume, (lambda line: None) if quiet else say)
     with Reporter(quiet) as reporter:
         return interruptible(lambda stopped: job.run(_with_log(reporter.show, log), stopped))
 
@@ -173,12 +171,8 @@ def _saying_how_to_continue() -> Iterator[None]:
         yield
     except Interrupted as error:
         if error.run is not None:
-            _say(f"{error}; {continuation(error.run)}")
+            say(f"{error}; {continuation(error.run)}")
         raise
-
-
-def _say(line: str) -> None:
-    Console(file=sys.stderr).print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def _with_log(observer: Observer, log: Log | None) -> Observer:

@@ -1,5 +1,6 @@
 """Reports: one file each, that says all, and looks right at any width, by day and by night."""
 
+import dataclasses
 import re
 import struct
 from html import escape, unescape
@@ -184,7 +185,8 @@ def test_the_file_to_reproduce_a_calibrated_run_can_be_read(tmp_path: Path) -> N
     record = {**wanted.record, recipe.CALIBRATION: {"reasons": {}}}
     short = wanted.config.replaced(draws=3)
     spec = prepare(wanted.model, wanted.data, wanted.loss, short)
-    job = Job(spec, tmp_path / "run", ds.SerialPool(), "never", record)
+    given = dataclasses.replace(wanted, record=record)
+    job = Job(spec, tmp_path / "run", ds.SerialPool(), "never", given)
     done = job.run(Reporter(quiet=True).show, lambda: None)
     found = unescape(Path(run_report.write(done, tmp_path / "page.html")).read_text())
     (lines,) = re.findall(r"<pre[^>]*>([^<]*^model: [^<]*)</pre>", found, re.MULTILINE)
