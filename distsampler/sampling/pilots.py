@@ -59,7 +59,7 @@ class Pilots:
     @property
     def draws_left(self) -> float:
         """Draws of a pilot for which there are steps left."""
-        return self._left // (PILOT_CHAINS * THIN)
+        return self._left / (PILOT_CHAINS * THIN)
 
     def pilot(
         self, config: RunConfig, sampler: SamplerConfig, draws: int, thin: int = THIN
