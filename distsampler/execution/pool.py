@@ -29,7 +29,7 @@ from distsampler.models.replica import ChainSpec
 if TYPE_CHECKING:  # it imports xarray, which takes a second and no actor needs
     from distsampler.execution.progress import Observer
 
-LostReason = Literal["infrastructure", "preempted", "memory", "start", "fatal"]
+LostReason = Literal["infrastructure", "preempted", "memory", "start", "hung", "fatal"]
 
 
 @dataclass(frozen=True)
