@@ -111,7 +111,7 @@ def test_each_thing_a_researcher_looks_for_is_in_the_report(run: ds.Run, text: s
         "probe_loss",
         "Error budget",
         "nothing was measured",
-        "Retired chains: 1; 1 actor lost (1 died).",
+        "Retired chains: 1; 1 actor lost (1 preempted).",
         "chain 3 diverged at step 77: lower sampler.lr",
         "node-b is &lt;draining&gt;",
         "node-c",
