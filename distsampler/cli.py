@@ -11,9 +11,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from distsampler.recipe import Recipe
     from distsampler.sweeps.results import Sweep
 
-T = TypeVar("T")
 FAILED, USAGE, NOT_CONVERGED, LOST_CHAINS, INTERRUPTED = 1, 2, 3, 4, 130
 
 app = typer.Typer(
@@ -69,14 +67,11 @@ def run(
 
     recipe = load(config, changes or [])
     if calibrated:
-        recipe = _until_interrupted(lambda: _calibrated(recipe, store, resume, bias))
+        recipe = _calibrated(recipe, store, resume, bias)
     from distsampler.sampling.sample import sample_recipe  # slow: mistakes in the file come first
 
-    _finish(
-        _until_interrupted(
-            lambda: sample_recipe(recipe, store, None, resume, quiet=quiet)  # type: ignore[arg-type]  # checked
-        )
-    )
+    done = sample_recipe(recipe, store, None, resume, quiet=quiet)  # type: ignore[arg-type]  # checked
+    _finish(done)
 
 
 @app.command()
@@ -104,9 +99,7 @@ def calibrate(
         _check_figure(heatmap)
     from distsampler.sampling.calibration import calibrate_recipe
 
-    chosen, calibration = _until_interrupted(
-        lambda: calibrate_recipe(recipe, heatmap=heatmap is not None, bias=bias)
-    )
+    chosen, calibration = calibrate_recipe(recipe, heatmap=heatmap is not None, bias=bias)
     typer.echo(json.dumps(calibration.as_dict()) if as_json else str(calibration))
     if out is not None:
         write(chosen, out)
@@ -135,7 +128,7 @@ def resume(store: Store, changes: Changes = None, quiet: Quiet = False) -> None:
     recipe = reload(manifest.recipe, manifest.config, changes or [])
     from distsampler.sampling.sample import sample_recipe
 
-    _finish(_until_interrupted(lambda: sample_recipe(recipe, store, None, "must", quiet=quiet)))
+    _finish(sample_recipe(recipe, store, None, "must", quiet=quiet))
 
 
 @app.command()
@@ -206,10 +199,7 @@ def sweep(
     from distsampler.sweeps.plan import make_plan
     from distsampler.sweeps.sweep import run_plan
 
-    plan = make_plan(request)
-    done = _until_interrupted(
-        lambda: run_plan(plan, store, None, resume, quiet)  # type: ignore[arg-type]  # checked
-    )
+    done = run_plan(make_plan(request), store, None, resume, quiet)  # type: ignore[arg-type]  # checked
     _finish_sweep(done, as_json)
 
 
@@ -315,20 +305,6 @@ def main() -> None:
 def _say(message: Warning | str, *_: object, **__: object) -> None:
     """Print a warning as a line."""
     typer.echo(f"warning: {message}", err=True)
-
-
-def _until_interrupted(work: Callable[[], T]) -> T:
-    """Return what work gives; after Ctrl-C, what it had committed by then."""
-    from distsampler.sampling.stopping import Interrupted
-
-    try:
-        return work()
-    except Interrupted as error:
-        if error.run is None:
-            typer.echo(str(error), err=True)
-            raise typer.Exit(INTERRUPTED) from None
-        committed: T = error.run
-        return committed
 
 
 def _calibrated(recipe: Recipe, store: str | None, resume: str, bias: float) -> Recipe:

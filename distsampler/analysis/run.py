@@ -17,7 +17,7 @@ from distsampler.analysis.estimators import LLCEstimate, WBICEstimate
 from distsampler.analysis.verdict import Judged, Verdict, judge
 from distsampler.errors import ConfigError, NotConverged, NotConvergedWarning, StoreError
 from distsampler.facts import Facts, optimal_nbeta
-from distsampler.store.events import Retired, of_kind
+from distsampler.store.events import Inspected, Retired, of_kind
 from distsampler.store.files import Files
 from distsampler.store.large_arrays import LOSSES
 from distsampler.store.manifest import Manifest
@@ -212,8 +212,13 @@ class Run:
 
     @property
     def advisories(self) -> tuple[str, ...]:
-        """What does not enter the verdict and should be known: a step that is too large or hot."""
-        return self.verdict.notes
+        """What does not enter the verdict and should be known.
+
+        What was seen of model, data and loss before the run; a step that is too large or hot.
+        """
+        seen = of_kind(self.events, Inspected)
+        notes = dict.fromkeys(str(note) for event in seen for note in event.get("notes", ()))
+        return (*notes, *self.verdict.notes)
 
     @cached_property
     def _groups(self) -> dict[str, xr.Dataset]:

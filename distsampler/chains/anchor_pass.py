@@ -151,7 +151,8 @@ def _losses(replica: Replica, spec: ChainSpec, start: int, stop: int) -> NDArray
 def _losses_of(replica: Replica, spec: ChainSpec, rows: NDArray[np.int64]) -> Tensor:
     """Losses of some rows; a single one goes with its neighbour, as batch norm needs two."""
     first = int(rows[0])
-    if len(rows) > 1 or not first or not spec.coupled:
+    apart = not spec.coupled and spec.kind.least == 1
+    if len(rows) > 1 or not first or apart:
         return replica.losses_of_rows(rows, step=first)
     pair = replica.losses_of_rows(np.array([first - 1, first]), step=first)
     return pair[1:] if spec.per_example else pair

@@ -25,13 +25,14 @@ Function = Callable[[nn.Module, object], object]
 
 
 def try_observables(
-    spec: ChainSpec, taken: Sequence[Variable | WideVariable]
+    spec: ChainSpec, taken: Sequence[Variable | WideVariable], device: torch.device
 ) -> tuple[Variable | WideVariable, ...]:
     """Call the observables of a run at w*, and return what they are.
 
     Args:
         spec: the recipe, whose model is left as it is.
         taken: what else a draw holds.
+        device: where they are called.
 
     Raises:
         ConfigError: if one raises, returns no finite tensor, changes the model, or has a name that
@@ -40,7 +41,7 @@ def try_observables(
     if not spec.config.observables:
         return ()
     names = RESERVED.union(*((each.name, *each.dims) for each in taken))
-    replica = Replica(spec, next(spec.model.parameters()).device)
+    replica = Replica(spec, device)
     batch = _probe_batch(replica, spec)
     return tuple(_variable(name, f, names, replica, batch) for name, f in _functions(spec))
 

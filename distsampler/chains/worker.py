@@ -5,15 +5,17 @@ import time
 import traceback
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 
 from distsampler.chains.anchor_pass import AnchorPart, Part, measure
+from distsampler.chains.inspection import Inspection, inspect
 from distsampler.chains.observables import wide_variables
 from distsampler.chains.pack import Pack
 from distsampler.chains.steps import Advanced
 from distsampler.draws import AtAnchor, DrawBlock, StateFile
-from distsampler.errors import StoreError, WorkFailedError
+from distsampler.errors import ConfigError, StoreError, WorkFailedError
 from distsampler.models.numerics import numerics
 from distsampler.models.replica import ChainSpec, Replica
 from distsampler.store import chain_states
@@ -22,6 +24,11 @@ from distsampler.store.large_arrays import WideArrays, WideWriter
 
 ALONE = threading.RLock()
 """Held by what sets torch's threads or forks its global generator: one at a time in a process."""
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Try what the user gives, before anything starts."""
 
 
 @dataclass(frozen=True)
@@ -52,23 +59,22 @@ class NotResident:
     """The answer of a worker that does not have the chains at this draw: it needs their states."""
 
 
-Work = AnchorPass | Advance
-Result = AnchorPart | Advanced | NotResident
+Work = Inspect | AnchorPass | Advance
+Result = Inspection | AnchorPart | Advanced | NotResident
 
 
 class Worker:
     """Owns a replica at w* and the packs of chains, ``capacity`` at most, it was last asked for."""
 
     def __init__(self, spec: ChainSpec, device: torch.device, capacity: int = 1) -> None:
-        self._spec, self._capacity = spec, capacity
-        with numerics(spec):
-            self._base = Replica(spec, device)
+        self._spec, self._device, self._capacity = spec, device, capacity
         self._packs: OrderedDict[int, Pack] = OrderedDict()
 
     def perform(self, work: Work) -> Result:
         """Do the work.
 
         Raises:
+            ConfigError: if what the user gives is not fit for a run.
             WorkFailedError: if the user's model, data or loss raised.
             StoreError: if the store cannot take what this place writes to it.
             torch.OutOfMemoryError: if the device has not enough.
@@ -76,16 +82,23 @@ class Worker:
         try:
             with numerics(self._spec):
                 match work:
+                    case Inspect():
+                        return inspect(self._spec, self._device)
                     case AnchorPass():
                         return measure(self._base, self._spec, work.part)
                     case Advance():
                         return self._advance(work)
-        except (WorkFailedError, StoreError, torch.OutOfMemoryError):
+        except (ConfigError, WorkFailedError, StoreError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             raise WorkFailedError(
                 f"{_what(work)} failed: {type(error).__name__}: {error}\n{traceback.format_exc()}"
             ) from None
+
+    @cached_property
+    def _base(self) -> Replica:
+        """A replica at w*, where it stays."""
+        return Replica(self._spec, self._device)
 
     def _advance(self, work: Advance) -> Advanced | NotResident:
         """The next draws; large states go to the store at once."""
@@ -142,6 +155,8 @@ def _what(work: Work) -> str:
     if isinstance(work, Advance):
         names = f"chains {work.chains}" if len(work.chains) > 1 else f"chain {work.chains[0]}"
         return f"{names} at draws {work.first_draw}..{work.first_draw + work.draws}"
+    if isinstance(work, Inspect):
+        return "the inspection"
     start, stop, what = work.part
     over = {
         "probe": "the probe",

@@ -66,7 +66,7 @@ class Curvature:
         self._entries = sum(flat.numel() for flat in replica.flats)
         self._size, self._n = 1, len(spec.rows)
         parts = [rows]
-        if not spec.per_example or spec.config.mode == "train":
+        if not spec.per_example or spec.kind.coupled or spec.config.mode == "train":
             parts = _parts(rows, spec)
             self._size = len(parts[0])
         with _double_backward():

@@ -110,23 +110,29 @@ class Watch:
 
 
 def count(spec: ChainSpec) -> int:
-    """Return how many rows are measured: a batch, within bounds; in mode "train", two batches."""
+    """Return how many rows are measured: a batch, within bounds; where it is one thing, two."""
     batch = spec.config.batch_size
     size = min(max(batch, LEAST), MOST)
-    if spec.config.mode == "train":
+    if spec.config.mode == "train" or spec.kind.coupled:
         size = max(size, 2 * batch)
     return min(size, len(spec.rows), max(2, spec.config.microbatch or size))
 
 
-def attempt(spec: ChainSpec) -> None:
-    """Try a double backward on four examples, on a copy of the model; RuntimeError: it has none."""
-    device = next(spec.model.parameters()).device
+def obstacle(spec: ChainSpec, device: torch.device) -> str:
+    """Return why the curvature cannot be watched; empty if it can, or is not asked for.
+
+    A double backward is tried, on four examples.
+    """
+    if not spec.config.watch:
+        return ""
     rows = np.arange(min(4, len(spec.rows)))
     try:
-        replica = Replica(spec, device)
-    except TypeError:
-        return  # the model cannot be copied: a pool says what stands in the way
-    Curvature(replica, spec, rows).check()
+        Curvature(Replica(spec, device), spec, rows).check()
+    except torch.OutOfMemoryError:
+        raise  # the place's fault, not the loss's
+    except RuntimeError as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    return ""
 
 
 def step_of(spec: ChainSpec) -> Step | None:

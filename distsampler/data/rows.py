@@ -58,6 +58,11 @@ class Rows(ABC):
         """Return a text that tells one data set from another, the same in every process."""
 
     @property
+    def varies(self) -> bool:
+        """Whether a row is another one at each reading, as with random augmentation."""
+        return False
+
+    @property
     def spans(self) -> tuple[tuple[int, int], ...]:
         """First row of each shard (or of the whole), and the row behind its last."""
         return tuple(pairwise(accumulate(self.shard_sizes or (len(self),), initial=0)))
@@ -178,8 +183,17 @@ class DatasetRows(Rows):
             return batch
         return map_tensors(lambda tensor: tensor.detach().cpu(), batch)
 
+    @cached_property
+    def varies(self) -> bool:
+        """Whether the first rows, read twice, are not the same."""
+        rows = np.arange(min(3, len(self)))
+        with torch.random.fork_rng([]):
+            return _digest_of("", self.take(rows)) != _digest_of("", self.take(rows))
+
     def digest(self) -> str:
         """Return a digest of the length and of at most 64 examples spread over the data."""
+        if self.varies:
+            return "others at each reading"
         rows = np.unique(np.linspace(0, len(self) - 1, 64).astype(np.int64))
         return _digest_of(f"{len(self)}", self.take(rows))
 
@@ -228,6 +242,10 @@ class _PickedRows(Rows):
 
     def take(self, rows: NDArray[np.int64]) -> object:
         return self._rows.take(self._picked[rows])
+
+    @property
+    def varies(self) -> bool:
+        return self._rows.varies
 
     def digest(self) -> str:
         chosen = hashlib.blake2b(self._picked.tobytes(), digest_size=16).hexdigest()

@@ -108,3 +108,11 @@ def _replaced(value: object, fields: dict[str, object]) -> object:
     for name, field in fields.items():
         object.__setattr__(replaced, name, field)
     return replaced
+
+
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the bytes of a tensor in the order of its entries, uint8, whatever its strides."""
+    flat = tensor.detach().reshape(-1)
+    if flat.numel() == 1 or flat.stride(0) != 1:  # the stride of a single entry may be any
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8)

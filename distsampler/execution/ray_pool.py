@@ -70,7 +70,8 @@ class RayPool:
         self._left: dict[int, str] = {}  # place -> the node it was lost on
         self._drained: dict[str, int] = {}
         self._drain_seen = 0.0
-        self._spec: Any = None  # Ray's reference to the recipe, while a run is on
+        self._recipe: ChainSpec | None = None  # while a run is on
+        self._spec: Any = None  # Ray's reference to it
         self._at_anchor: tuple[Any, Any] = (None, None)  # as given, and Ray's reference to it
         self._stock: deque[Any] = deque()  # idle actors, for the first starts of places
         self._lent = False  # whether actors go back to the stock
@@ -78,8 +79,12 @@ class RayPool:
         self._said = 0.0
 
     def start(self, spec: ChainSpec, places: Sequence[int]) -> Sequence[int]:
-        """Join or start Ray, and start as many places as it has room for."""
-        if self._spec is None:
+        """Join or start Ray, and start as many places as it has room for.
+
+        Actors that have nothing to do take another recipe over.
+        """
+        if spec is not self._recipe:
+            self._dismiss()
             places = places[: self._prepare(spec, len(places))]
             self._slots = {place: self._adopted() or self._new(spec.run, place) for place in places}
             return places
@@ -97,7 +102,7 @@ class RayPool:
         self._options, room = self._cluster.options(spec.config)
         self._device = choose_device(spec.config, self._options["num_gpus"])
         self._capacity = max(1, self._placement.chains_per_actor // spec.config.together)
-        self._spec = ray.put(self._cluster.located(spec))
+        self._recipe, self._spec = spec, ray.put(self._cluster.located(spec))
         return min(math.ceil(places / self._capacity), room, self._most)
 
     def _adopted(self) -> Slot | None:
@@ -148,14 +153,20 @@ class RayPool:
 
     def stop(self) -> None:
         """End the actors, and Ray if this pool started it."""
+        self._dismiss()
+        if not self._lent and ray.is_initialized():
+            self.discard(self._stock, 0)
+        self._recipe, self._spec, self._at_anchor = None, None, (None, None)
+        self._cluster.leave()
+
+    def _dismiss(self) -> None:
+        """End the actors that are at work; the others are left to who comes next."""
         for slot in self._slots.values() if ray.is_initialized() else ():
-            if self._lent and slot.ready and not (slot.call or slot.probe):
+            if slot.ready and not (slot.call or slot.probe):
                 self._stock.append(slot.actor)
             else:
                 end(slot.actor)
         self._slots = {}
-        self._spec, self._at_anchor = None, (None, None)
-        self._cluster.leave()
 
     def inspect_shards(
         self, sources: Sequence[Shard], rows: Sequence[NDArray[np.int64] | None]

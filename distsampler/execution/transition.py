@@ -18,6 +18,7 @@ from typing import assert_never
 from distsampler.analysis.bias import Slower
 from distsampler.analysis.verdict import Verdict
 from distsampler.chains.anchor_pass import BLOCK, AnchorPart, Part
+from distsampler.chains.inspection import Inspection
 from distsampler.chains.steps import Advanced
 from distsampler.chains.worker import Advance, AnchorPass, NotResident, Work
 from distsampler.errors import StoreError
@@ -48,7 +49,6 @@ from distsampler.execution.run_state import (
     State,
     Stop,
     Submit,
-    task_of,
 )
 from distsampler.store.events import Draining, GateRound, Lost, Retired, Started
 
@@ -56,11 +56,9 @@ BUDGETS: dict[LostReason, float] = {  # losses of one place until it is given up
     "infrastructure": 5,  # without progress between them
     "start": 5,  # before it was up, likewise
     "memory": 2,
-    "hung": 3,  # likewise, and of one chain or part of the anchor pass, wherever it hangs
     "preempted": math.inf,
     "fatal": 0,
 }
-RENEWED = ("infrastructure", "start", "hung")  # by a work that is done
 BLOCK_SECONDS = 2.0
 REPLIES = 100.0  # that a driver takes in per second without being late
 STATE_SHARE = 40.0  # a block takes at least this many times as long as writing its state
@@ -152,15 +150,17 @@ def _done(state: State, event: WorkDone, actions: list[Action]) -> State:
         case NotResident():
             return _with_states(state, event, actions)
         case AnchorPart(part):
-            state = _freed(state.moved_on(event.work), event.place, actions, progress=True)
+            state = _freed(state, event.place, actions, progress=True)
             pace = state.pace
             if part.what == "losses":
                 pace = (part.stop - part.start) / max(event.seconds, 1e-3)
             return replace(state, parts=(*state.parts, event.result), pace=pace)
         case Advanced() as done:
-            state = _freed(state.moved_on(event.work), event.place, actions, progress=True)
+            state = _freed(state, event.place, actions, progress=True)
             state = replace(state, block=_block_size(state, event, done))
             return _advanced(state, done, actions)
+        case Inspection():
+            return state  # it is asked for before a driver is at work
 
 
 def _with_states(state: State, event: WorkDone, actions: list[Action]) -> State:
@@ -205,7 +205,7 @@ def _failed(state: State, event: WorkFailed, actions: list[Action]) -> State:
     state = _freed(state, event.place, actions, progress=True)
     if state.settled:
         return state
-    if isinstance(event.work, AnchorPass) or isinstance(event.error, StoreError):
+    if not isinstance(event.work, Advance) or isinstance(event.error, StoreError):
         return _fail(state, str(event.error))  # the store's fault is no chain's
     return _retired(state, event.work.chains, str(event.error), actions)
 
@@ -218,16 +218,13 @@ def _lost(state: State, event: PlaceLost, actions: list[Action]) -> State:
     actions.append(Lost(event.place, reason, chains, losses[reason], event.reason))
     if isinstance(place.work, AnchorPass):
         state = replace(state, todo=(*state.todo, place.work.part))
-    if reason == "hung" and place.work is not None:
-        state = _hung(state, place.work, event.reason)
-    ending = state.phase in (Phase.DRAINING, Phase.FAILED)
-    if losses[reason] <= BUDGETS[reason] and not ending:
+    if losses[reason] <= BUDGETS[reason]:
         place = Place(incarnation=place.incarnation + 1, losses=losses)
         actions.append(Restart(event.place, place.incarnation, losses[reason]))
         return _with_place(state, event.place, place)
     places = {number: each for number, each in state.places.items() if number != event.place}
     state = replace(state, places=places)
-    if ending:
+    if state.settled:
         return state
     if reason == "memory":
         return _fail(
@@ -236,20 +233,6 @@ def _lost(state: State, event: PlaceLost, actions: list[Action]) -> State:
             f"placement.chains_per_actor, or give each chain more of a node: {event.reason}",
         )
     return state if places else _fail(state, f"no place is left to run on: {event.reason}")
-
-
-def _hung(state: State, work: Work, reason: str) -> State:
-    """Count that a place hung at a work; the run fails where it hangs wherever it is tried."""
-    state = state.hung_at(work)
-    times = state.hung[task_of(work)]
-    if times <= BUDGETS["hung"] or state.phase is Phase.DRAINING:
-        return state
-    return _fail(
-        state,
-        f"the model, loss or data must return, and hung {times} times at the same work: {reason}; "
-        "mend what it waits for (a lock, a file, a network), or raise placement.answer_timeout if "
-        "it is only slow, and resume the run",
-    )
 
 
 def _draining(state: State, event: PlaceDraining, actions: list[Action]) -> State:
@@ -266,7 +249,7 @@ def _freed(state: State, number: int, actions: list[Action], progress: bool = Fa
     place = state.places[number]
     losses = place.losses
     if progress:
-        losses = {kind: n for kind, n in losses.items() if kind not in RENEWED}
+        losses = {kind: n for kind, n in losses.items() if kind not in ("infrastructure", "start")}
     if not place.draining:
         return _with_place(state, number, replace(place, work=None, losses=losses))
     place = Place(incarnation=place.incarnation + 1, losses=losses)

@@ -4,7 +4,6 @@ The recipe, a ChainSpec, is a frozen value that travels to wherever chains run.
 """
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -15,9 +14,11 @@ from torch import Tensor, nn
 
 from distsampler.config import RunConfig
 from distsampler.data.rows import Rows
+from distsampler.data.trees import map_tensors
 from distsampler.draws import Variable, WideVariable
 from distsampler.facts import Facts, Posterior
-from distsampler.models.loss import LossFn, in_precision, seeded_globally
+from distsampler.models.copies import Attributes, copied
+from distsampler.models.loss import SIMPLE, LossFn, LossKind, in_precision, seeded_globally
 from distsampler.models.numerics import ProcessSettings
 from distsampler.models.restriction import flat_masks, selected
 from distsampler.models.sampler import facts_of, posterior_of
@@ -33,13 +34,12 @@ class ChainSpec:
     loss: LossFn  # ``loss(model, batch)``: per-example losses or the batch mean
     config: RunConfig  # config of the run
     nbeta: float  # inverse temperature times n
-    per_example: bool  # whether ``loss`` returns one value per example
-    stochastic: bool  # whether ``loss`` draws from torch's global generator (dropout)
     sampler: type[torch.optim.Optimizer]  # class of the optimizer that moves the chain
+    kind: LossKind = SIMPLE  # what model and loss were seen to do
     metrics: tuple[str, ...] = ()  # names of what is recorded of the step that leaves each draw
     observed: tuple[Variable | WideVariable, ...] = ()  # what the user's own observables return
+    notes: tuple[str, ...] = ()  # what a user should know of model and loss, in sentences
     run: str = "run"  # name of the run, for dashboards and logs
-    pilot: bool = False  # whether it is a trial, whose step may turn out too large
     # of the process where the recipe was written
     settings: ProcessSettings = field(default_factory=ProcessSettings.here)
 
@@ -54,16 +54,30 @@ class ChainSpec:
         return facts_of(self.config.sampler, self.nbeta, len(self.rows))
 
     @property
+    def per_example(self) -> bool:
+        """Whether ``loss`` returns one value per example."""
+        return self.kind.per_example
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether ``loss`` draws from torch's global generator, as dropout does."""
+        return self.kind.stochastic
+
+    @property
     def coupled(self) -> bool:
         """Whether an example's loss depends on more than itself and the weights.
 
         On what the loss draws at random, or, by batch norm in mode "train", on its batch.
         """
-        return self.stochastic or self.moves_buffers
+        return self.stochastic or self._trains_buffers or self.kind.coupled
 
     @property
     def moves_buffers(self) -> bool:
         """Whether a forward pass may move the model's buffers, as batch norm does."""
+        return self._trains_buffers or self.kind.moves_buffers
+
+    @property
+    def _trains_buffers(self) -> bool:
         return self.config.mode == "train" and any(True for _ in self.model.buffers())
 
 
@@ -82,7 +96,7 @@ class Replica:
         """Return the batch of some rows, on this device."""
         loss = torch.compile(spec.loss, dynamic=False) if spec.config.compile else spec.loss
         self._loss = in_precision(loss, spec.config.precision, device)
-        self.model = copy.deepcopy(spec.model).to(device)
+        self.model = copied(spec.model).to(device)
         self.model.train(spec.config.mode == "train")
         names = selected(self.model, spec.config.restrict_to)
         for name, parameter in self.model.named_parameters():
@@ -95,8 +109,12 @@ class Replica:
             (module, name, buffer)
             for module in self.model.modules()
             for name, buffer in module._buffers.items()
-            if self.model.training and buffer is not None
+            if spec.moves_buffers and buffer is not None
         ]
+        self._attributes = Attributes(self.model) if spec.kind.moves_attributes else None
+        kind = spec.kind
+        self._pure = not (self._buffers or kind.stochastic or kind.moves_attributes)
+        self._plain = self._pure and not (kind.needs_graph or kind.changes_batch)
 
     def moving_entries(self) -> list[Tensor]:
         """Return a boolean tensor for each flat one, True where an entry moves."""
@@ -163,24 +181,40 @@ class Replica:
     ) -> Tensor:
         """Return the losses of a batch on this device: shape (examples,), or () for a batch mean.
 
-        What the model draws at random is a function of (seed, chain, step, piece); buffers that a
-        train-mode forward pass moves (batch-norm statistics) are put back. ``piece`` numbers the
-        microbatches; ``exact`` means full precision, not compiled, as a double backward needs it.
+        What the model draws at random is a function of (seed, chain, step, piece); what a forward
+        pass moves (batch-norm statistics, caches) is put back. ``piece`` numbers the microbatches;
+        ``exact`` means full precision, not compiled, as a double backward needs it.
         """
         loss = self._spec.loss if exact else self._loss
-        if not (self._spec.stochastic or self._buffers):
-            return loss(self.model, batch)
-        if not self._spec.stochastic:
-            with self._still_buffers():
-                return loss(self.model, batch)
-        with self._seeded(chain, step, piece), self._still_buffers():
-            return loss(self.model, batch)
+        if self._plain:
+            losses = loss(self.model, batch)
+        else:
+            losses = self._guarded(loss, batch, chain, step, piece)
+        single = self._spec.per_example and not losses.ndim  # one example, its dimension dropped
+        return losses.reshape(1) if single else losses
+
+    def _guarded(self, loss: LossFn, batch: object, *place: int) -> Tensor:
+        """The losses of a batch, where model or loss need more than a call."""
+        kind, recording = self._spec.kind, torch.is_grad_enabled()
+        if kind.changes_batch:
+            batch = map_tensors(torch.clone, batch)
+        with contextlib.ExitStack() as stack:
+            if kind.needs_graph:
+                stack.enter_context(torch.enable_grad())
+            if kind.stochastic:
+                stack.enter_context(self._seeded(*place))
+            if not self._pure:
+                stack.enter_context(self._put_back())
+            losses = loss(self.model, batch)
+        return losses if recording else losses.detach()
 
     def evaluate(
         self, function: Callable[[nn.Module, object], object], batch: object, chain: int, step: int
     ) -> object:
         """Return what any function of model and batch returns, seeded like a loss."""
-        with self._seeded(chain, step), self._still_buffers():
+        if self._spec.kind.changes_batch:
+            batch = map_tensors(torch.clone, batch)
+        with self._seeded(chain, step), self._put_back():
             return function(self.model, batch)
 
     def _pieces(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -202,13 +236,15 @@ class Replica:
         return seeded_globally(self.device, step_seed(self._spec.config.seed, *place))
 
     @contextlib.contextmanager
-    def _still_buffers(self) -> Iterator[None]:
+    def _put_back(self) -> Iterator[None]:
         """Let the forward pass move copies: the backward pass may still need the ones it used."""
         for module, name, buffer in self._buffers:
             module._buffers[name] = buffer.clone()
         yield
         for module, name, buffer in self._buffers:
             module._buffers[name] = buffer
+        if self._attributes is not None:
+            self._attributes.put_back()
 
 
 def view_like(parameter: Tensor, home: Tensor, start: int) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from distsampler.config import RunConfig
+from distsampler.data.trees import as_bytes
 from distsampler.errors import StoreError
 from distsampler.models.replica import ChainSpec
 from distsampler.models.sampler import freeze_after
@@ -83,8 +84,7 @@ def _model_digest(model: nn.Module) -> str:
     state = hashlib.blake2b(repr(model).encode(), digest_size=16)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        state.update(flat.view(torch.uint8).numpy().data)
+        state.update(as_bytes(tensor.cpu()).numpy().data)
     return state.hexdigest()
 
 

@@ -3,10 +3,12 @@
 import contextlib
 import tempfile
 import time
-from collections.abc import Iterator
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
+
+import torch
 
 from distsampler.analysis import arviz_bridge
 from distsampler.analysis.advice import Lever
@@ -19,22 +21,20 @@ from distsampler.execution.driver import Driver
 from distsampler.execution.pool import ChainPool, ExportsMetrics, KnowsPlaces
 from distsampler.execution.progress import Observer, together
 from distsampler.execution.run_state import Phase, State
+from distsampler.models.numerics import AUTOCAST
 from distsampler.models.replica import ChainSpec
 from distsampler.models.sampler import effective_options
 from distsampler.recipe import Recipe
 from distsampler.sampling import packing
 from distsampler.sampling.fingerprint import check_same, fingerprint, versions
 from distsampler.sampling.gate import Gate
-from distsampler.sampling.prepare import inspector, prepare
+from distsampler.sampling.prepare import draft, inspected
 from distsampler.sampling.stopping import Stopped, stop_after
-from distsampler.store.events import Ended, Packed
+from distsampler.store.events import Ended, Inspected, Packed
 from distsampler.store.files import Files, as_files
 from distsampler.store.lease import Lease
 from distsampler.store.manifest import Manifest, RunStatus
 from distsampler.store.trace import RUN, Stored, Trace, check_new, refuse_existing
-
-if TYPE_CHECKING:
-    from distsampler.execution.ray_pool import RayPool
 
 Resume = Literal["never", "auto", "must"]
 
@@ -44,50 +44,41 @@ class Job:
 
     def __init__(
         self,
-        spec: ChainSpec,
+        draft: ChainSpec,
         store: str | Path | Files | None,
         pool: ChainPool | None,
         resume: Resume,
-        recipe: Recipe | None = None,  # of which names of model, data, loss and the pilots are kept
+        record: dict[str, Any] | None = None,  # names of model, data and loss in a YAML file
     ) -> None:
-        self._pool = pool
         self._files = as_files(tempfile.mkdtemp(prefix="distsampler-") if store is None else store)
-        self._files.fsync = spec.config.fsync
+        self._files.fsync = draft.config.fsync
         self._continues = continues(self._files, resume)
-        self._asked, stored = spec.config.pack, None
-        if self._continues and self._asked == "auto":
-            stored = Trace(self._files).manifest.config.together
+        stored = Trace(self._files).manifest.config if self._continues else None
+        self._pool = ray_pool(draft.config) if pool is None else pool
+        self._finished = stored is not None and _is_finished(self._files, draft, stored)
+        if self._finished:
+            return
+        spec = inspected(draft, self._pool)
+        together = stored.together if stored and draft.config.pack == "auto" else None
         places = pool.place_count() if isinstance(pool, KnowsPlaces) else None
         with ALONE:
-            self._packing = packing.choose_pack(spec, places, stored)
+            self._packing = packing.choose_pack(spec, places, together)
+        self._asked = draft.config.pack
         config = spec.config.replaced(pack=self._packing.pack)
         self._spec = replace(spec, config=config, run=self._files.name)
-        self._manifest = Manifest(
-            config=config,
-            fingerprint=fingerprint(self._spec),
-            variables=variables(self._spec),
-            wide=wide_variables(self._spec),
-            law=self._spec.facts.law,
-            sampler=effective_options(config, self._spec.nbeta),
-            versions=versions(),
-            n_committed=(0,) * config.chains,
-            recipe=(recipe and recipe.record) or None,
-            calibration=recipe and recipe.calibration,
-        )
+        self._manifest = _manifest(self._spec, record)
 
     def run(self, observer: Observer, stopped: Stopped) -> Run:
         """Run it to its end, or until ``stopped`` says why it must end early."""
-        config, files, pool = self._spec.config, self._files, self._pool
+        files, pool = self._files, self._pool
         with contextlib.ExitStack() as stack:
-            if pool is not None:
-                stack.callback(pool.stop)  # it may have joined Ray to inspect shards
+            stack.callback(pool.stop)  # it may have joined Ray
+            if self._finished:
+                return Run(files)
+            config = self._spec.config
             if self._continues:
-                if check_same(files, self._manifest).finished(config):
-                    return Run(files)
+                check_same(files, self._manifest)
                 lease = stack.enter_context(Lease(files))  # two drivers are one too many
-            if pool is None:
-                pool = ray_pool(config)
-                stack.callback(pool.stop)
             places = tuple(pool.start(self._spec, range(len(config.packs))))
             if self._continues:
                 trace = Trace(files)  # as it is since we hold it
@@ -111,6 +102,8 @@ class Job:
         stopped: Stopped,
     ) -> State:
         """Let the driver sample until the run is over, and seal the store."""
+        if self._spec.notes:
+            trace.log(Inspected(self._spec.notes))
         if self._asked != 1:
             trace.log(Packed(self._asked, **asdict(self._packing)))
         if isinstance(pool, ExportsMetrics):
@@ -131,51 +124,65 @@ class Job:
 
 def _failure(run: Run, reason: str) -> str:
     """Return why a run failed, what to do where its chains diverged, and what is left of it."""
-    lines = [reason, f"what was committed stays readable in {run.store}"]
-    if run.lost_chains and Lever.LR in run.verdict.to_do.levers:
-        lines.insert(1, f"To do: {run.verdict.advice}.")
-    return "\n".join(lines)
+    to_do, left = run.verdict.to_do, f"what was committed stays readable in {run.store}"
+    measures = [f"To do: {to_do}."] if Lever.LR in to_do.levers else []
+    return "\n".join([reason, *measures, left])
 
 
 def check(recipe: Recipe, store: str | Path | None, pool: ChainPool | None, resume: Resume) -> Job:
     """Check a recipe and where it shall run, and return the job; nothing is written."""
-    if pool is None and recipe.config.data_mode == "hop":
-        pool = ray_pool(recipe.config)  # shards are inspected where the chains will be
-    with stopped_on_error(pool):
-        return Job(prepared(recipe, pool), store, pool, resume, recipe)
-
-
-def prepared(recipe: Recipe, pool: ChainPool | None) -> ChainSpec:
-    """Check a recipe, and return what chains are made of."""
-    return prepare(recipe.model, recipe.data, recipe.loss, recipe.config, inspector(pool))
-
-
-@contextlib.contextmanager
-def stopped_on_error(pool: ChainPool | None) -> Iterator[None]:
-    """Stop a pool, which may have joined Ray to inspect shards, if what is done here fails."""
+    pool = ray_pool(recipe.config) if pool is None else pool
+    warn_of_autocast()
     try:
-        yield
+        model, data, loss = recipe.model, recipe.data, recipe.loss
+        spec = draft(model, data, loss, recipe.config, pool)
+        return Job(spec, store, pool, resume, recipe.record)
     except BaseException:
-        if pool is not None:
-            pool.stop()
+        pool.stop()  # it may have joined Ray
         raise
 
 
-def ray_pool(config: RunConfig) -> "RayPool":
+def warn_of_autocast() -> None:
+    """Say that autocast around the call is not used: it holds in this thread, not on the places."""
+    if any(map(torch.is_autocast_enabled, AUTOCAST)):
+        warnings.warn(
+            "torch.autocast around this call is not used, so that all places compute the same: "
+            "precision='bf16' runs the model's forward and backward pass under it",
+            stacklevel=4,
+        )
+
+
+def _is_finished(files: Files, draft: ChainSpec, stored: RunConfig) -> bool:
+    """Return whether a stored run is the one that is asked for, and all of it is there.
+
+    Whether its curvature is watched, and how its chains are packed, was settled when it began.
+    """
+    config = draft.config.replaced(pack=stored.pack, watch=stored.watch)
+    asked = _manifest(replace(draft, config=config), None)
+    return check_same(files, asked).finished(config)
+
+
+def _manifest(spec: ChainSpec, record: dict[str, Any] | None) -> Manifest:
+    """The manifest of a run that has not begun."""
+    config = spec.config
+    return Manifest(
+        config=config,
+        fingerprint=fingerprint(spec),
+        variables=variables(spec),
+        wide=wide_variables(spec),
+        law=spec.facts.law,
+        sampler=effective_options(config, spec.nbeta),
+        versions=versions(),
+        n_committed=(0,) * config.chains,
+        recipe=record or None,
+    )
+
+
+def ray_pool(config: RunConfig) -> ChainPool:
     """Return a pool on Ray, which is joined when its first place is started."""
     from distsampler.execution.ray_pool import RayPool
 
     return RayPool(config.placement)
-
-
-@contextlib.contextmanager
-def lasting_pool(pool: ChainPool | None, config: RunConfig) -> Iterator[ChainPool]:
-    """Give a pool for several runs: this one, or one on Ray that stays up between them."""
-    if pool is not None:
-        yield pool
-        return
-    with ray_pool(config).joined() as own:
-        yield own
 
 
 def continues(files: Files, resume: Resume, what: Stored = RUN) -> bool:

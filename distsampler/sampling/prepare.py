@@ -3,32 +3,40 @@
 Every mistake that can be seen before a run starts is an error here, which says what to do.
 """
 
+import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
-from distsampler.chains import hop, sampler_trial, user_observables
-from distsampler.chains.observables import variables, wide_variables
-from distsampler.chains.worker import ALONE
+from distsampler.chains import hop, sampler_trial
+from distsampler.chains.inspection import Inspection
+from distsampler.chains.worker import ALONE, Inspect, Worker
 from distsampler.config import RunConfig
 from distsampler.curvature import gradient_noise
-from distsampler.curvature import watch as curvature_watch
 from distsampler.data import shards
 from distsampler.data.kinds import as_rows
 from distsampler.data.rows import Rows
-from distsampler.draws import Variable, WideVariable
 from distsampler.errors import ConfigError
-from distsampler.execution.pool import ChainPool, InspectsShards
+from distsampler.execution.pool import ChainPool, InspectsShards, first_answer
 from distsampler.facts import optimal_nbeta
 from distsampler.models import sampler as by_name
-from distsampler.models.loss import LossFn, inspect_loss
+from distsampler.models.copies import check_model
+from distsampler.models.loss import LossFn
 from distsampler.models.numerics import plain_modes
 from distsampler.models.replica import ChainSpec
 from distsampler.models.restriction import selected
 from distsampler.optim.checks import check_parameter
 from distsampler.recipe import with_functions
+
+VARIES = (
+    "the data are others at each reading (random augmentation, or a collate_fn that draws): two "
+    "runs of one seed differ, what a fault has lost is made again with other numbers, a resumed "
+    "run cannot tell whether its data are the same, and L_n(w*) is that of one reading; to mend "
+    "it, let each index draw from a generator of its own (torch.Generator().manual_seed(index)), "
+    "or read the data once and give tensors"
+)
 
 
 def prepare(
@@ -36,18 +44,35 @@ def prepare(
     data: object,
     loss: LossFn,
     config: RunConfig,
-    inspect: shards.InspectShards = shards.inspect_shards,
+    pool: ChainPool | None = None,
 ) -> ChainSpec:
-    """Check model, data, loss and config against each other, and return what chains are made of."""
+    """Check model, data, loss and config against each other, and return what chains are made of.
+
+    Model and loss are called on a place of the pool; None: in this process.
+    """
+    return inspected(draft(model, data, loss, config, pool), pool)
+
+
+def draft(
+    model: nn.Module,
+    data: object,
+    loss: LossFn,
+    config: RunConfig,
+    pool: ChainPool | None = None,
+) -> ChainSpec:
+    """Return a recipe that was checked as far as it can be without calling model and loss."""
     if not isinstance(model, nn.Module):
         raise ConfigError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
     if not callable(loss):
         raise ConfigError(f"the loss must be callable as loss(model, batch), got {loss!r}")
+    _check_alone()
     with ALONE, plain_modes():
+        inspect = pool.inspect_shards if isinstance(pool, InspectsShards) else shards.inspect_shards
         rows = shards.cut(data, config, inspect) if config.data_mode == "hop" else as_rows(data)
         hop.check(config, rows)
         config = _with_batch_size(config, rows)
         moving = selected(model, config.restrict_to)
+        check_model(model, moving)
         for name in sorted(moving):
             check_parameter(model.get_parameter(name))
         config = with_functions(config, Path())
@@ -57,18 +82,49 @@ def prepare(
         metrics = sampler_trial.check(sampler, config, nbeta)
         if config.sampler.correct_heat:
             gradient_noise.batches(config, len(rows))
-        per_example, stochastic = inspect_loss(model, rows, loss, config.mode, moving)
+        notes = (VARIES,) if rows.varies else ()
         spec = ChainSpec(
-            model, rows, loss, config, float(nbeta), per_example, stochastic, sampler, metrics
+            model, rows, loss, config, float(nbeta), sampler, metrics=metrics, notes=notes
         )
-        _check_loss(spec)
-        taken: list[Variable | WideVariable] = [*variables(spec), *wide_variables(spec)]
-        return _watchable(replace(spec, observed=user_observables.try_observables(spec, taken)))
+        _check_batches(spec)
+        return spec
 
 
-def inspector(pool: ChainPool | None) -> shards.InspectShards:
-    """Return what inspects shards of data: the pool, where its chains will be, or this process."""
-    return pool.inspect_shards if isinstance(pool, InspectsShards) else shards.inspect_shards
+def inspected(spec: ChainSpec, pool: ChainPool | None) -> ChainSpec:
+    """Return a recipe with what model, loss and observables were seen to do on a place."""
+    if pool is None:
+        worker = Worker(spec, next(spec.model.parameters()).device)
+        with ALONE:
+            inspection = worker.perform(Inspect())
+    else:
+        inspection = first_answer(pool, spec, Inspect())
+    if not isinstance(inspection, Inspection):
+        raise TypeError(f"a place must answer with an Inspection, got {inspection!r}")
+    kind, observed, notes = inspection.kind, inspection.observed, inspection.notes
+    spec = replace(spec, kind=kind, observed=observed, notes=(*spec.notes, *notes))
+    _check_loss(spec)
+    for note in spec.notes:
+        warnings.warn(note, stacklevel=5)
+    if inspection.unwatched:
+        warnings.warn(
+            "watch is off in this run: the curvature needs a double backward, which the loss does "
+            f"not have ({inspection.unwatched}); no bias is predicted, and a step that is too "
+            "large is not noticed",
+            stacklevel=5,
+        )
+        return replace(spec, config=spec.config.replaced(watch=False))
+    return spec
+
+
+def _check_alone() -> None:
+    """Check that this is the process that samples, where torchrun has started several."""
+    rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if rank != "0" and size not in ("", "1"):
+        raise ConfigError(
+            f"sample() must be called by one process, which starts all others itself: this one is "
+            f"rank {rank} of {size} that torchrun has started; start the script with python, or "
+            "call it where RANK is 0 alone"
+        )
 
 
 def _with_batch_size(config: RunConfig, rows: Rows) -> RunConfig:
@@ -83,42 +139,40 @@ def _with_batch_size(config: RunConfig, rows: Rows) -> RunConfig:
     return config
 
 
+def _check_batches(spec: ChainSpec) -> None:
+    """Check that a sampler that accepts or refuses its steps has all data to do so."""
+    name, n, size = spec.config.sampler.name, len(spec.rows), spec.config.batch_size
+    if sampler_trial.needs_closure(spec.sampler) and size != n:
+        raise ConfigError(
+            f"sampler {name!r} accepts or refuses a step by the loss of all data: batch_size must "
+            f"be {n}, the number of examples, got {size}; raise it, or use a sampler of "
+            "minibatches, such as 'lmsgld'"
+        )
+
+
 def _check_loss(spec: ChainSpec) -> None:
     """Check that the loss gives what config and sampler need of it."""
-    config, n = spec.config, len(spec.rows)
-    if config.save_losses and not spec.per_example:
+    config, kind, name = spec.config, spec.kind, spec.config.sampler.name
+    if config.save_losses and not kind.per_example:
         raise ConfigError(
             "save_losses needs a loss of one value per example, shape (batch,), and this one gives "
             "the batch mean: use reduction='none', or leave save_losses out"
         )
-    if not sampler_trial.needs_closure(spec.sampler):
-        return
-    name = config.sampler.name
-    if config.batch_size != n:
+    if kind.coupled and (config.sampler.correct_heat or config.data_mode == "hop"):
+        asked = "data_mode='hop'" if config.data_mode == "hop" else "sampler.correct_heat"
         raise ConfigError(
-            f"sampler {name!r} accepts or refuses a step by the loss of all data: batch_size must "
-            f"be {n}, the number of examples, got {config.batch_size}; raise it, or use a sampler "
-            "of minibatches, such as 'lmsgld'"
+            f"{asked} needs examples whose losses do not depend on each other, and these do within "
+            "a batch: leave it out, or give a loss of one value per example"
         )
-    if spec.stochastic:
+    size, piece = config.batch_size, config.microbatch or config.batch_size
+    if kind.least > min(size, piece, size % piece or piece):
+        raise ConfigError(
+            "a batch must hold two examples, because the loss does not work on a single one: raise "
+            f"batch_size={size}{f' or microbatch={piece}' if config.microbatch else ''}, or keep "
+            "the first dimension in the loss (a squeeze() takes it away)"
+        )
+    if kind.stochastic and sampler_trial.needs_closure(spec.sampler):
         raise ConfigError(
             f"sampler {name!r} needs a loss that is a function of the weights, and this one draws "
             f"at random: use mode='eval', got {config.mode!r}"
         )
-
-
-def _watchable(spec: ChainSpec) -> ChainSpec:
-    """Return the spec; without its watch, and with a warning, where the loss cannot be watched."""
-    if not spec.config.watch:
-        return spec
-    try:
-        curvature_watch.attempt(spec)
-    except RuntimeError as error:
-        warnings.warn(
-            "watch is off in this run: the curvature needs a double backward, which the loss does "
-            f"not have ({type(error).__name__}: {str(error).splitlines()[0]}); no bias is "
-            "predicted, and a step that is too large is not noticed",
-            stacklevel=4,
-        )
-        return replace(spec, config=spec.config.replaced(watch=False))
-    return spec

@@ -6,7 +6,6 @@ and for ``Run.events``; nothing that a run computes depends on it.
 
 import json
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -37,6 +36,14 @@ class Packed(RunEvent):
     pack: int
     refused: str
     speeds: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Inspected(RunEvent):
+    """Model, data and loss were tried before the run; ``notes`` are what a user should know."""
+
+    kind = "inspected"
+    notes: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -71,16 +78,6 @@ class Lost(RunEvent):
     chains: Sequence[int] | None
     losses: int
     reason: str
-
-
-FAULTS = {  # of Lost, as people read them
-    "infrastructure": "died",
-    "preempted": "preempted",
-    "memory": "out of memory",
-    "start": "never started",
-    "hung": "hung",
-    "fatal": "given up at once",
-}
 
 
 @dataclass(frozen=True)
@@ -160,18 +157,6 @@ def read(files: Files) -> list[dict[str, Any]]:
 def of_kind(lines: Iterable[dict[str, Any]], kind: type[RunEvent]) -> list[dict[str, Any]]:
     """Return the lines of one kind of event."""
     return [line for line in lines if line["event"] == kind.kind]
-
-
-def losses(lines: Iterable[dict[str, Any]]) -> dict[str, int]:
-    """Return how often actors were lost, by fault."""
-    return dict(Counter(str(line.get("fault")) for line in of_kind(lines, Lost)))
-
-
-def losses_named(losses: Mapping[str, int]) -> str:
-    """Return the losses as people read them: "3 actors lost (1 hung, 2 preempted)"."""
-    count = sum(losses.values())
-    named = ", ".join(f"{number} {FAULTS.get(f, f)}" for f, number in sorted(losses.items()))
-    return f"{count} actor{'' if count == 1 else 's'} lost{f' ({named})' if named else ''}"
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

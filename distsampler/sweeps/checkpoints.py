@@ -1,6 +1,5 @@
 """Checkpoints of one model: looked up as files, folders of steps or by name; read; checked."""
 
-import copy
 import glob
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distsampler.errors import ConfigError
+from distsampler.models.copies import copied
 
 CheckpointWeights = Mapping[str, Tensor] | nn.Module
 Load = Callable[[str], CheckpointWeights]
@@ -86,7 +86,7 @@ def loaded(model: nn.Module, checkpoint: Checkpoint) -> nn.Module:
     _check_fit(model, weights, checkpoint.name)
     if isinstance(weights, nn.Module):
         return weights
-    filled = copy.deepcopy(model)
+    filled = copied(model)
     filled.load_state_dict(weights, strict=False)
     return filled
 

@@ -163,19 +163,13 @@ def test_a_loss_without_double_backward_is_sampled_unwatched(tmp_path: Path) -> 
     assert not set(WATCHED) & set(block.values)
 
     def go(resume: Any) -> ds.Run:
-        with pytest.warns(UserWarning, match="watch is off"):
-            return ds.sample(
-                model,
-                data,
-                once,
-                config(),
-                store=tmp_path / "run",
-                pool=ds.SerialPool(),
-                resume=resume,
-                quiet=True,
-            )
+        store, pool = tmp_path / "run", ds.SerialPool()
+        return ds.sample(
+            model, data, once, config(), store=store, pool=pool, resume=resume, quiet=True
+        )
 
-    assert go("never").manifest.status == "finished"
+    with pytest.warns(UserWarning, match="watch is off"):
+        assert go("never").manifest.status == "finished"
     assert go("must").llc("ignore").budget.unpredicted["heat_bias"].endswith("watch is off")
 
 
