@@ -46,13 +46,14 @@ class Follower:
 
     Args:
         store: the run directory.
+        tries: how often it is read before it counts as damaged.
 
     Raises:
         StoreError: if it is none.
     """
 
-    def __init__(self, store: str | Path) -> None:
-        self._files = Files(store)
+    def __init__(self, store: str | Path, tries: int = TRIES) -> None:
+        self._files, self._tries = Files(store), tries
         self._files.guard = _never
         self._seen: deque[tuple[float, tuple[int, ...]]] = deque()
         self._numbers: tuple[tuple[int, ...], _Numbers] | None = None  # of these draws
@@ -60,7 +61,7 @@ class Follower:
 
     def read(self) -> Snapshot:
         """Return the run as it is now."""
-        for _ in range(TRIES - 1):
+        for _ in range(self._tries - 1):
             try:
                 return self._read(TraceReader(self._files))
             except StoreError:

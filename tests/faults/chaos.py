@@ -14,7 +14,7 @@ import numpy as np
 
 import distsampler as ds
 from tests.assertions import digest
-from tests.faults import job
+from tests.faults import fuzz, job
 from tests.faults.job import DriverProcess
 from tests.faults.nodes import Nodes
 from tests.processes import actors, committed, end, until
@@ -142,7 +142,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/chaos", description=__doc__)
     parser.add_argument("--minutes", type=float, default=5.0, help="of killing")
     parser.add_argument("--seed", type=int, default=0, help="of who dies and when")
+    parser.add_argument("--fuzz", action="store_true", help="damage files instead of killing")
+    parser.add_argument("--share", type=float, default=1.0, help="of all damages, for --fuzz")
     options = parser.parse_args()
+    if options.fuzz:
+        return fuzz.main(options.seed, options.share)
     seconds = 60 * options.minutes
     draws = int(1.5 * (seconds + CALM_SECONDS + 60) / (STEP_SECONDS * THIN))
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder, Nodes() as nodes:
