@@ -17,7 +17,7 @@ import numpy as np
 from distsampler.draws import EXCESS_LOSS
 from distsampler.errors import StoreError
 from distsampler.schedule import Schedule
-from distsampler.store.events import GateRound, of_kind
+from distsampler.store.events import gate_rounds
 from distsampler.store.files import Files, is_url
 from distsampler.store.lease import EXPIRY_SECONDS, ago, heartbeat
 from distsampler.store.manifest import MANIFEST
@@ -133,7 +133,7 @@ def _read(trace: TraceReader, name: str) -> Entry:
     manifest, total, llc = trace.manifest, total_draws(trace), list(llcs(trace).values())
     draws = min((trace.committed[chain] for chain in trace.chains), default=0)
     events = trace.events()
-    rounds = of_kind(events, GateRound)
+    rounds = gate_rounds(events)
     return Entry(
         name,
         status(trace),
@@ -142,8 +142,8 @@ def _read(trace: TraceReader, name: str) -> Entry:
         len(trace.chains),
         len(manifest.retired),
         float(np.mean(llc)) if llc else None,
-        str(rounds[-1]["status"]) if rounds else None,
-        int(rounds[-1]["draws"]) if rounds else 0,
+        rounds[-1].status if rounds else None,
+        rounds[-1].draws if rounds else 0,
         _age(trace.files, events),
         manifest.reason,
     )
@@ -151,7 +151,7 @@ def _read(trace: TraceReader, name: str) -> Entry:
 
 def _age(files: Files, events: Sequence[dict[str, Any]]) -> float | None:
     """Seconds since the last commit; at a URL, since the last event."""
-    last = max((float(event.get("time", -math.inf)) for event in events), default=-math.inf)
+    last = max((float(event["time"]) for event in events), default=-math.inf)
     if not is_url(files.root):
         last = max(last, os.stat(files.path(MANIFEST)).st_mtime)
     return max(0.0, time.time() - last) if math.isfinite(last) else None

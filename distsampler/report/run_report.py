@@ -185,14 +185,14 @@ def _notable(events: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     troubled = set()
     for number, event in enumerate(events):
         if event["event"] in (Lost.kind, Draining.kind):
-            troubled.add(event.get("place"))
-        if event["event"] != Started.kind or not number or event.get("place") in troubled:
+            troubled.add(str(event.get("place")))
+        if event["event"] != Started.kind or not number or str(event.get("place")) in troubled:
             yield event
 
 
 def _row(event: dict[str, Any]) -> tuple[str, str, str]:
     """Time, kind, and all else that an event says."""
-    at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(float(event.get("time", 0.0)))) + " UTC"
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(float(event["time"]))) + " UTC"
     skipped = ("time", "event", "cuda_visible_devices")
     rest = ", ".join(f"{k} {_first_line(v)}" for k, v in event.items() if k not in skipped)
     return at, str(event["event"]), rest

@@ -20,7 +20,7 @@ from distsampler.errors import StoreError
 from distsampler.execution.display import Reporter
 from distsampler.execution.progress import ChainProgress, Snapshot, StoreStatus
 from distsampler.report import listing
-from distsampler.store.events import GateRound, Lost, Started, of_kind
+from distsampler.store.events import Lost, Started, gate_rounds, of_kind
 from distsampler.store.files import Files
 from distsampler.store.lease import heartbeat
 from distsampler.store.manifest import MANIFEST
@@ -47,9 +47,6 @@ class Follower:
     Args:
         store: the run directory.
         tries: how often it is read before it counts as damaged.
-
-    Raises:
-        StoreError: if it is none.
     """
 
     def __init__(self, store: str | Path, tries: int = TRIES) -> None:
@@ -57,10 +54,13 @@ class Follower:
         self._files.guard = _never
         self._seen: deque[tuple[float, tuple[int, ...]]] = deque()
         self._numbers: tuple[tuple[int, ...], _Numbers] | None = None  # of these draws
-        self.read()
 
     def read(self) -> Snapshot:
-        """Return the run as it is now."""
+        """Return the run as it is now.
+
+        Raises:
+            StoreError: if there is none, or it is damaged.
+        """
         for _ in range(self._tries - 1):
             try:
                 return self._read(TraceReader(self._files))
@@ -79,7 +79,7 @@ class Follower:
         if numbers is None or known != trace.committed or status not in ("running", "silent"):
             numbers = _numbers(trace, rates)
             self._numbers = trace.committed, numbers
-        rounds = [f"{e['status']} at {e['draws']} draws" for e in of_kind(events, GateRound)]
+        rounds = [f"{each.status} at {each.draws} draws" for each in gate_rounds(events)]
         stored = StoreStatus(
             self._files.name,
             manifest.reason,

@@ -7,7 +7,7 @@ from distsampler.draws import StateFile
 from distsampler.errors import StoreError
 from distsampler.store.files import Files
 
-FOLDER, KEPT = "checkpoints", 2
+FOLDER, KEPT, LARGEST = "checkpoints", 2, 2**44  # bytes of a state
 _NAME = re.compile(r"draw-(\d{8})-([0-9a-f]{32})\.pt")
 
 
@@ -26,7 +26,7 @@ def read(files: Files, name: str) -> bytes:
     """
     match = _NAME.search(name)
     try:
-        state = files.read(name)
+        state = files.read(name, LARGEST)
     except OSError as error:
         raise StoreError(f"the state {files.path(name)} cannot be read: {error}") from error
     if match is None or _digest(state) != match[2]:

@@ -41,6 +41,7 @@ class Constants:
 
     def __init__(self, root: zarr.Group) -> None:
         self._root = root
+        self._numbers: dict[str, float] = {}  # as they were read
 
     def record(self, facts: Facts, at_anchor: AtAnchor) -> None:
         """Write all constants, once."""
@@ -62,16 +63,21 @@ class Constants:
                 **codecs(),
             )
         group.attrs[RECORDED] = list(values)
+        self._numbers = {}
 
     def clear(self) -> None:
         """Remove all constants."""
         if GROUP in self._root:
             del self._root[GROUP]
         self._root.create_group(GROUP)
+        self._numbers = {}
 
     def numbers(self) -> dict[str, float]:
         """Return the recorded numbers by name: nbeta, n, init_loss, localization ..."""
-        return {n: float(self._values(a)) for n, a in self._arrays().items() if a.ndim == 0}
+        if not self._numbers:
+            arrays = {name: array for name, array in self._arrays().items() if array.ndim == 0}
+            self._numbers = {name: float(self._values(array)) for name, array in arrays.items()}
+        return dict(self._numbers)
 
     def array(self, name: str) -> NDArray[Any] | None:
         """Return one array of the anchor pass; None where there is none."""
@@ -112,6 +118,8 @@ class Constants:
             raise damaged(where, error) from error
         if missing_in(values).any():
             raise damaged(where, "it lacks a value")
+        if not values.ndim and not np.isfinite(values):
+            raise damaged(where, f"it must be finite, got {values}")
         return values
 
 

@@ -10,9 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+from distsampler.errors import StoreError
+from distsampler.store import foreign
 from distsampler.store.files import Files
 
 EVENTS = "events.jsonl"
+LATEST = 2**36  # seconds since 1970 that an event may be at
 
 
 @dataclass(frozen=True)
@@ -146,11 +149,17 @@ def append(files: Files, event: RunEvent) -> None:
 
 
 def read(files: Files) -> list[dict[str, Any]]:
-    """Return all lines that are whole, as they were written."""
+    """Return all lines that are whole, as they were written.
+
+    Raises:
+        StoreError: if the log is not a file that can be read.
+    """
     try:
-        lines = files.read(EVENTS).decode(errors="replace").splitlines()
+        lines = files.read(EVENTS).decode(errors="replace").split("\n")
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise StoreError(f"{files.path(EVENTS)} cannot be read: {error}; remove it") from error
     return [line for line in map(_parsed, lines) if line is not None]
 
 
@@ -159,9 +168,21 @@ def of_kind(lines: Iterable[dict[str, Any]], kind: type[RunEvent]) -> list[dict[
     return [line for line in lines if line["event"] == kind.kind]
 
 
+def gate_rounds(lines: Iterable[dict[str, Any]]) -> list[GateRound]:
+    """Return what the gate said, the oldest first; a line that lacks a part is left out."""
+    parts = ((e.get("draws"), e.get("status"), e.get("reason")) for e in of_kind(lines, GateRound))
+    return [
+        GateRound(draws, status, str(reason))
+        for draws, status, reason in parts
+        if isinstance(draws, int) and isinstance(status, str)
+    ]
+
+
 def _parsed(line: str) -> dict[str, Any] | None:
+    """An event, which has a kind and a time; None of anything else."""
     try:
-        parsed = json.loads(line)
-    except ValueError:
+        parsed = foreign.parsed(line)
+        whole = isinstance(parsed["event"], str) and 0 <= float(parsed["time"]) < LATEST
+    except (ValueError, TypeError, KeyError, OverflowError):
         return None
-    return parsed if isinstance(parsed, dict) else None
+    return parsed if whole else None

@@ -16,6 +16,7 @@ from typing import Any
 from distsampler.errors import StoreError
 from distsampler.store.folders import TEMPORARY, FencedError, LocalFolder, RemoteFolder
 
+LARGEST = 2**30  # bytes of a file, but for the states of chains
 AGAIN = (
     "restore it from a copy; or continue the run with resume='must', which computes again what is "
     "missing, to the same bits; or delete the store and sample again"
@@ -93,13 +94,14 @@ class Files:
         """Return where a file is, for people."""
         return f"{self.root.rstrip('/')}/{name}"
 
-    def read(self, name: str) -> bytes:
-        """Return the bytes of a file.
+    def read(self, name: str, most: int = LARGEST) -> bytes:
+        """Return the bytes of a file, at most so many.
 
         Raises:
-            OSError: if it cannot be read; FileNotFoundError, if there is none.
+            OSError: if it cannot be read, is larger, or is no regular file but a link, pipe or
+                device; FileNotFoundError, if there is none.
         """
-        return self.folder.read(name)
+        return self.folder.read(name, most)
 
     def write(self, name: str, data: bytes, *, fsync: bool = False) -> None:
         """Write a file, whole or not at all; with ``fsync`` to survive a power loss.

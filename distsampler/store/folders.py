@@ -10,6 +10,7 @@ A remote store has no such rename: there a check right before each request is th
 """
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -68,11 +69,18 @@ class LocalFolder:
         except (FileNotFoundError, NotADirectoryError):
             return True
 
-    def read(self, name: str) -> bytes:
-        """Return the bytes of a file."""
-        path, at = self._place(name)
-        with open(path, "rb", opener=lambda p, flags: os.open(p, flags, dir_fd=at)) as file:
-            return file.read()
+    def read(self, name: str, most: int) -> bytes:
+        """Return the bytes of a file that is one, and no link, pipe or device."""
+        *folders, last = parts(name)
+        with self._opened() as root, _inside(root, folders) as parent:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe would wait for a writer
+            with os.fdopen(os.open(last, flags, dir_fd=parent), "rb") as file:
+                about = os.fstat(file.fileno())
+                if not stat.S_ISREG(about.st_mode):
+                    raise OSError(errno.EINVAL, "it is no regular file")
+                if about.st_size > most:
+                    raise OSError(errno.EFBIG, f"it has {about.st_size} bytes, more than {most}")
+                return file.read()
 
     def write(self, name: str, data: bytes, fsync: bool, step: Step) -> None:
         """Replace a file."""
@@ -106,7 +114,7 @@ class LocalFolder:
         """Return whether there is such a file."""
         path, at = self._place(name)
         try:
-            return stat.S_ISREG(os.stat(path, dir_fd=at).st_mode)
+            return stat.S_ISREG(os.stat(path, dir_fd=at, follow_symlinks=False).st_mode)
         except (FileNotFoundError, NotADirectoryError):
             return False
 
@@ -175,9 +183,12 @@ class RemoteFolder:
             ) from error
         self._base = base.rstrip("/")
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int) -> bytes:
         """Return the bytes of a file."""
-        return bytes(retried(lambda: self._fs.cat_file(f"{self._base}/{name}")))
+        data = bytes(retried(lambda: self._fs.cat_file(f"{self._base}/{name}", end=most + 1)))
+        if len(data) > most:
+            raise OSError(errno.EFBIG, f"it has more than {most} bytes")
+        return data
 
     def write(self, name: str, data: bytes, fsync: bool, step: Step) -> None:
         """Replace a file; make its folder where the file system wants one."""

@@ -3,16 +3,17 @@
 import json
 from typing import Any
 
-LARGEST = 2**26  # bytes of a JSON document or log
-DEEPEST = 64  # levels of a JSON document
+LARGEST, DEEPEST = 2**26, 64  # bytes and levels of a JSON document
 
 
 def parsed(data: bytes | str) -> Any:  # noqa: ANN401 (what JSON holds)
     """Return what a JSON text holds.
 
     Raises:
-        ValueError: if it is no JSON, or nested deeper than anything that is written here.
+        ValueError: if it is no JSON, or larger or deeper than anything that is written here.
     """
+    if len(data) > LARGEST:
+        raise ValueError(f"it has {len(data)} bytes, more than {LARGEST}")
     try:
         value = json.loads(data)
     except RecursionError:

@@ -4,9 +4,11 @@ It holds a digest of itself, as every manifest does: one that was changed is an 
 """
 
 import json
-from typing import Any, Literal, TypeVar
+import math
+from collections.abc import Iterator
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distsampler.config import RunConfig, SamplerConfig
 from distsampler.draws import Variable, WideVariable
@@ -20,6 +22,8 @@ from distsampler.store.foreign import parsed
 MANIFEST = "run.json"
 SCHEMA_VERSION = 2
 UNSEALED = 1  # version that is read as it is: it has no digests
+MOST_DRAWS, MOST_NUMBERS = 10**8, 2**16  # of a chain; of a draw, in one variable that travels
+DTYPES = ("float64", "float32", "int64")
 M = TypeVar("M", bound=Frozen)
 RunStatus = Literal["running", "finished", "interrupted", "failed"]
 
@@ -86,7 +90,36 @@ class Manifest(Frozen):
     kept: int | None = None
     retired: dict[int, str] = Field(default_factory=dict)
     reason: str = ""
-    seconds: float = 0.0
+    seconds: float = Field(0.0, ge=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        for what in self._contradictions():
+            raise ValueError(what)
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        """Say what cannot be of a run that was written here."""
+        counts, chains = self.n_committed, self.config.chains
+        if len(counts) != chains or not all(0 <= count <= MOST_DRAWS for count in counts):
+            yield f"n_committed must be a number of draws for each of {chains} chains, got {counts}"
+        for name in ("kept", "burn_in"):
+            draws = getattr(self, name)
+            if draws is not None and not 0 <= draws <= max(counts, default=0):
+                yield f"{name} must be at most the draws that were committed, got {draws}"
+        if not set(self.retired) <= set(range(chains)):
+            yield f"retired must be some of {chains} chains, got {sorted(self.retired)}"
+        variables: list[Variable | WideVariable] = [*self.variables, *self.wide]
+        if len({variable.name for variable in variables}) != len(variables):
+            yield "variables must have different names"
+        for each in variables:
+            size = math.prod(each.shape)
+            if len(each.dims) != len(each.shape) or min(each.shape, default=1) < 0:
+                yield f"{each.name} must have a size for each of its dimensions"
+            if isinstance(each, Variable) and (size > MOST_NUMBERS or each.dtype not in DTYPES):
+                yield f"{each.name} must be at most {MOST_NUMBERS} numbers of {DTYPES}"
+            if isinstance(each, WideVariable) and (size > MOST_DRAWS * 2**10 or each.every < 1):
+                yield f"{each.name} must have a size, and a number of draws from one to the next"
 
 
 def write(files: Files, manifest: Manifest) -> None:

@@ -100,15 +100,22 @@ class TraceReader:
         numbers = self.constants.numbers()
         if not {"nbeta", "n"} <= set(numbers):
             return None
-        decay = float(self.manifest.config.sampler.options.get("weight_decay", 0.0))
-        posterior = Posterior(numbers["nbeta"], numbers.get("localization", 0.0), decay)
+        decay = self.manifest.config.sampler.options.get("weight_decay", 0.0)
+        if not isinstance(decay, int | float):
+            where = self.files.path(manifest.MANIFEST)
+            raise damaged(where, f"weight_decay must be a number, got {decay!r}")
+        posterior = Posterior(numbers["nbeta"], numbers.get("localization", 0.0), float(decay))
         return Facts(int(numbers["n"]), posterior, numbers.get("lr"), self.manifest.law)
 
     def rows(self, variable: Variable | WideVariable) -> ZarrRows:
         """Return the rows of a variable: the draws from the chains' start that have it."""
         if isinstance(variable, WideVariable):
-            return self.wide.rows(variable)
-        return self.narrow.rows(variable)
+            rows = self.wide.rows(variable)
+        else:
+            rows = self.narrow.rows(variable)
+        if rows.chains != self.manifest.config.chains:
+            raise damaged(rows.place(0, 0), f"{variable.name} has {rows.chains} chains")
+        return rows
 
     def by_chain(
         self, name: str, chains: Sequence[int], start: int = 0
@@ -124,7 +131,9 @@ class TraceReader:
         some = np.array([chain for chain in chains if ends[chain] > start], np.int64)
         if not some.size:
             return {}
-        (variable,) = (v for v in self.manifest.variables if v.name == name)
+        variable = next((v for v in self.manifest.variables if v.name == name), None)
+        if variable is None:
+            raise damaged(self.files.path(manifest.MANIFEST), f"it has no variable {name}")
         draws = np.arange(start, ends[some].max())
         values = self.rows(variable).read(some, draws, ends=ends[some]).astype(np.float64)
         cut = [row[: end - start] for row, end in zip(values, ends[some], strict=True)]
@@ -145,6 +154,8 @@ class TraceReader:
         try:
             counts = np.asarray(array_of(self._root, COUNTS)[:])
         except Exception:  # zarr and its codecs raise what they like
+            return list(repeated)
+        if counts.shape != (len(repeated),):
             return list(repeated)
         return [max(int(a), b) for a, b in zip(counts, repeated, strict=True)]
 

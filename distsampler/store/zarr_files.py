@@ -131,6 +131,7 @@ class ZarrRows:
     ) -> None:
         self._name, self._draw = name, draw
         self._arrays, self._starts = zip(*pieces, strict=True)
+        self.chains = min(array.shape[0] for array in self._arrays)
 
     def read(
         self,

@@ -12,12 +12,10 @@ import os
 import random
 import shutil
 import signal
-import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,8 @@ from distsampler.errors import StoreError
 from distsampler.execution import display
 from distsampler.report import listing, run_report, summary, sweep_report, watch
 from distsampler.store import seals
+from distsampler.store.files import Files
+from distsampler.sweeps.manifest import CellRecord, write_record
 from distsampler.sweeps.results import open_sweep
 from tests.problems import config, regression, squared_error
 
@@ -44,7 +44,7 @@ Reader = Callable[[Path], Numbers]
 
 def finished_run(store: Path) -> Path:
     """A small run that holds all that a run can hold."""
-    settings = config(draws=30, burn_in=6, thin=1, probe=8, save_losses=True, save_weights_every=4)
+    settings = config(draws=3, burn_in=2, thin=1, probe=8, save_losses=True, save_weights_every=2)
     model, data = regression(n=60)
     ds.sample(model, data, squared_error, settings, store=store, pool=ds.SerialPool(), quiet=True)
     return store
@@ -52,27 +52,25 @@ def finished_run(store: Path) -> Path:
 
 def finished_sweep(store: Path) -> Path:
     """A small sweep of two cells."""
-    settings = config(draws=10, burn_in=2, thin=1, probe=8)
+    settings = config(draws=3, burn_in=1, thin=1, probe=8)
     ds.sweep(
         *regression(n=60), squared_error, settings, settings={"a": {}, "b": {"seed": 1}},
         store=store, pool=ds.SerialPool(), quiet=True,
     )  # fmt: skip
+    for cell in open_sweep(store).cells:
+        write_record(Files(store / "cells" / cell.name), CellRecord(cell=asdict(cell)))
     return store
 
 
-def read_llc(store: Path) -> Numbers:
-    """The estimate, and what may be opened beside it."""
+def read_run(store: Path) -> Numbers:
+    """What ``llc``, ``diagnose`` and Python say."""
     run = ds.open(store)
     estimate = run.llc("ignore")
-    wide = [float(run.losses.sum()), *(float(each.sum()) for each in run.weights.values())]
-    return {"": (estimate.mean, estimate.interval, str(estimate.verdict.status), wide)}
-
-
-def read_diagnosis(store: Path) -> Numbers:
-    run = ds.open(store)
-    json.dumps(summary.diagnosis_as_dict(run))
+    json.dumps([summary.diagnosis_as_dict(run), estimate.as_dict()])
     summary.diagnosis_text(run)
-    return {"": [(row.name, row.mean, row.r_hat) for row in run.diagnosis.rows]}
+    wide = [float(run.losses.sum()), *(float(each.sum()) for each in run.weights.values())]
+    rows = [(row.name, row.mean, row.r_hat) for row in run.diagnosis.rows]
+    return {"": (estimate.mean, estimate.interval, str(estimate.verdict.status), rows, wide)}
 
 
 def read_listing(store: Path) -> Numbers:
@@ -108,7 +106,7 @@ def _said(status: str, reason: str, *numbers: object) -> object:
     return None if status == "damaged" or (status == "failed" and reason) else (status, *numbers)
 
 
-RUN_READERS: tuple[Reader, ...] = (read_llc, read_diagnosis, read_listing, read_progress)
+RUN_READERS: tuple[Reader, ...] = (read_run, read_listing, read_progress)
 SWEEP_READERS: tuple[Reader, ...] = (read_sweep, read_listing)
 
 
@@ -254,7 +252,8 @@ class Fuzz:
         outcome, began = Outcome(), time.monotonic()
         for number in range(count):
             chance = random.Random(f"{seed} {target.name} {number}")
-            path = chance.choice(sorted(p for p in self._store.glob(target.files) if p.is_file()))
+            files = sorted(path for path in self._store.glob(target.files) if path.is_file())
+            path = chance.choice(files)
             before, change = path.read_bytes(), chance.choice(target.changes)
             if change is None:
                 misplace(chance, path, self._outside)
@@ -313,8 +312,8 @@ def _deadline() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def fuzz(folder: Path, seed: int, share: float = 1.0) -> dict[str, Outcome]:
-    """Damage a run and a sweep; return what came of it, by what was damaged.
+def fuzz(folder: Path, seed: int, share: float = 1.0) -> Iterator[tuple[str, int, Outcome]]:
+    """Damage a run and a sweep; yield what was damaged, how often, and what came of it.
 
     Args:
         folder: for both.
@@ -323,23 +322,7 @@ def fuzz(folder: Path, seed: int, share: float = 1.0) -> dict[str, Outcome]:
     """
     run = Fuzz(finished_run(folder / "run"), RUN_READERS, read_run_report)
     sweep = Fuzz(finished_sweep(folder / "sweep"), SWEEP_READERS, read_sweep_report)
-    outcomes = {}
     for fuzzed, targets in ((run, RUN_TARGETS), (sweep, SWEEP_TARGETS)):
         for target, count in targets.items():
-            outcomes[target.name] = fuzzed.run(target, math.ceil(count * share), seed)
-    return outcomes
-
-
-def main(seed: int, share: float) -> int:
-    """Print what came of all damages; return 1 if anything but a right number or a StoreError."""
-    warnings.simplefilter("ignore")
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        outcomes = fuzz(Path(folder), seed, share)
-    print(f"{'damaged':24} {'right':>7} {'StoreError':>10} {'other':>6} {'seconds':>8}")
-    for name, outcome in outcomes.items():
-        counts = f"{outcome.right:7} {outcome.named:10} {len(outcome.wrong):6}"
-        print(f"{name:24} {counts} {outcome.seconds:8.1f}")
-    wrong = [each for outcome in outcomes.values() for each in outcome.wrong]
-    for each in wrong[:40]:
-        print(each[:500])
-    return 1 if wrong else 0
+            times = math.ceil(count * share)
+            yield target.name, times, fuzzed.run(target, times, seed)

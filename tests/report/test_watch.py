@@ -139,7 +139,7 @@ def test_draws_that_are_missing_give_no_number(folder: Path) -> None:
     assert listed["good"].status == "damaged"
     assert listed["good"].llc is None
     with pytest.raises(StoreError):
-        watch.Follower(folder / "good")
+        watch.Follower(folder / "good").read()
 
 
 @pytest.mark.parametrize(
