@@ -6,7 +6,7 @@ It holds a digest of itself, as every manifest does: one that was changed is an 
 import json
 import math
 from collections.abc import Iterator
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -88,7 +88,7 @@ class Manifest(Frozen):
     n_committed: tuple[int, ...]
     burn_in: int | None = None
     kept: int | None = None
-    retired: dict[int, str] = Field(default_factory=dict)
+    retired: dict[int, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
     reason: str = ""
     seconds: float = Field(0.0, ge=0, allow_inf_nan=False)
 

@@ -44,7 +44,9 @@ Reader = Callable[[Path], Numbers]
 
 def finished_run(store: Path) -> Path:
     """A small run that holds all that a run can hold."""
-    settings = config(draws=3, burn_in=2, thin=1, probe=8, save_losses=True, save_weights_every=2)
+    settings = config(
+        draws=3, burn_in=2, thin=1, probe=8, watch=False, save_losses=True, save_weights_every=2
+    )
     model, data = regression(n=60)
     ds.sample(model, data, squared_error, settings, store=store, pool=ds.SerialPool(), quiet=True)
     return store
@@ -103,7 +105,8 @@ def read_sweep_report(store: Path) -> Numbers:
 
 
 def _said(status: str, reason: str, *numbers: object) -> object:
-    return None if status == "damaged" or (status == "failed" and reason) else (status, *numbers)
+    named = status in ("damaged", "waiting") or (status == "failed" and reason)
+    return None if named else (status, *numbers)
 
 
 RUN_READERS: tuple[Reader, ...] = (read_run, read_listing, read_progress)
