@@ -79,7 +79,7 @@ class CommittedArray(BackendArray):
 
     def __init__(self, trace: TraceReader, variable: Variable | WideVariable, rows: range) -> None:
         self._trace, self._variable = trace, variable
-        self._chains, self._rows = np.array(trace.chains, np.int64), np.array(rows, np.int64)
+        self._chains, self._rows = _chains(trace), np.array(rows, np.int64)
         self.shape = (len(self._chains), len(rows), *variable.shape)
         self.dtype = np.dtype(getattr(variable, "dtype", np.float32))
 
@@ -99,13 +99,17 @@ def _lazy(trace: TraceReader, variable: Variable | WideVariable, rows: range) ->
     return xr.Variable(("chain", "draw", *variable.dims), values, {"long_name": variable.meaning})
 
 
+def _chains(trace: TraceReader) -> NDArray[np.int64]:
+    return np.array(trace.chains, np.int64)
+
+
 def _coords(variable: Variable | WideVariable) -> dict[str, NDArray[np.int64]]:
     return {dim: np.arange(size) for dim, size in zip(variable.dims, variable.shape, strict=True)}
 
 
 def _lazy_group(trace: TraceReader, group: str, start: int, stop: int) -> xr.Dataset:
     """Draws of a group, of which nothing is read yet."""
-    coords: dict[str, Any] = {"chain": list(trace.chains), "draw": np.arange(stop - start)}
+    coords: dict[str, Any] = {"chain": _chains(trace), "draw": np.arange(stop - start)}
     named = [variable for variable in trace.manifest.variables if variable.group == group]
     for variable in named:
         coords |= _coords(variable)
@@ -117,8 +121,8 @@ def _lazy_wide(trace: TraceReader, variable: WideVariable) -> xr.DataArray:
     burn_in = trace.burn_in
     rows = range(variable.saved(burn_in), variable.saved(burn_in + trace.kept))
     coords: dict[str, Any] = {
-        "chain": list(trace.chains),
-        "draw": [variable.draw(row) - burn_in for row in rows],
+        "chain": _chains(trace),
+        "draw": np.array([variable.draw(row) - burn_in for row in rows], np.int64),
         **_coords(variable),
     }
     if "example" in coords:  # the rows of the data that are the probe

@@ -158,7 +158,7 @@ def read_as(kind: type[M], files: Files, name: str, what: str, repair: str) -> M
     path = files.path(name)
     try:
         document: dict[str, Any] = parsed(files.read(name))
-        version = document.get("schema_version")
+        version = document.get("schema_version", UNSEALED)
         if version not in (UNSEALED, SCHEMA_VERSION):
             raise StoreError(
                 f"{path} must have schema version {SCHEMA_VERSION}, got {version!r}: read it with "

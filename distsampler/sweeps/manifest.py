@@ -64,6 +64,7 @@ class Chosen(Frozen):
 class CellRecord(Frozen):
     """What the sweep knows of one cell."""
 
+    schema_version: int = SCHEMA_VERSION
     cell: dict[str, str]  # its name and labels
     chosen: Chosen | None = None
     failure: str = ""  # why it could not be run; empty if it could
@@ -115,15 +116,18 @@ def write_record(files: Files, record: CellRecord) -> None:
         StoreError: if it cannot be written.
     """
     with writing(files):
-        files.write(CELL, record.model_dump_json(indent=1).encode())
+        write_as(files, CELL, record)
 
 
 def read_record(files: Files, cell: Cell) -> CellRecord:
-    """Return the record in a cell's directory; a new one, where there is none or it is damaged."""
-    try:
-        return CellRecord.model_validate_json(files.read(CELL))
-    except (OSError, ValueError):
+    """Return the record in a cell's directory; a new one, where there is none.
+
+    Raises:
+        StoreError: if it is damaged.
+    """
+    if not files.exists(CELL):
         return CellRecord(cell=asdict(cell))
+    return read_as(CellRecord, files, CELL, "a cell", "remove it: its pilots are made again")
 
 
 def _fixed(manifest: SweepManifest) -> dict[str, Any]:

@@ -138,7 +138,7 @@ class Sweep:
     def _standing(self, cell: Cell) -> tuple[CellResult, Run | None]:
         """How a cell stands, and its run; one that is whole counts, whatever came after."""
         files = cell_files(self.files, cell)
-        failure = read_record(files, cell).failure
+        failure = _failure(files, cell)
         if not files.exists(MANIFEST):
             return CellResult(status=FAILED if failure else WAITING, reason=failure), None
         try:
@@ -169,6 +169,14 @@ def open_sweep(store: str | Path) -> Sweep:
 def is_sweep(store: str | Path) -> bool:
     """Return whether a directory is that of a sweep."""
     return as_files(store).exists(SWEEP.manifest)
+
+
+def _failure(files: Files, cell: Cell) -> str:
+    """Why a cell could not be run, if it could not; a damaged record says so."""
+    try:
+        return read_record(files, cell).failure
+    except StoreError as error:
+        return str(error)
 
 
 def _with_numbers(standing: CellResult, run: Run) -> CellResult:

@@ -11,6 +11,7 @@ no state: to resume is to run the same cells again, of which those that are fini
 
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,10 @@ class _PlanWork:
         return chosen
 
     def _record(self, cell: Cell) -> CellRecord:
-        return read_record(cell_files(self._files, cell), cell)
+        try:
+            return read_record(cell_files(self._files, cell), cell)
+        except StoreError:  # what it said is decided again
+            return CellRecord(cell=asdict(cell))
 
     def _write(self, cell: Cell, record: CellRecord) -> None:
         write_record(cell_files(self._files, cell), record)

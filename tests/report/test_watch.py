@@ -20,7 +20,7 @@ from distsampler.draws import DrawBlock
 from distsampler.errors import StoreError
 from distsampler.execution import display
 from distsampler.report import listing, watch
-from distsampler.store import lease
+from distsampler.store import lease, manifest
 from distsampler.store.events import GateRound
 from distsampler.store.files import Files
 from distsampler.store.trace import Trace
@@ -36,8 +36,8 @@ def place(run: ds.Run, home: Path) -> Path:
 
 
 def change(home: Path, **changes: Any) -> None:
-    manifest = json.loads((home / "run.json").read_text())
-    (home / "run.json").write_text(json.dumps({**manifest, **changes}))
+    files = Files(home)
+    manifest.write(files, manifest.read(files).replaced(**changes))
 
 
 @pytest.fixture
@@ -198,15 +198,15 @@ def test_what_is_torn_between_two_writes_is_read_again(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "PAUSE", 0.2)
-    manifest = folder / "good/run.json"
-    whole = manifest.read_bytes()
+    file = folder / "good/run.json"
+    whole = file.read_bytes()
     follower = watch.Follower(folder / "good")
-    manifest.write_bytes(whole[:100])
-    mended = threading.Timer(0.3, lambda: manifest.write_bytes(whole))
+    file.write_bytes(whole[:100])
+    mended = threading.Timer(0.3, lambda: file.write_bytes(whole))
     mended.start()
     assert follower.read().phase == "finished"
     mended.join()
-    manifest.write_bytes(whole[:100])
+    file.write_bytes(whole[:100])
     with pytest.raises(StoreError, match="cannot be read"):
         follower.read()
 
@@ -266,6 +266,7 @@ def test_the_rate_is_that_of_the_time_watched(
     now = [1000.0]
     monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
     follower = watch.Follower(home)
+    follower.read()
     trace = Trace(home)
     trace.narrow.resize(100, 20)
     values = {
