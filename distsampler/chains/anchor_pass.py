@@ -139,7 +139,7 @@ def reduce(parts: Iterable[AnchorPart], spec: ChainSpec) -> AtAnchor:
 @torch.no_grad()
 def _losses(replica: Replica, spec: ChainSpec, start: int, stop: int) -> NDArray[np.float64]:
     """Losses of one block: per example, or their mean (one number)."""
-    size = max(spec.config.batch_size, 256)
+    size = spec.config.batch_size if spec.kind.coupled else max(spec.config.batch_size, 256)
     batches = [np.arange(a, min(a + size, stop)) for a in range(start, stop, size)]
     losses = [_losses_of(replica, spec, rows) for rows in batches]
     numbers = torch.cat([loss.reshape(-1).double() for loss in losses]).cpu().numpy()
