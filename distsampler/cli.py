@@ -11,8 +11,9 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from distsampler.recipe import Recipe
     from distsampler.sweeps.results import Sweep
 
+T = TypeVar("T")
 FAILED, USAGE, NOT_CONVERGED, LOST_CHAINS, INTERRUPTED = 1, 2, 3, 4, 130
 
 app = typer.Typer(
@@ -67,11 +69,14 @@ def run(
 
     recipe = load(config, changes or [])
     if calibrated:
-        recipe = _calibrated(recipe, store, resume, bias)
+        recipe = _until_interrupted(lambda: _calibrated(recipe, store, resume, bias))
     from distsampler.sampling.sample import sample_recipe  # slow: mistakes in the file come first
 
-    done = sample_recipe(recipe, store, None, resume, quiet=quiet)  # type: ignore[arg-type]  # checked
-    _finish(done)
+    _finish(
+        _until_interrupted(
+            lambda: sample_recipe(recipe, store, None, resume, quiet=quiet)  # type: ignore[arg-type]  # checked
+        )
+    )
 
 
 @app.command()
@@ -99,7 +104,9 @@ def calibrate(
         _check_figure(heatmap)
     from distsampler.sampling.calibration import calibrate_recipe
 
-    chosen, calibration = calibrate_recipe(recipe, heatmap=heatmap is not None, bias=bias)
+    chosen, calibration = _until_interrupted(
+        lambda: calibrate_recipe(recipe, heatmap=heatmap is not None, bias=bias)
+    )
     typer.echo(json.dumps(calibration.as_dict()) if as_json else str(calibration))
     if out is not None:
         write(chosen, out)
@@ -128,7 +135,7 @@ def resume(store: Store, changes: Changes = None, quiet: Quiet = False) -> None:
     recipe = reload(manifest.recipe, manifest.config, changes or [])
     from distsampler.sampling.sample import sample_recipe
 
-    _finish(sample_recipe(recipe, store, None, "must", quiet=quiet))
+    _finish(_until_interrupted(lambda: sample_recipe(recipe, store, None, "must", quiet=quiet)))
 
 
 @app.command()
@@ -199,7 +206,10 @@ def sweep(
     from distsampler.sweeps.plan import make_plan
     from distsampler.sweeps.sweep import run_plan
 
-    done = run_plan(make_plan(request), store, None, resume, quiet)  # type: ignore[arg-type]  # checked
+    plan = make_plan(request)
+    done = _until_interrupted(
+        lambda: run_plan(plan, store, None, resume, quiet)  # type: ignore[arg-type]  # checked
+    )
     _finish_sweep(done, as_json)
 
 
@@ -305,6 +315,20 @@ def main() -> None:
 def _say(message: Warning | str, *_: object, **__: object) -> None:
     """Print a warning as a line."""
     typer.echo(f"warning: {message}", err=True)
+
+
+def _until_interrupted(work: Callable[[], T]) -> T:
+    """Return what work gives; after Ctrl-C, what it had committed by then."""
+    from distsampler.sampling.stopping import Interrupted
+
+    try:
+        return work()
+    except Interrupted as error:
+        if error.run is None:
+            typer.echo(str(error), err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        committed: T = error.run
+        return committed
 
 
 def _calibrated(recipe: Recipe, store: str | None, resume: str, bias: float) -> Recipe:

@@ -108,9 +108,11 @@ class PlacementConfig(Part):
             ``py_modules`` are sent to the cluster when it is joined.
         autoscale: wait up to ``start_timeout`` for the cluster to start nodes for actors that no
             node can hold now, where otherwise that is an error. Needs ``gpus_per_chain``.
-        start_timeout: seconds in which an actor must start.
+        start_timeout: seconds in which an actor must start; its first work may take six times as
+            long, or, where others have done one, 20 times as long as theirs.
         answer_timeout: seconds in which an actor that has long reported nothing must say that it
-            lives, or it counts as lost.
+            lives, or it counts as lost. It counts as hung where a block takes longer than this and
+            20 times as long as the slowest one before; its chain continues elsewhere.
         block: draws that a chain makes between two reports; None: as many as take about two
             seconds, more where over 200 places report.
     """

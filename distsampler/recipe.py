@@ -18,7 +18,7 @@ from distsampler.errors import ConfigError
 from distsampler.references import Named, find_callable
 
 PARTS = ("model", "data", "loss")
-CALIBRATION = "calibration"  # key of a record: what pilots chose, beside the parts
+CALIBRATION = "calibration"  # key of a record in older stores: what pilots chose
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Recipe:
     # the names of model, data and loss in a YAML file, and its folder, which a run
     # remembers; empty if they come from Python
     record: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] | None = None  # what pilots chose of the config, and why
 
 
 def load(path: str | Path, changes: Sequence[str] = ()) -> Recipe:

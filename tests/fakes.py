@@ -1,7 +1,7 @@
 """A pool that plays faults: real chains in this process, places that die when the script says."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import torch
 
@@ -24,12 +24,18 @@ class FlakyPool:
         places: how many there is room for.
         deaths: numbers of the works (0, 1, ...) whose place dies before it answers.
         kind: of these losses; after a "fatal" one the place is gone for good.
+        hangs: numbers of the works that are never answered.
     """
 
     def __init__(
-        self, places: int = 2, deaths: Sequence[int] = (), kind: LostReason = "infrastructure"
+        self,
+        places: int = 2,
+        deaths: Sequence[int] = (),
+        kind: LostReason = "infrastructure",
+        hangs: Container[int] = (),
     ) -> None:
         self._room, self._deaths, self._kind = places, set(deaths), kind
+        self._hangs = hangs
         self._workers: dict[int, Worker] = {}
         self._todo: deque[tuple[int, Work]] = deque()
         self._events: deque[PoolEvent] = deque()
@@ -49,7 +55,7 @@ class FlakyPool:
 
     def wait(self, timeout: float) -> Sequence[PoolEvent]:
         if self._todo and not self._events:
-            self._events.append(self._answer(*self._todo.popleft()))
+            self._events.extend(self._answer(*self._todo.popleft()))
         events = list(self._events)
         self._events.clear()
         return events
@@ -57,12 +63,14 @@ class FlakyPool:
     def stop(self) -> None:
         self.stopped = True
 
-    def _answer(self, place: int, work: Work) -> PoolEvent:
+    def _answer(self, place: int, work: Work) -> list[PoolEvent]:
         if isinstance(work, Inspect):  # before the script begins
-            return perform(self._workers[place], place, work)
+            return [perform(self._workers[place], place, work)]
         number, self.works = self.works, self.works + 1
+        if number in self._hangs:
+            return []
         if number not in self._deaths:
-            return perform(self._workers[place], place, work)
+            return [perform(self._workers[place], place, work)]
         perform(self._workers.pop(place), place, work)  # done, but the answer is lost
         self.died += 1
-        return PlaceLost(place, "killed by the script", self._kind)
+        return [PlaceLost(place, "killed by the script", self._kind)]

@@ -12,10 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from distsampler.execution.progress import ChainProgress, Snapshot, StoreStatus
+from distsampler.store.events import losses_named
 from distsampler.store.lease import ago
 
 PLAIN_SECONDS = 30.0  # between two lines where there is no terminal
 ROWS = 20  # chains with a row of their own, at most
+WAITING = 3  # places that are waited for, named at most
 
 
 class Reporter:
@@ -57,6 +59,11 @@ class Reporter:
         self._console.print(table(snapshot), soft_wrap=True)
 
 
+def say(line: str) -> None:
+    """Print a line for people, on standard error."""
+    Console(file=sys.stderr).print(line, soft_wrap=True, markup=False, highlight=False)
+
+
 def table(snapshot: Snapshot) -> Group:
     """Return the run as a table: a row a chain for the first ones, and the line."""
     grid = Table(box=None, pad_edge=False)
@@ -79,6 +86,9 @@ def line(snapshot: Snapshot) -> str:
     else:
         numbers = _number(snapshot.llc), _number(snapshot.r_hat)
         parts = [_pace(snapshot), "running LLC {}, online split R-hat {}".format(*numbers)]
+    if snapshot.losses:
+        parts.append(losses_named(snapshot.losses))
+    parts += [f"waiting: {silent}" for silent in snapshot.waiting[:WAITING]]
     return f"{snapshot.seconds:.0f} s {snapshot.phase}: {', '.join(parts)}"
 
 
@@ -89,7 +99,7 @@ def _followed(snapshot: Snapshot, stored: StoreStatus) -> Iterator[str]:
     yield _pace(snapshot)
     yield f"{'' if snapshot.over else 'provisional '}LLC {_number(snapshot.llc)}"
     yield f"worst R-hat {_number(stored.r_hat)}, smallest ESS {_number(stored.ess)}"
-    yield f"{stored.lost} actors lost"
+    yield losses_named(snapshot.losses)
     yield f"verdict: {stored.verdict or 'none yet'}"
     if not snapshot.over:
         alive = stored.heartbeat is not None

@@ -3,6 +3,7 @@
 Only the driver commits, so a draw exists exactly once however often something died.
 """
 
+import logging
 import random
 import time
 import warnings
@@ -19,6 +20,7 @@ from distsampler.chains import anchor_pass, hop
 from distsampler.chains.worker import Advance, Work
 from distsampler.draws import CURVATURE, AtAnchor, DrawBlock, StateFile
 from distsampler.errors import DistsamplerError, StepTooLargeWarning, StoreError
+from distsampler.execution.deadlines import Deadlines
 from distsampler.execution.pool import ChainPool, PlaceLost, PoolEvent
 from distsampler.execution.progress import Observer, Progress
 from distsampler.execution.run_state import (
@@ -44,6 +46,7 @@ from distsampler.schedule import Schedule
 from distsampler.store.events import Lost, Retired, RunEvent, Started, StepTooLarge
 from distsampler.store.trace import Trace
 
+log = logging.getLogger(__name__)
 WAIT_SECONDS = 0.2
 COMMIT_SHARE = 10.0  # long commits take at most about this part of the driver's time
 SHORT_COMMIT = 0.5  # seconds: commits that take no longer are made as often as asked
@@ -78,12 +81,14 @@ class Driver:
         burn_in, total = self._schedule.provisional_burn_in, self._schedule.total
         self._progress = Progress(self._received, burn_in, total - burn_in, spec.nbeta)
         self._events: deque[Event] = deque()
+        self._deadlines = Deadlines(spec.config)
         self._pending: list[DrawBlock] = []
         self._states: dict[int, bytes | StateFile] = {}  # the newest of each chain
         self._too_large: set[int] = set()  # chains of which it is logged
         self._restarts: dict[int, tuple[float, int]] = {}  # place -> when, which incarnation
         self._incarnations: dict[int, int] = {}  # of places that were started again
         self._last_commit, self._commit_took = time.monotonic(), 0.0
+        self._said = set[int]()  # places of which it is logged that they are waited for
         self._shown: Phase | None = None
         self._show_again = 0.0
 
@@ -137,7 +142,8 @@ class Driver:
         if state.phase is Phase.ANCHORING:
             made = anchor_pass.progress(state.setup.parts, state.parts)
         phase, committed = str(state.phase), self._trace.committed
-        self._observer(self._progress.snapshot(phase, state.retired, committed, made))
+        waiting = tuple(self._waiting(state).values())
+        self._observer(self._progress.snapshot(phase, state.retired, committed, made, waiting))
         ended = time.monotonic()
         self._shown, self._show_again = state.phase, ended + SHOW_SHARE * (ended - began)
 
@@ -151,10 +157,29 @@ class Driver:
         if time.monotonic() - self._last_commit > max(self._spec.config.commit_seconds, pause):
             self._commit()
         if not self._events:
-            self._events.extend(map(self._numbered, self._pool.wait(WAIT_SECONDS)))
+            self._events.extend(map(self._numbered, self._from_places(state)))
         events = list(self._events)
         self._events.clear()
         return events
+
+    def _from_places(self, state: State) -> list[PoolEvent]:
+        """What the pool reports, and the places that have been silent for too long."""
+        events = list(self._pool.wait(WAIT_SECONDS))
+        self._deadlines.tick(time.monotonic(), state.phase)
+        for event in events:
+            self._deadlines.heard(event)
+        late = self._deadlines.overdue(state)
+        for loss in late:
+            log.warning("%s: it is given up", loss.reason)
+        return [*events, *late]
+
+    def _waiting(self, state: State) -> dict[int, str]:
+        """What is waited for longer than usual, by place; it is logged once."""
+        waiting = self._deadlines.waiting(state)
+        for place in waiting.keys() - self._said:
+            log.warning("%s", waiting[place])
+        self._said = set(waiting)
+        return waiting
 
     def _numbered(self, event: PoolEvent) -> PoolEvent:
         """A pool's event with the incarnation of its place, of which the pool does not know."""
@@ -164,6 +189,7 @@ class Driver:
         match action:
             case Submit(place, work):
                 self._pool.submit(place, self._completed(work))
+                self._deadlines.given(place, work)
             case Restart(place, incarnation, losses):
                 delay = random.uniform(2.0, 3.0 + 0.5 * min(losses, 4))
                 self._restarts[place] = (time.monotonic() + delay, incarnation)
@@ -204,8 +230,7 @@ class Driver:
         if isinstance(event, Retired):
             self._trace.retire(event.chain, event.reason)
         elif isinstance(event, Lost):
-            for chain in event.chains or ():
-                self._progress.lost(chain)
+            self._progress.lost(event)
 
     def _check_step(self, block: DrawBlock) -> None:
         """Log, once a chain, that its step is too large for the curvature it has met.
@@ -218,7 +243,7 @@ class Driver:
         step = bias.steepness(curvature, self._spec.facts)
         if step is None or not step.too_large:
             return
-        if not self._too_large:
+        if not (self._too_large or self._spec.pilot):
             said = f"{step}, in a new run; this one goes on (chain {block.chain})"
             warnings.warn(said, StepTooLargeWarning, stacklevel=2)
         self._too_large.add(block.chain)

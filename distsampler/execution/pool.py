@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # it imports xarray, which takes a second and no actor needs
 
 ANSWER_WAIT = 0.2  # seconds
 LOST_FOR_GOOD = 5  # losses of the first place, before it has done anything
-LostReason = Literal["infrastructure", "preempted", "memory", "start", "fatal"]
+LostReason = Literal["infrastructure", "preempted", "memory", "start", "hung", "fatal"]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ its store (``report.watch``) gives snapshots of the same type.
 import math
 import time
 from array import array
+from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from distsampler.analysis import arviz_bridge
 from distsampler.analysis.verdict import Verdict
 from distsampler.draws import EXCESS_LOSS, LOSS, PROBE_LOSS, DrawBlock
+from distsampler.store.events import Lost
 
 SERIES = 1024  # values of a chain kept for R-hat and ESS; thinned by two whenever there are more
 SHORTEST = 8  # values of each chain without which they are not computed
@@ -56,7 +58,6 @@ class StoreStatus:
     reason: str  # why the run ended; empty: it has not
     # age of the driver's last sign of life in seconds; None: nobody drives the run
     heartbeat: float | None
-    lost: int  # number of places that were lost, each of which was started again or given up
     verdict: str  # of the last gate round; empty: there was none
     r_hat: float  # worst R-hat of what the gate reads, over the draws so far
     ess: float  # smallest ESS, likewise
@@ -76,6 +77,8 @@ class Snapshot:
     verdict: Verdict | None = None  # of the last gate round; None: there was none
     # parts of the anchor pass -> (number done, number of all), while it is made
     anchor: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    losses: Mapping[str, int] = field(default_factory=dict)  # how often actors were lost, by fault
+    waiting: tuple[str, ...] = ()  # places that have not answered for longer than usual
     stored: StoreStatus | None = None  # what only those see who follow the run; None for its driver
 
     @property
@@ -181,17 +184,20 @@ class Progress:
         self._chains = [_Running(chain, begun, burn_in + draws) for chain, begun in enumerate(made)]
         self._began = time.monotonic()
         self._verdict: Verdict | None = None
+        self._losses = Counter[str]()
 
     def add(self, block: DrawBlock) -> None:
         """Count a block."""
         if block.draws:
             self._chains[block.chain].add(block, self._burn_in, self._nbeta)
 
-    def lost(self, chain: int) -> None:
-        """Count that the place of a chain is lost, which continues elsewhere."""
-        running = self._chains[chain]
-        restarts = running.progress.restarts + 1
-        running.progress = replace(running.progress, restarting=True, restarts=restarts)
+    def lost(self, event: Lost) -> None:
+        """Count that a place is lost; the chains at work there continue elsewhere."""
+        self._losses[event.fault] += 1
+        for chain in event.chains or ():
+            running = self._chains[chain]
+            restarts = running.progress.restarts + 1
+            running.progress = replace(running.progress, restarting=True, restarts=restarts)
 
     def judged(self, verdict: Verdict) -> None:
         """Keep the verdict of a gate round."""
@@ -203,6 +209,7 @@ class Progress:
         retired: Container[int],
         committed: tuple[int, ...] = (),
         anchor: Mapping[str, tuple[int, int]] | None = None,
+        waiting: tuple[str, ...] = (),
     ) -> Snapshot:
         """Return the run as it is now; see ``Snapshot``."""
         every = [c.progress for c in self._chains]
@@ -218,4 +225,6 @@ class Progress:
             [running.series for running in alive],
             self._verdict,
             anchor or {},
+            dict(self._losses),
+            waiting,
         )

@@ -3,19 +3,36 @@
 Frozen values: ``transition`` decides by them, and ``driver`` does what they say.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from distsampler.analysis.verdict import Verdict
 from distsampler.chains.anchor_pass import AnchorPart, Part
-from distsampler.chains.worker import Work
+from distsampler.chains.worker import Advance, AnchorPass, Inspect, Work
 from distsampler.draws import DrawBlock
 from distsampler.execution.pool import LostReason, PoolEvent
 from distsampler.schedule import Schedule
 from distsampler.store.events import RunEvent
 
 FIRST_BLOCK = 10  # draws, until it is known how long they take
+
+
+Task = tuple[str, int]
+"""What a work is a part of, however it is cut: a chain, or the anchor pass from some row on."""
+
+
+def task_of(work: Work) -> Task:
+    """Return what a work is a part of."""
+    match work:
+        case Advance(chains):
+            return "chain", chains[0]
+        case AnchorPass(part):
+            return part.what, part.start
+        case Inspect():
+            return "inspection", 0
 
 
 class Phase(StrEnum):
@@ -144,6 +161,8 @@ class State:
     # rows per second that a place last made in the anchor pass; None: not known yet
     pace: float | None = None
     retired: frozenset[int] = frozenset()  # chains that were taken out
+    # how often a place hung at a task since it last got on
+    hung: Mapping[Task, int] = field(default_factory=dict)
     gate_round: int = 0  # number of the next gate round, from 0
     judging: bool = False  # whether the gate was asked to judge it
     block: int = FIRST_BLOCK  # number of draws of the next blocks
@@ -151,6 +170,18 @@ class State:
     kept: int | None = None
     reason: str = ""  # why the run ends
     interrupted: bool = False  # whether it ends before its gate says so
+
+    def hung_at(self, work: Work) -> State:
+        """Return the state after a place has hung once more at this work."""
+        task = task_of(work)
+        return replace(self, hung={**self.hung, task: self.hung.get(task, 0) + 1})
+
+    def moved_on(self, work: Work) -> State:
+        """Return the state after this work is done."""
+        task = task_of(work)
+        if task not in self.hung:
+            return self
+        return replace(self, hung={other: n for other, n in self.hung.items() if other != task})
 
     @property
     def alive(self) -> Sequence[int]:

@@ -49,6 +49,7 @@ from distsampler.execution.run_state import (
     State,
     Stop,
     Submit,
+    task_of,
 )
 from distsampler.store.events import Draining, GateRound, Lost, Retired, Started
 
@@ -56,9 +57,11 @@ BUDGETS: dict[LostReason, float] = {  # losses of one place until it is given up
     "infrastructure": 5,  # without progress between them
     "start": 5,  # before it was up, likewise
     "memory": 2,
+    "hung": 3,  # likewise, and of one chain or part of the anchor pass, wherever it hangs
     "preempted": math.inf,
     "fatal": 0,
 }
+RENEWED = ("infrastructure", "start", "hung")  # by a work that is done
 BLOCK_SECONDS = 2.0
 REPLIES = 100.0  # that a driver takes in per second without being late
 STATE_SHARE = 40.0  # a block takes at least this many times as long as writing its state
@@ -150,13 +153,13 @@ def _done(state: State, event: WorkDone, actions: list[Action]) -> State:
         case NotResident():
             return _with_states(state, event, actions)
         case AnchorPart(part):
-            state = _freed(state, event.place, actions, progress=True)
+            state = _freed(state.moved_on(event.work), event.place, actions, progress=True)
             pace = state.pace
             if part.what == "losses":
                 pace = (part.stop - part.start) / max(event.seconds, 1e-3)
             return replace(state, parts=(*state.parts, event.result), pace=pace)
         case Advanced() as done:
-            state = _freed(state, event.place, actions, progress=True)
+            state = _freed(state.moved_on(event.work), event.place, actions, progress=True)
             state = replace(state, block=_block_size(state, event, done))
             return _advanced(state, done, actions)
         case Inspection():
@@ -218,13 +221,16 @@ def _lost(state: State, event: PlaceLost, actions: list[Action]) -> State:
     actions.append(Lost(event.place, reason, chains, losses[reason], event.reason))
     if isinstance(place.work, AnchorPass):
         state = replace(state, todo=(*state.todo, place.work.part))
-    if losses[reason] <= BUDGETS[reason]:
+    if reason == "hung" and place.work is not None:
+        state = _hung(state, place.work, event.reason)
+    ending = state.phase in (Phase.DRAINING, Phase.FAILED)
+    if losses[reason] <= BUDGETS[reason] and not ending:
         place = Place(incarnation=place.incarnation + 1, losses=losses)
         actions.append(Restart(event.place, place.incarnation, losses[reason]))
         return _with_place(state, event.place, place)
     places = {number: each for number, each in state.places.items() if number != event.place}
     state = replace(state, places=places)
-    if state.settled:
+    if ending:
         return state
     if reason == "memory":
         return _fail(
@@ -233,6 +239,20 @@ def _lost(state: State, event: PlaceLost, actions: list[Action]) -> State:
             f"placement.chains_per_actor, or give each chain more of a node: {event.reason}",
         )
     return state if places else _fail(state, f"no place is left to run on: {event.reason}")
+
+
+def _hung(state: State, work: Work, reason: str) -> State:
+    """Count that a place hung at a work; the run fails where it hangs wherever it is tried."""
+    state = state.hung_at(work)
+    times = state.hung[task_of(work)]
+    if times <= BUDGETS["hung"] or state.phase is Phase.DRAINING:
+        return state
+    return _fail(
+        state,
+        f"the model, loss or data must return, and hung {times} times at the same work: {reason}; "
+        "mend what it waits for (a lock, a file, a network), or raise placement.answer_timeout if "
+        "it is only slow, and resume the run",
+    )
 
 
 def _draining(state: State, event: PlaceDraining, actions: list[Action]) -> State:
@@ -249,7 +269,7 @@ def _freed(state: State, number: int, actions: list[Action], progress: bool = Fa
     place = state.places[number]
     losses = place.losses
     if progress:
-        losses = {kind: n for kind, n in losses.items() if kind not in ("infrastructure", "start")}
+        losses = {kind: n for kind, n in losses.items() if kind not in RENEWED}
     if not place.draining:
         return _with_place(state, number, replace(place, work=None, losses=losses))
     place = Place(incarnation=place.incarnation + 1, losses=losses)

@@ -40,6 +40,7 @@ class ChainSpec:
     observed: tuple[Variable | WideVariable, ...] = ()  # what the user's own observables return
     notes: tuple[str, ...] = ()  # what a user should know of model and loss, in sentences
     run: str = "run"  # name of the run, for dashboards and logs
+    pilot: bool = False  # whether it is a trial, whose step may turn out too large
     # of the process where the recipe was written
     settings: ProcessSettings = field(default_factory=ProcessSettings.here)
 

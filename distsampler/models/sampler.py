@@ -119,6 +119,12 @@ def _having(option: str) -> str:
     return f"; {option} is an option of {having}" if having else ""
 
 
+def lacks_lr(config: SamplerConfig) -> bool:
+    """Return whether a sampler has a step size and the config gives none."""
+    parameters = inspect.signature(resolve(config.name)).parameters
+    return "lr" in parameters and "lr" not in config.options
+
+
 def effective_options(config: RunConfig, nbeta: float) -> dict[str, Any]:
     """Return the sampler's name and each of its options with the value it has, for JSON."""
     sampler = config.sampler

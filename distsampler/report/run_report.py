@@ -28,8 +28,7 @@ from distsampler.report.html import (
     paragraph,
     table,
 )
-from distsampler.report.summary import actors_lost
-from distsampler.store.events import Draining, Lost, Started
+from distsampler.store.events import Draining, Lost, Started, losses, losses_named
 from distsampler.store.files import Files
 from distsampler.table import Column, Table
 
@@ -171,7 +170,7 @@ def _sampler(run: Run) -> list[Html]:
 def _losses(run: Run) -> list[Html]:
     retired = [(str(chain), _first_line(why)) for chain, why in run.lost_chains.items()]
     happened = [_row(event) for event in _notable(run.events)]
-    text = f"Retired chains: {len(retired)}. Actors lost and replaced: {actors_lost(run)}."
+    text = f"Retired chains: {len(retired)}; {losses_named(losses(run.events))}."
     parts = [paragraph(text)]
     if retired:
         parts.append(table(Table(RETIRED, retired)))

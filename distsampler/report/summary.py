@@ -9,7 +9,7 @@ import xarray as xr
 
 from distsampler.analysis.estimators import plus_minus, sampler_line
 from distsampler.analysis.run import Run
-from distsampler.store.events import Lost, Retired, of_kind
+from distsampler.store.events import Lost, Retired, losses, losses_named
 from distsampler.table import Column, Content, Marked, Table
 
 
@@ -20,7 +20,7 @@ def diagnosis_text(run: Run) -> str:
         str(diagnosis),
         *(f"retired chain {c}: {reason.splitlines()[0]}" for c, reason in run.lost_chains.items()),
         f"{diagnosis.chains} chains of {diagnosis.draws} draws after a burn-in of {run.burn_in}, "
-        f"{actors_lost(run)} actors lost and replaced",
+        + losses_named(losses(run.events)),
         sampler_line(run.sampler),
         str(run.verdict),
     ]
@@ -41,11 +41,6 @@ def diagnosis_as_dict(run: Run) -> dict[str, Any]:
         "events": [event for event in run.events if event["event"] in (Lost.kind, Retired.kind)],
         **run.diagnosis.as_dict(),
     }
-
-
-def actors_lost(run: Run) -> int:
-    """Return how often an actor of the run died."""
-    return len(of_kind(run.events, Lost))
 
 
 def estimates(dataset: xr.Dataset, waiting: bool = True) -> Table:

@@ -20,7 +20,7 @@ from distsampler.errors import StoreError
 from distsampler.execution.display import Reporter
 from distsampler.execution.progress import ChainProgress, Snapshot, StoreStatus
 from distsampler.report import listing
-from distsampler.store.events import Lost, Started, gate_rounds, of_kind
+from distsampler.store.events import Started, gate_rounds, losses, of_kind
 from distsampler.store.files import Files
 from distsampler.store.lease import heartbeat
 from distsampler.store.manifest import MANIFEST
@@ -84,13 +84,13 @@ class Follower:
             self._files.name,
             manifest.reason,
             heartbeat(self._files),
-            len(of_kind(events, Lost)),
             rounds[-1] if rounds else "",
             numbers.r_hat,
             numbers.ess,
         )
         chains, llc = numbers.chains, numbers.llc
-        return Snapshot(status, seconds, chains, llc, trace.committed, stored=stored)
+        lost = losses(events)
+        return Snapshot(status, seconds, chains, llc, trace.committed, losses=lost, stored=stored)
 
     def _rates(self, committed: tuple[int, ...], seconds: float) -> NDArray[np.float64]:
         """Draws per second of each chain: while it was followed, else since the run's start."""

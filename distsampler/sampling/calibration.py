@@ -9,6 +9,9 @@ larger curvature, or diverges, it is repeated with a smaller one. Then
         smaller where the predicted bias would be above the wanted one.
 ``A``   the friction of a sampler with momentum: as small as the heat of minibatches allows.
 
+The localization, where it is free, is a fixed part of the largest ``nbeta h`` at w*: it defines
+what is estimated, and so hangs on model, data and loss alone, not on seed, batches or length.
+
 A chain spreads over slow directions by its **reach**, ``lr`` without momentum and ``2 lr / A`` with
 it, and minibatches heat it in proportion to the reach, whatever the sampler. (The thermostat of
 SGNHT would take the mean of the heat away, but at the small lr of real problems it has no time to
@@ -27,7 +30,6 @@ What is chosen is a function of model, data, loss, config and seed; no clock ent
 import math
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,10 +42,13 @@ from distsampler.config import RunConfig
 from distsampler.errors import ConfigError
 from distsampler.execution.pool import ChainPool
 from distsampler.models.loss import LossFn
+from distsampler.models.replica import ChainSpec
 from distsampler.models.sampler import signature_options
-from distsampler.recipe import CALIBRATION, Recipe
-from distsampler.sampling.pilots import PILOT_CHAINS, THIN, Pilots, label, short
+from distsampler.recipe import Recipe
+from distsampler.sampling.job import lasting_pool
+from distsampler.sampling.pilots import PILOT_CHAINS, THIN, Pilots, label, relaxation, short
 from distsampler.sampling.prepare import prepare
+from distsampler.sampling.stopping import Stopped, interruptible
 from distsampler.sampling.tuning import REHEARSAL, Choice, Tuner
 from distsampler.schedule import Schedule
 from distsampler.store.files import as_files
@@ -51,6 +56,8 @@ from distsampler.store.manifest import MANIFEST
 
 BIAS = 0.005  # of the LLC: what the step may bring, and what minibatches may
 SHARE = 0.2  # of the run, for pilots
+STEPS, MOST_STEPS = 10_000, 100_000  # per chain, burn-in included, where the length is free
+RELAXATIONS = 20  # times that a flat direction should relax within the run, where it is free
 GRID = ((0.25, 0.5, 1.0, 2.0, 4.0), (0.25, 1.0, 4.0))  # of lr and nbeta, in a heatmap
 
 
@@ -69,6 +76,12 @@ class Calibration(Choice):
         return sum(pilot.steps for pilot in self.pilots)
 
     @property
+    def missed(self) -> tuple[str, ...]:
+        """What has more bias than was wished for: "discretisation", "heat"."""
+        biases = {"discretisation": self.discretisation_bias, "heat": self.heat_bias}
+        return tuple(name for name, value in biases.items() if abs(value) > self.bias)
+
+    @property
     def run_steps(self) -> int:
         """Steps of all chains of the chosen run."""
         return self.config.chains * Schedule.of(self.config).total * self.config.thin
@@ -81,6 +94,8 @@ class Calibration(Choice):
             "curvature": _number(self.curvature),
             "discretisation_bias": _number(self.discretisation_bias),
             "heat_bias": _number(self.heat_bias),
+            "bias": self.bias,
+            "missed": list(self.missed),
             "pilots": len(self.pilots),
             "pilot_steps": self.pilot_steps,
             "pilot_seconds": round(self.pilot_seconds, 3),
@@ -92,12 +107,31 @@ class Calibration(Choice):
         rows = [(name, _shown(self.config, name), why) for name, why in self.reasons.items()]
         wide = [max(len(row[i]) for row in rows) for i in range(2)]
         lines = [f"{name:{wide[0]}}  {value:{wide[1]}}  {why}" for name, value, why in rows]
-        lines.append(
-            f"predicted bias of the LLC: {self.discretisation_bias:+.2%} by the step, "
-            f"{self.heat_bias:+.2%} by minibatches"
-        )
+        lines.append(f"predicted bias of the LLC: {self._biases()}")
         lines.append(self._cost())
         return "\n".join(lines + ([] if self.heatmap is None else ["", str(self.heatmap)]))
+
+    @property
+    def line(self) -> str:
+        """What was chosen, at which cost and with which bias, in one line."""
+        sampler = self.config.sampler
+        chosen = [
+            f"{name.removeprefix('sampler.')} {_shown(self.config, name)}"
+            for name, why in self.reasons.items()
+            if why != "as given" and name != "sampler.name"
+        ]
+        share = self.pilot_steps / self.run_steps
+        return (
+            f"pilots of {self.pilot_steps} steps, {share:.1%} of the run's, chose "
+            f"{', '.join([label(sampler).removesuffix(','), *chosen])}; predicted bias of the LLC: "
+            f"{self._biases()}"
+        )
+
+    def _biases(self) -> str:
+        values = (self.discretisation_bias, self.heat_bias)
+        step, heat = (f"{v:+.2%}" if math.isfinite(v) else "not known" for v in values)
+        missed = f"; MISSED: the {self.bias:.2%} that was wished for" if self.missed else ""
+        return f"{step} by the step, {heat} by minibatches{missed}"
 
     def _cost(self) -> str:
         share = self.pilot_steps / self.run_steps
@@ -135,7 +169,8 @@ def calibrate(  # noqa: PLR0913 (as sample)
     Raises:
         ConfigError: if something cannot be sampled, the law of the sampler is not known, or its
             biases cannot be predicted.
-        RunFailed: if pilots survive at no step size, or were interrupted.
+        RunFailed: if pilots survive at no step size, or were ended by SIGTERM.
+        Interrupted: after Ctrl-C.
 
     Example:
         >>> calibration = calibrate(model, train_set, loss)  # doctest: +SKIP
@@ -144,19 +179,66 @@ def calibrate(  # noqa: PLR0913 (as sample)
     """
     if not 0 < bias < 1:
         raise ConfigError(f"bias must be between 0 and 1, a part of the LLC: got {bias}")
-    began = time.monotonic()
-    config = RunConfig.of(config)
-    with ExitStack() as stack:
-        if pool is None:  # Ray stays up from pilot to pilot
-            from distsampler.execution.ray_pool import RayPool
+    given = RunConfig.of(config)
 
-            pool = stack.enter_context(RayPool(config.placement).joined())
-        spec = prepare(model, data, loss, config, pool)
-        pilots = Pilots(spec, pool)
-        choice = Tuner(spec, pilots, bias).run()
-        calibration = Calibration(**vars(choice), pilot_seconds=time.monotonic() - began)
-        chart = _heatmap(choice.config, pilots, spec.nbeta) if heatmap else None
-    return replace(calibration, heatmap=chart)
+    def choose(stopped: Stopped) -> Calibration:
+        with lasting_pool(pool, given) as places:
+            spec = prepare(model, data, loss, given, places)
+            pilots = Pilots(spec, places, stopped)
+            calibration = choose_all(spec, pilots, bias)
+            chart = _heatmap(calibration.config, pilots, spec.nbeta) if heatmap else None
+        return replace(calibration, heatmap=chart)
+
+    return interruptible(choose)
+
+
+def choose_all(spec: ChainSpec, pilots: Pilots, bias: float) -> Calibration:
+    """Choose sampler, step, localization and length, as far as they are free."""
+    began = time.monotonic()
+    return recorded(with_length(Tuner(spec, pilots, bias).run()), time.monotonic() - began)
+
+
+def recorded(choice: Choice, seconds: float) -> Calibration:
+    """Return a choice for a run of its length, with the seconds that the pilots took."""
+    reasons, config = dict(choice.reasons), choice.config
+    if (why := reasons["sampler.localization"]) != "as given":
+        rate, steps = _relaxation(config), Schedule.of(config).total * config.thin
+        needed = math.ceil(RELAXATIONS / rate)
+        few = f": too few, {RELAXATIONS} times take {needed} steps" if steps < needed else ""
+        reasons["sampler.localization"] = (
+            f"{why}; a flat one relaxes about {steps * rate:.2g} times in the {steps} steps of a "
+            f"chain{few}"
+        )
+    return Calibration(**vars(choice) | {"reasons": reasons}, pilot_seconds=seconds)
+
+
+def with_length(choice: Choice) -> Choice:
+    """Choose burn-in, draws and thin where they are free: long enough for ESS and localization."""
+    config, reasons, given = choice.config, dict(choice.reasons), choice.config.model_fields_set
+    thin = config.thin if "thin" in given else THIN
+    every = choice.pilots[-1].ess * thin / THIN  # effective draws a draw
+    enough = 1.5 * config.gate.ess / (config.chains * max(min(every, 1.0), 1e-9))
+    free = reasons["sampler.localization"] != "as given"
+    relaxed = RELAXATIONS / _relaxation(config) / 2 / thin if free else 0.0
+    wanted, most = max(enough, relaxed), MOST_STEPS // 2 // thin
+    draws = min(max(math.ceil(wanted), STEPS // 2 // thin), most)
+    changes: dict[str, Any] = {}
+    if "draws" not in given:
+        changes["draws"] = draws
+        reasons["draws"] = (
+            f"the pilot had an ESS of {every:.2g} a draw and {config.gate.ess:.0f} are wanted"
+            + (f", and {RELAXATIONS} relaxations of flat directions" if relaxed > enough else "")
+            + (f": more than {MOST_STEPS} steps would be needed" if wanted > most else "")
+        )
+    if "burn_in" not in given:
+        kept = changes.get("draws", config.draws)
+        changes["burn_in"] = kept if isinstance(kept, int) else "auto"
+        reasons["burn_in"] = "half of the run: chains start at w*, below what they reach"
+    if "thin" not in given:
+        changes["thin"] = thin
+        reasons["thin"] = "costs one probe pass in ten steps"
+    kept_as_given = dict.fromkeys(("draws", "burn_in", "thin"), "as given")
+    return replace(choice, config=config.replaced(**changes), reasons=kept_as_given | reasons)
 
 
 def calibrate_recipe(
@@ -166,8 +248,8 @@ def calibrate_recipe(
     calibration = calibrate(
         recipe.model, recipe.data, recipe.loss, recipe.config, heatmap=heatmap, bias=bias
     )
-    record = {**recipe.record, CALIBRATION: calibration.as_dict()}
-    return replace(recipe, record=record, config=calibration.config), calibration
+    chosen = replace(recipe, config=calibration.config, calibration=calibration.as_dict())
+    return chosen, calibration
 
 
 def continued(recipe: Recipe, store: str | None) -> Recipe | None:
@@ -195,6 +277,11 @@ def _heatmap(config: RunConfig, pilots: Pilots, nbeta: float) -> Heatmap:
             spread[i, j] = estimate.spread
     steps = llc.size * PILOT_CHAINS * REHEARSAL * THIN
     return Heatmap(lrs, nbetas, llc, spread, steps)
+
+
+def _relaxation(config: RunConfig) -> float:
+    """The part of its distance that a flat direction loses at a step."""
+    return relaxation(config.sampler, float(config.sampler.options["localization"]))
 
 
 def _shown(config: RunConfig, name: str) -> str:

@@ -33,7 +33,10 @@ class Running:
         return self._result.done()
 
     def stop(self) -> None:
-        """Ask for a clean end, and do not wait for it: blocks under way are still committed."""
+        """Ask for a clean end, and do not wait for it.
+
+        Blocks under way are still committed, unless they take longer than 30 seconds.
+        """
         self._reason = "stopped by its owner"
 
     def wait(self, timeout: float | None = None) -> Run:

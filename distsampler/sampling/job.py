@@ -4,9 +4,10 @@ import contextlib
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -36,6 +37,9 @@ from distsampler.store.lease import Lease
 from distsampler.store.manifest import Manifest, RunStatus
 from distsampler.store.trace import RUN, Stored, Trace, check_new, refuse_existing
 
+if TYPE_CHECKING:
+    from distsampler.execution.ray_pool import RayPool
+
 Resume = Literal["never", "auto", "must"]
 
 
@@ -48,7 +52,7 @@ class Job:
         store: str | Path | Files | None,
         pool: ChainPool | None,
         resume: Resume,
-        record: dict[str, Any] | None = None,  # names of model, data and loss in a YAML file
+        recipe: Recipe | None = None,  # of which names of model, data, loss and the pilots are kept
     ) -> None:
         self._files = as_files(tempfile.mkdtemp(prefix="distsampler-") if store is None else store)
         self._files.fsync = draft.config.fsync
@@ -58,7 +62,8 @@ class Job:
         self._finished = stored is not None and _is_finished(self._files, draft, stored)
         if self._finished:
             return
-        spec = inspected(draft, self._pool)
+        again = draft.pilot or (recipe is not None and recipe.calibration is not None)
+        spec = inspected(draft, self._pool, say=not again)
         together = stored.together if stored and draft.config.pack == "auto" else None
         places = pool.place_count() if isinstance(pool, KnowsPlaces) else None
         with ALONE:
@@ -66,7 +71,7 @@ class Job:
         self._asked = draft.config.pack
         config = spec.config.replaced(pack=self._packing.pack)
         self._spec = replace(spec, config=config, run=self._files.name)
-        self._manifest = _manifest(self._spec, record)
+        self._manifest = _manifest(self._spec, recipe)
 
     def run(self, observer: Observer, stopped: Stopped) -> Run:
         """Run it to its end, or until ``stopped`` says why it must end early."""
@@ -124,21 +129,28 @@ class Job:
 
 def _failure(run: Run, reason: str) -> str:
     """Return why a run failed, what to do where its chains diverged, and what is left of it."""
-    to_do, left = run.verdict.to_do, f"what was committed stays readable in {run.store}"
-    measures = [f"To do: {to_do}."] if Lever.LR in to_do.levers else []
-    return "\n".join([reason, *measures, left])
+    lines = [reason, f"what was committed stays readable in {run.store}"]
+    if run.lost_chains and Lever.LR in run.verdict.to_do.levers:
+        lines.insert(1, f"To do: {run.verdict.advice}.")
+    return "\n".join(lines)
 
 
 def check(recipe: Recipe, store: str | Path | None, pool: ChainPool | None, resume: Resume) -> Job:
     """Check a recipe and where it shall run, and return the job; nothing is written."""
     pool = ray_pool(recipe.config) if pool is None else pool
     warn_of_autocast()
+    with stopped_on_error(pool):
+        spec = draft(recipe.model, recipe.data, recipe.loss, recipe.config, pool)
+        return Job(spec, store, pool, resume, recipe)
+
+
+@contextlib.contextmanager
+def stopped_on_error(pool: ChainPool) -> Iterator[None]:
+    """Stop a pool, which may have joined Ray, if what is done here fails."""
     try:
-        model, data, loss = recipe.model, recipe.data, recipe.loss
-        spec = draft(model, data, loss, recipe.config, pool)
-        return Job(spec, store, pool, resume, recipe.record)
+        yield
     except BaseException:
-        pool.stop()  # it may have joined Ray
+        pool.stop()
         raise
 
 
@@ -162,7 +174,7 @@ def _is_finished(files: Files, draft: ChainSpec, stored: RunConfig) -> bool:
     return check_same(files, asked).finished(config)
 
 
-def _manifest(spec: ChainSpec, record: dict[str, Any] | None) -> Manifest:
+def _manifest(spec: ChainSpec, recipe: Recipe | None) -> Manifest:
     """The manifest of a run that has not begun."""
     config = spec.config
     return Manifest(
@@ -174,15 +186,26 @@ def _manifest(spec: ChainSpec, record: dict[str, Any] | None) -> Manifest:
         sampler=effective_options(config, spec.nbeta),
         versions=versions(),
         n_committed=(0,) * config.chains,
-        recipe=record or None,
+        recipe=(recipe and recipe.record) or None,
+        calibration=recipe and recipe.calibration,
     )
 
 
-def ray_pool(config: RunConfig) -> ChainPool:
+def ray_pool(config: RunConfig) -> "RayPool":
     """Return a pool on Ray, which is joined when its first place is started."""
     from distsampler.execution.ray_pool import RayPool
 
     return RayPool(config.placement)
+
+
+@contextlib.contextmanager
+def lasting_pool(pool: ChainPool | None, config: RunConfig) -> Iterator[ChainPool]:
+    """Give a pool for several runs: this one, or one on Ray that stays up between them."""
+    if pool is not None:
+        yield pool
+        return
+    with ray_pool(config).joined() as own:
+        yield own
 
 
 def continues(files: Files, resume: Resume, what: Stored = RUN) -> bool:

@@ -2,9 +2,8 @@
 
 import math
 import tempfile
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -12,11 +11,13 @@ import numpy as np
 from distsampler.analysis.arviz_bridge import group
 from distsampler.analysis.run import Run
 from distsampler.config import GateConfig, RunConfig, SamplerConfig
-from distsampler.errors import ConfigError, RunFailed, StepTooLargeWarning
+from distsampler.errors import ConfigError, RunFailed
 from distsampler.execution.pool import ChainPool
 from distsampler.models.replica import ChainSpec
 from distsampler.models.sampler import ours, signature_options
-from distsampler.sampling.sample import sample
+from distsampler.sampling.job import Job
+from distsampler.sampling.prepare import draft
+from distsampler.sampling.stopping import PilotsStopped, Stopped
 
 PILOT_CHAINS, THIN = 2, 10
 
@@ -37,37 +38,58 @@ class Pilot:
 
 
 class Pilots:
-    """Runs the pilots of a run on a pool, each into a store that is deleted afterwards."""
+    """Runs the pilots of a run on a pool, each into a store that is deleted afterwards.
 
-    def __init__(self, spec: ChainSpec, pool: ChainPool) -> None:
-        self._spec, self._pool = spec, pool
+    Args:
+        spec: the run's; each pilot has a config of its own.
+        pool: where the pilots' chains run.
+        stopped: why the pilots must end early; see ``stopping``.
+        allowance: steps that all pilots together may take.
+    """
+
+    def __init__(
+        self,
+        spec: ChainSpec,
+        pool: ChainPool,
+        stopped: Stopped = lambda: None,
+        allowance: float = math.inf,
+    ) -> None:
+        self._spec, self._pool, self._stopped, self._left = spec, pool, stopped, allowance
+
+    @property
+    def draws_left(self) -> float:
+        """Draws of a pilot for which there are steps left."""
+        return self._left / (PILOT_CHAINS * THIN)
 
     def pilot(
         self, config: RunConfig, sampler: SamplerConfig, draws: int, thin: int = THIN
     ) -> Pilot:
         """Try a sampler in a pilot of a run; see ``short``."""
         steps = PILOT_CHAINS * draws * thin
+        self._left -= steps
         pilot = self.run(
             short(config, sampler, draws, thin=thin), lambda run: read_pilot(run, sampler, steps)
         )
         return pilot or Pilot(sampler, steps, diverged=True)
 
     def run(self, config: RunConfig, read: Callable[[Run], Read]) -> Read | None:
-        """Return what is read from a finished run; None where a chain diverged."""
+        """Return what is read from a finished run; None where a chain diverged.
+
+        Raises:
+            PilotsStopped: if it was ended early.
+        """
         with tempfile.TemporaryDirectory(prefix="distsampler-pilot-") as home:
             store, spec, pool = f"{home}/run", self._spec, self._pool
             try:
-                with warnings.catch_warnings():  # a pilot is there to find out
-                    warnings.simplefilter("ignore", StepTooLargeWarning)
-                    run = sample(
-                        spec.model, spec.rows, spec.loss, config, store=store, pool=pool, quiet=True
-                    )
+                made = draft(spec.model, spec.rows, spec.loss, config, pool)
+                job = Job(replace(made, pilot=True), store, pool, "never")
+                run = job.run(lambda snapshot: None, self._stopped)
             except RunFailed:
                 run = Run(store)
                 if not run.lost_chains:
                     raise
             if run.manifest.status == "interrupted":
-                raise RunFailed(f"the calibration was interrupted: {run.manifest.reason}")
+                raise PilotsStopped(f"the calibration was interrupted: {run.manifest.reason}")
             for reason in run.lost_chains.values():
                 if "diverged" not in reason:  # it says nothing about the step
                     raise RunFailed(f"a pilot lost a chain: {reason}")
@@ -135,6 +157,19 @@ def reach(sampler: SamplerConfig) -> float:
     """Return the step of Langevin dynamics that spreads as fast over slow directions."""
     options, friction = signature_options(sampler), ours(sampler.name).friction_option
     return float(options["lr"]) * (1.0 if friction is None else 2 / float(options[friction]))
+
+
+def relaxation(sampler: SamplerConfig, kappa: float) -> float:
+    """Return the part of its distance that a direction of curvature kappa loses at a step.
+
+    A small one; with momentum, friction limits it where ``4 lr kappa`` exceeds its square.
+    """
+    options, name = signature_options(sampler), ours(sampler.name).friction_option
+    force = float(options["lr"]) * kappa
+    if name is None:
+        return force / 2
+    friction = float(options[name])
+    return (friction - math.sqrt(max(friction**2 - 4 * force, 0.0))) / 2
 
 
 def label(sampler: SamplerConfig) -> str:

@@ -90,8 +90,11 @@ def draft(
         return spec
 
 
-def inspected(spec: ChainSpec, pool: ChainPool | None) -> ChainSpec:
-    """Return a recipe with what model, loss and observables were seen to do on a place."""
+def inspected(spec: ChainSpec, pool: ChainPool | None, say: bool = True) -> ChainSpec:
+    """Return a recipe with what model, loss and observables were seen to do on a place.
+
+    ``say``: warn of what a user should know of them.
+    """
     if pool is None:
         worker = Worker(spec, next(spec.model.parameters()).device)
         with ALONE:
@@ -103,17 +106,18 @@ def inspected(spec: ChainSpec, pool: ChainPool | None) -> ChainSpec:
     kind, observed, notes = inspection.kind, inspection.observed, inspection.notes
     spec = replace(spec, kind=kind, observed=observed, notes=(*spec.notes, *notes))
     _check_loss(spec)
-    for note in spec.notes:
+    for note in spec.notes if say else ():
         warnings.warn(note, stacklevel=5)
-    if inspection.unwatched:
+    if not inspection.unwatched:
+        return spec
+    if say:
         warnings.warn(
             "watch is off in this run: the curvature needs a double backward, which the loss does "
             f"not have ({inspection.unwatched}); no bias is predicted, and a step that is too "
             "large is not noticed",
             stacklevel=5,
         )
-        return replace(spec, config=spec.config.replaced(watch=False))
-    return spec
+    return replace(spec, config=spec.config.replaced(watch=False))
 
 
 def _check_alone() -> None:

@@ -11,7 +11,8 @@ What happens, in order:
 5. ``Run`` reads the store: LLC, verdict, diagnosis.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,16 @@ from torch import nn
 
 from distsampler.analysis.run import Run
 from distsampler.config import RunConfig
-from distsampler.execution.display import Reporter
+from distsampler.execution.display import Reporter, say
 from distsampler.execution.metrics import Log, Logger
 from distsampler.execution.pool import ChainPool
 from distsampler.execution.progress import Observer, together
 from distsampler.models.loss import LossFn
 from distsampler.recipe import Recipe
 from distsampler.sampling.handle import Running
-from distsampler.sampling.job import Resume, check
-from distsampler.sampling.stopping import stop_on_signals
+from distsampler.sampling.job import Resume
+from distsampler.sampling.piloted import plan
+from distsampler.sampling.stopping import Interrupted, continuation, interruptible
 
 
 def sample(  # noqa: PLR0913 (the signature is the public contract)
@@ -59,26 +61,29 @@ def sample(  # noqa: PLR0913 (the signature is the public contract)
         pool: where chains run; None: ``RayPool(config.placement)``.
         resume: "auto" continues a run that the store holds (a finished one is returned as it is),
             "must" insists that there is one.
-        quiet: show no progress.
+        quiet: show no progress, and do not say what pilots chose.
         log: ``log(step, values)``, called at each commit and gate round: step is the number of
             draws that every chain has, values are numbers by name, those of the running LLC
             provisional. What it raises is a warning, once.
 
     Returns:
-        The run, finished or cleanly interrupted.
+        The run: finished, or ended early and cleanly by SIGTERM or ``max_seconds``.
 
     Raises:
         ConfigError: if something cannot be sampled as asked; nothing has been written then.
         PlacementError: if the cluster cannot hold a chain; nothing has been written then.
         StoreError: if the store cannot be used.
-        RunFailed: if fewer than ``min_chains`` chains were left.
+        RunFailed: if fewer than ``min_chains`` chains were left, or pilots found no step.
+        Interrupted: after Ctrl-C, a KeyboardInterrupt whose ``run`` is what was committed;
+            ``start`` runs beside what you do.
 
     Example:
         >>> run = sample(model, train_set, loss, RunConfig(), store="runs/one")  # doctest: +SKIP
         >>> print(run.llc())  # doctest: +SKIP
     """
     recipe = Recipe(model, data, loss, RunConfig.of(config))
-    return sample_recipe(recipe, store, pool, resume, quiet=quiet, log=log)
+    with _saying_how_to_continue():
+        return sample_recipe(recipe, store, pool, resume, quiet=quiet, log=log)
 
 
 def resume(  # noqa: PLR0913 (as sample)
@@ -112,7 +117,8 @@ def resume(  # noqa: PLR0913 (as sample)
     """
     config = _longer(Run(store).manifest.config, draws, max_draws)
     recipe = Recipe(model, data, loss, config)
-    return sample_recipe(recipe, store, pool, "must", quiet=quiet, log=log)
+    with _saying_how_to_continue():
+        return sample_recipe(recipe, store, pool, "must", quiet=quiet, log=log)
 
 
 def start(  # noqa: PLR0913 (as sample)
@@ -139,7 +145,7 @@ def start(  # noqa: PLR0913 (as sample)
         >>> running.stop()  # doctest: +SKIP
         >>> running.wait().llc()  # doctest: +SKIP
     """
-    job = check(Recipe(model, data, loss, RunConfig.of(config)), store, pool, resume)
+    job = plan(Recipe(model, data, loss, RunConfig.of(config)), store, pool, resume, say)
     return Running(lambda observer, stopped: job.run(_with_log(observer, log), stopped))
 
 
@@ -153,9 +159,20 @@ def sample_recipe(
     log: Log | None = None,
 ) -> Run:
     """Sample what a recipe asks for; see ``sample``."""
-    job = check(recipe, store, pool, resume)
-    with Reporter(quiet) as reporter, stop_on_signals() as stopped:
-        return job.run(_with_log(reporter.show, log), stopped)
+    job = plan(recipe, store, pool, resume, (lambda line: None) if quiet else say)
+    with Reporter(quiet) as reporter:
+        return interruptible(lambda stopped: job.run(_with_log(reporter.show, log), stopped))
+
+
+@contextmanager
+def _saying_how_to_continue() -> Iterator[None]:
+    """After Ctrl-C, print the line that continues the run."""
+    try:
+        yield
+    except Interrupted as error:
+        if error.run is not None:
+            say(f"{error}; {continuation(error.run)}")
+        raise
 
 
 def _with_log(observer: Observer, log: Log | None) -> Observer:

@@ -1,15 +1,73 @@
-"""Reasons to end a run cleanly before it is finished: a signal, or no time left."""
+"""Reasons to end a run cleanly before it is finished: a signal, or no time left.
+
+In Python, Ctrl-C has to end what called ``sample`` too: once all is committed, ``Interrupted``, a
+KeyboardInterrupt, goes on. After SIGTERM the run that was cut short is returned.
+"""
 
 import contextlib
 import os
+import shlex
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any, TypeVar
 
+from distsampler.analysis.run import Run
+from distsampler.errors import RunFailed
+
+T = TypeVar("T")
 Stopped = Callable[[], str | None]
 """Asked several times a second: why the run must end; None while it may continue."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, after a clean end: what was under way is committed.
+
+    Attributes:
+        run: what was committed: the ``Run`` of ``sample`` and ``resume``, the ``Sweep`` of
+            ``sweep``; None: pilots were under way, and nothing was written.
+    """
+
+    def __init__(self, message: str, run: object = None) -> None:
+        super().__init__(message, run)
+        self.run: Any = run
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class PilotsStopped(RunFailed):
+    """Pilots were ended before they could choose anything."""
+
+
+def interruptible(work: Callable[[Stopped], T]) -> T:
+    """Return what work gives, which SIGINT and SIGTERM end early and cleanly.
+
+    Raises:
+        Interrupted: with what the work gave, if SIGINT came.
+    """
+    with stop_on_signals() as stopped:
+        try:
+            result = work(stopped)
+        except PilotsStopped as error:
+            if stopped() == signal.SIGINT.name:
+                raise Interrupted(f"{error}; no draw was made, nothing was written") from None
+            raise
+    if stopped() == signal.SIGINT.name:
+        raise Interrupted("interrupted by Ctrl-C; what was made is committed", result)
+    return result
+
+
+def continuation(run: Run) -> str:
+    """Return the call, and the command where there is one, that continues a run."""
+    call = f"distsampler.resume({run.store!r}, model, data, loss)"
+    if run.manifest.status == "finished":
+        return f"the run had finished: distsampler.open({run.store!r})"
+    if run.manifest.recipe is None:
+        return f"continue with {call}"
+    return f"continue with {call}, or the command: distsampler resume {shlex.quote(run.store)}"
 
 
 @contextlib.contextmanager

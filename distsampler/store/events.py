@@ -6,6 +6,7 @@ and for ``Run.events``; nothing that a run computes depends on it.
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -81,6 +82,16 @@ class Lost(RunEvent):
     chains: Sequence[int] | None
     losses: int
     reason: str
+
+
+FAULTS = {  # of Lost, as people read them
+    "infrastructure": "died",
+    "preempted": "preempted",
+    "memory": "out of memory",
+    "start": "never started",
+    "hung": "hung",
+    "fatal": "given up at once",
+}
 
 
 @dataclass(frozen=True)
@@ -176,6 +187,18 @@ def gate_rounds(lines: Iterable[dict[str, Any]]) -> list[GateRound]:
         for draws, status, reason in parts
         if isinstance(draws, int) and isinstance(status, str)
     ]
+
+
+def losses(lines: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """Return how often actors were lost, by fault."""
+    return dict(Counter(str(line.get("fault")) for line in of_kind(lines, Lost)))
+
+
+def losses_named(losses: Mapping[str, int]) -> str:
+    """Return the losses as people read them: "3 actors lost (1 hung, 2 preempted)"."""
+    count = sum(losses.values())
+    named = ", ".join(f"{number} {FAULTS.get(f, f)}" for f, number in sorted(losses.items()))
+    return f"{count} actor{'' if count == 1 else 's'} lost{f' ({named})' if named else ''}"
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

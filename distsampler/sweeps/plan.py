@@ -15,6 +15,7 @@ from distsampler.data.shards import is_made
 from distsampler.errors import ConfigError
 from distsampler.frozen import Config
 from distsampler.models.loss import LossFn
+from distsampler.models.sampler import lacks_lr
 from distsampler.sampling.calibration import BIAS
 from distsampler.sampling.fingerprint import versions
 from distsampler.sampling.prepare import prepare
@@ -101,11 +102,16 @@ class Plan:
         sources = {each.name: each for each in self.request.checkpoints}
         return checkpoints.loaded(self.request.model, sources[cell.checkpoint])
 
+    def tunes(self, cell: Cell) -> bool:
+        """Return whether pilots choose for a cell: where that is asked for, or it has no lr."""
+        config = self.configs[cell.restriction, cell.setting]
+        return self.request.calibrate or lacks_lr(config.sampler)
+
     @cached_property
     def leaders(self) -> dict[tuple[str, str, str], Cell]:
-        """Row -> its first checkpoint's cell, from whose calibration the others start, if any."""
-        first = self.request.checkpoints[0].name if self.request.calibrate else None
-        return {cell.row: cell for cell in self.cells if cell.checkpoint == first}
+        """Row -> its first checkpoint's cell, from whose pilots the others start, if any."""
+        first = self.request.checkpoints[0].name
+        return {c.row: c for c in self.cells if c.checkpoint == first and self.tunes(c)}
 
 
 def make_plan(request: SweepRequest) -> Plan:

@@ -9,25 +9,24 @@ fails leaves its reason in its own store. The sweep itself is two kinds of files
 no state: to resume is to run the same cells again, of which those that are finished end at once.
 """
 
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from torch import nn
 
 from distsampler.analysis.run import Run
 from distsampler.config import RunConfig
 from distsampler.errors import ConfigError, DistsamplerError, StoreError
+from distsampler.execution.display import say
 from distsampler.execution.pool import ChainPool
 from distsampler.execution.progress import Observer
 from distsampler.models.loss import LossFn
 from distsampler.sampling.calibration import BIAS
 from distsampler.sampling.job import Job, Resume, continues
 from distsampler.sampling.prepare import draft
-from distsampler.sampling.stopping import Stopped, stop_on_signals
+from distsampler.sampling.stopping import Interrupted, PilotsStopped, Stopped, interruptible
 from distsampler.store.files import Files, as_files
 from distsampler.store.lease import Lease
 from distsampler.sweeps import warm_start
@@ -89,7 +88,8 @@ def sweep(  # noqa: PLR0913 (the signature is the public contract)
         settings: name -> fields that differ from the config: ``{"hot": {"sampler.nbeta": 10.0}}``.
         datasets: name -> data, in place of ``data``, which is then None.
         calibrate: choose sampler, step and length by pilots, at the first checkpoint of each row;
-            the others start from there (``warm_start``).
+            the others start from there (``warm_start``). Without it, what has no lr is chosen as
+            ``sample`` does, and the length is not.
         bias: relative bias of the LLC that pilots aim for; see ``calibrate``.
         pool: where chains run, a cell at a time; None: many cells at once on Ray, by
             ``config.placement``.
@@ -98,7 +98,7 @@ def sweep(  # noqa: PLR0913 (the signature is the public contract)
         quiet: print nothing as each cell ends.
 
     Returns:
-        The sweep, all of whose cells have ended, or which was cleanly interrupted.
+        The sweep: all cells have ended, or SIGTERM ended it early and cleanly.
 
     Raises:
         ConfigError: if a checkpoint, restriction, setting or data set cannot be sampled; nothing
@@ -106,6 +106,7 @@ def sweep(  # noqa: PLR0913 (the signature is the public contract)
         PlacementError: if the cluster cannot hold a chain.
         StoreError: if the store holds another sweep; at the end, if a cell's store could not be
             used.
+        Interrupted: after Ctrl-C, a KeyboardInterrupt whose ``run`` is the sweep as committed.
 
     Example:
         >>> training = sweep(
@@ -128,7 +129,11 @@ def sweep(  # noqa: PLR0913 (the signature is the public contract)
     )
     if datasets is not None and data is not None:
         raise ConfigError("data must be None where datasets are given: got both")
-    return run_plan(make_plan(request), store, pool, resume, quiet)
+    try:
+        return run_plan(make_plan(request), store, pool, resume, quiet)
+    except Interrupted as error:
+        say(f"{error}; continue with the same call and resume='auto'")
+        raise
 
 
 def run_plan(
@@ -138,7 +143,13 @@ def run_plan(
     files = as_files(store)
     if continues(files, resume, SWEEP):
         check_same(files, plan.manifest)
-    with Lease(files), stop_on_signals() as stopped, fleet_of(pool, plan.request.config) as fleet:
+    return interruptible(lambda stopped: _run_cells(plan, files, pool, quiet, stopped))
+
+
+def _run_cells(
+    plan: Plan, files: Files, pool: ChainPool | None, quiet: bool, stopped: Stopped
+) -> Sweep:
+    with Lease(files), fleet_of(pool, plan.request.config) as fleet:
         if not files.exists(SWEEP.manifest):
             write_manifest(files, plan.manifest)
         work = _PlanWork(plan, files, quiet)
@@ -172,20 +183,29 @@ class _PlanWork:
         if before.failure:
             self._write(cell, before.replaced(failure=""))
         request, model, config = self._plan.request, self._plan.model(cell), self._plan.config(cell)
-        if request.calibrate:
-            config = self._chosen(cell, model, config, pool).applied(config)
+        if self._plan.tunes(cell):
+            asked = warm_start.Asked(
+                model,
+                request.data[cell.data],
+                request.loss,
+                config,
+                pool,
+                request.bias,
+                length=request.calibrate,
+                stopped=stopped,
+            )
+            config = self._chosen(cell, asked).applied(config)
         spec = draft(model, request.data[cell.data], request.loss, config, pool)
         return Job(spec, cell_files(self._files, cell), pool, "auto").run(observer, stopped)
 
     def ended(self, cell: Cell, outcome: Outcome) -> None:
         """Keep why a cell failed, and print how it ended."""
         self._ended += 1
-        if isinstance(outcome, Exception):
+        if isinstance(outcome, Exception) and not isinstance(outcome, PilotsStopped):
             self._fail(cell, outcome)
         if not self._quiet:
             count = f"{self._ended} of {len(self._plan.cells)}"
-            line = f"{count}  {cell.name}: {_ending(outcome)}"
-            Console(file=sys.stderr).print(line, soft_wrap=True, markup=False, highlight=False)
+            say(f"{count}  {cell.name}: {_ending(outcome)}")
 
     def _fail(self, cell: Cell, error: Exception) -> None:
         ours = isinstance(error, DistsamplerError)
@@ -200,21 +220,20 @@ class _PlanWork:
         except StoreError as fault:
             self.broken[cell] = StoreError(f"{reason}; {fault}")
 
-    def _chosen(self, cell: Cell, model: nn.Module, config: RunConfig, pool: ChainPool) -> Chosen:
-        """What calibration chooses for a cell, or has chosen before."""
-        record, request = self._record(cell), self._plan.request
+    def _chosen(self, cell: Cell, asked: warm_start.Asked) -> Chosen:
+        """What pilots choose for a cell, or have chosen before."""
+        record, leader = self._record(cell), self._plan.leaders[cell.row]
         if record.chosen is not None:
             return record.chosen
-        data, leader = request.data[cell.data], self._plan.leaders[cell.row]
         if leader == cell:
-            chosen = warm_start.lead(model, data, request.loss, config, pool, request.bias)
+            chosen = warm_start.lead(asked)
         else:
             first = self._leaders[leader]
             if isinstance(first, str):
                 raise ConfigError(
                     f"calibration starts from cell {leader.name!r}, which failed: {first}"
                 )
-            chosen = warm_start.start_from(first, model, data, request.loss, config, pool)
+            chosen = warm_start.start_from(first, asked)
         self._write(cell, record.replaced(chosen=chosen))
         if leader == cell:
             self._leaders[cell] = chosen

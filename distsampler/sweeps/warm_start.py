@@ -9,11 +9,14 @@ where a chain diverges). With the largest curvature h that it met,
 
 (_1: of the first checkpoint). Where the pilot's minibatches heat more than wanted, as they come to
 do in the course of training, friction is raised until they do not, as far as it can be, and the
-step is lowered for the rest. The step is never raised. All of it is a function of the two
-checkpoints, data, loss, config and seed, and not of which cell ran when.
+step is lowered for the rest. The step is never raised. Where the length is not chosen, pilots take
+at most a tenth of each cell's steps; where that is too little, h is that at w*. All of it is a
+function of the two checkpoints, data, loss, config and seed, and not of which cell ran when.
 """
 
+import math
 from collections.abc import Container
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -23,20 +26,45 @@ from distsampler.execution.pool import ChainPool
 from distsampler.models.loss import LossFn
 from distsampler.models.replica import ChainSpec
 from distsampler.models.sampler import ours, signature_options
-from distsampler.sampling.calibration import calibrate
-from distsampler.sampling.pilots import Pilot, Pilots, reach
+from distsampler.sampling.calibration import choose_all
+from distsampler.sampling.piloted import allowance, chosen_step
+from distsampler.sampling.pilots import THIN, Pilot, Pilots, reach
 from distsampler.sampling.prepare import prepare
+from distsampler.sampling.stopping import Stopped
 from distsampler.sampling.tuning import ATTEMPTS, FRICTION, PILOT
 from distsampler.sweeps.manifest import Chosen
 
 LOWER = 4.0  # the lr is divided by it after a pilot that diverged
 
 
-def lead(
-    model: nn.Module, data: object, loss: LossFn, config: RunConfig, pool: ChainPool, bias: float
-) -> Chosen:
+@dataclass(frozen=True)
+class Asked:
+    """A cell that needs a step, and how its pilots may be run."""
+
+    model: nn.Module
+    data: object
+    loss: LossFn
+    config: RunConfig  # of the cell, before anything is chosen
+    pool: ChainPool
+    bias: float  # relative bias of the LLC that step and minibatches may bring
+    length: bool = True  # whether the length is chosen too; else pilots take a tenth of it
+    stopped: Stopped = lambda: None
+
+    def prepared(self, config: RunConfig) -> ChainSpec:
+        """Return what the cell's chains are made of with a config."""
+        return prepare(self.model, self.data, self.loss, config, self.pool)
+
+    def pilots(self, spec: ChainSpec) -> Pilots:
+        """Return what runs the cell's pilots."""
+        most = math.inf if self.length else allowance(spec.config)
+        return Pilots(spec, self.pool, self.stopped, most)
+
+
+def lead(asked: Asked) -> Chosen:
     """Choose for the first checkpoint of a row, by pilots; see ``calibrate``."""
-    calibration = calibrate(model, data, loss, config, pool=pool, bias=bias)
+    spec = asked.prepared(asked.config)
+    choose = choose_all if asked.length else chosen_step
+    calibration = choose(spec, asked.pilots(spec), asked.bias)
     config = calibration.config
     return Chosen(
         sampler=config.sampler.model_dump(exclude_unset=True),
@@ -44,37 +72,33 @@ def lead(
         burn_in=config.burn_in,
         thin=config.thin,
         curvature=calibration.curvature,
-        bias=bias,
+        bias=asked.bias,
         reasons=calibration.reasons,
     )
 
 
-def start_from(
-    first: Chosen,
-    model: nn.Module,
-    data: object,
-    loss: LossFn,
-    config: RunConfig,
-    pool: ChainPool,
-) -> Chosen:
+def start_from(first: Chosen, asked: Asked) -> Chosen:
     """Choose for another checkpoint of the row, from what was chosen for the first.
 
     Raises:
         RunFailed: if its pilots diverge, however small the step.
     """
-    if "lr" in config.sampler.options:
+    given = asked.config.sampler.options
+    if "lr" in given:
         return first
-    spec = prepare(model, data, loss, first.applied(config), pool)
-    sampler, pilots = spec.config.sampler, Pilots(spec, pool)
-    lr = float(sampler.options["lr"])
+    spec = asked.prepared(first.applied(asked.config))
+    sampler, pilots = spec.config.sampler, asked.pilots(spec)
+    lr, few = float(sampler.options["lr"]), pilots.draws_left < PILOT
     for attempt in range(ATTEMPTS):
         tried = sampler.replaced(lr=lr / LOWER**attempt)
-        pilot = pilots.pilot(spec.config, tried, PILOT)
+        pilot = pilots.pilot(spec.config, tried, *((1, 1) if few else (PILOT, THIN)))
         if not pilot.diverged:
             ratio = _kappa(spec, first.curvature) / _kappa(spec, pilot.h)
-            limit = float(f"{min(tried.options['lr'], lr * ratio):.3g}")
-            cool = cooled(tried.replaced(lr=limit), pilot, first.bias, config.sampler.options)
-            return _scaled(first, cool, pilot.h)
+            slow = tried.replaced(lr=float(f"{min(tried.options['lr'], lr * ratio):.3g}"))
+            # at w*, where nothing has moved, heat is no part of an LLC
+            return _scaled(first, slow if few else cooled(slow, pilot, first.bias, given), pilot.h)
+        if pilots.draws_left < PILOT:
+            break
     raise RunFailed(
         f"the pilots diverged down to sampler.lr={tried.options['lr']:.3g}, from the first "
         f"checkpoint's {lr:.3g}: raise sampler.localization, or give sampler.lr"

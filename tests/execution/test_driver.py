@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 import distsampler as ds
-from distsampler.execution import driver
+from distsampler.execution import deadlines, driver
 from distsampler.execution.pool import ChainPool
+from distsampler.report.summary import diagnosis_text
 from tests.assertions import assert_same
 from tests.fakes import FlakyPool
 from tests.problems import config, mean_squared_error, regression, squared_error
+from tests.processes import until
 
 SHORT = {"placement": ds.PlacementConfig(block=6), "chains": 3, "draws": 120}
 
@@ -43,6 +45,47 @@ def test_deaths_change_no_bit(tmp_path: Path, undisturbed: ds.Run, deaths: list[
     assert pool.died == len(deaths)
     assert sum(event["event"] == "lost" for event in run.events) == len(deaths)
     assert_same(run, undisturbed)
+
+
+IMPATIENT = ds.PlacementConfig(block=6, answer_timeout=0.1, start_timeout=0.02)
+
+
+@pytest.mark.parametrize("hangs", [{0}, {5, 9}, {30, 31}])
+def test_works_that_are_never_answered_are_done_elsewhere_and_change_no_bit(
+    tmp_path: Path, undisturbed: ds.Run, hangs: set[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = sample(tmp_path / "run", FlakyPool(2, hangs=hangs), placement=IMPATIENT)
+    faults = [event["fault"] for event in run.events if event["event"] == "lost"]
+    assert faults == ["hung"] * len(hangs)
+    assert_same(run, undisturbed)
+    assert caplog.text.count("it is given up") == len(hangs)
+    assert f"{len(hangs)} actor{'s' * (len(hangs) > 1)} lost ({len(hangs)} hung)" in diagnosis_text(
+        run
+    )
+
+
+def test_a_run_whose_loss_never_returns_fails_and_says_what_to_do(tmp_path: Path) -> None:
+    pool = FlakyPool(3, hangs=range(20, 10**6))
+    with pytest.raises(ds.RunFailed, match=r"hung 4 times at the same work: chain \d's actor on"):
+        sample(tmp_path / "run", pool, placement=IMPATIENT)
+    assert pool.stopped
+    assert not ds.open(tmp_path / "run").lost_chains
+
+
+def test_a_stopped_run_does_not_wait_for_what_hangs(
+    tmp_path: Path, undisturbed: ds.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deadlines, "ENDING", (0.05, 0.1))
+    model, data = regression()
+    settings = config(**SHORT)
+    pool = FlakyPool(2, hangs=range(20, 10**6))
+    running = ds.start(model, data, squared_error, settings, store=tmp_path / "run", pool=pool)
+    until(lambda: pool.works > 20)
+    running.stop()
+    run = running.wait(60)
+    assert run.manifest.status == "interrupted"
+    assert min(run.manifest.n_committed) > 0
+    assert_same(sample(tmp_path / "run", ds.SerialPool(), resume="must"), undisturbed)
 
 
 def yielding(model: nn.Module, batch: Any) -> Tensor:

@@ -275,6 +275,48 @@ def test_preemption_has_no_budget() -> None:
     assert play.state.phase is Phase.FINISHED
 
 
+def test_a_chain_that_hangs_wherever_it_is_tried_fails_the_run_though_others_get_on() -> None:
+    play = Play(places=2, chains=2)
+    play.start()
+    hung = Advance((1,), 0, 8)
+    for _ in range(int(BUDGETS["hung"])):
+        place = next(p for p, work in play.state.busy.items() if work == hung)
+        play.lose(place, "hung")
+        play.ready(place)
+        play.done(1 - place)  # the other place is renewed, and given the work that hangs
+        if hung not in play.state.busy.values():
+            play.done(place)
+    place = next(p for p, work in play.state.busy.items() if work == hung)
+    play.lose(place, "hung")
+    assert play.state.phase is Phase.FAILED
+    assert "must return, and hung 4 times at the same work: killed" in play.state.reason
+    assert not play.state.retired, "nobody knows that it is the chain's fault"
+
+
+def test_a_work_that_is_done_forgets_how_often_it_hung() -> None:
+    play = Play(places=1, chains=2)
+    play.start()
+    for _ in range(3 * int(BUDGETS["hung"])):
+        play.lose(0, "hung")
+        play.ready(0)
+        assert play.state.hung
+        play.done(0)
+        assert not play.state.hung
+    play.run()
+    assert play.state.phase is Phase.FINISHED
+
+
+def test_a_place_that_is_lost_while_the_run_ends_is_not_started_again() -> None:
+    play = Play(places=2)
+    play.start()
+    play.send(Stop("SIGTERM"))
+    for place in (0, 1):
+        play.lose(place, "hung")
+    play.commit()
+    assert not any(isinstance(action, Restart) for action in play.actions)
+    assert (play.state.phase, play.state.interrupted) == (Phase.FINISHED, True)
+
+
 def test_out_of_memory_has_a_budget_of_its_own_and_fails_with_advice() -> None:
     play = Play()
     play.start()

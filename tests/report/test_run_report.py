@@ -1,5 +1,6 @@
 """Reports: one file each, that says all, and looks right at any width, by day and by night."""
 
+import dataclasses
 import re
 import struct
 from html import escape, unescape
@@ -110,7 +111,7 @@ def test_each_thing_a_researcher_looks_for_is_in_the_report(run: ds.Run, text: s
         "probe_loss",
         "Error budget",
         "nothing was measured",
-        "Retired chains: 1. Actors lost and replaced: 1.",
+        "Retired chains: 1; 1 actor lost (1 preempted).",
         "chain 3 diverged at step 77: lower sampler.lr",
         "node-b is &lt;draining&gt;",
         "node-c",
@@ -184,7 +185,8 @@ def test_the_file_to_reproduce_a_calibrated_run_can_be_read(tmp_path: Path) -> N
     record = {**wanted.record, recipe.CALIBRATION: {"reasons": {}}}
     short = wanted.config.replaced(draws=3)
     spec = prepare(wanted.model, wanted.data, wanted.loss, short)
-    job = Job(spec, tmp_path / "run", ds.SerialPool(), "never", record)
+    given = dataclasses.replace(wanted, record=record)
+    job = Job(spec, tmp_path / "run", ds.SerialPool(), "never", given)
     done = job.run(Reporter(quiet=True).show, lambda: None)
     found = unescape(Path(run_report.write(done, tmp_path / "page.html")).read_text())
     (lines,) = re.findall(r"<pre[^>]*>([^<]*^model: [^<]*)</pre>", found, re.MULTILINE)

@@ -19,7 +19,7 @@ from distsampler.errors import ConfigError, RunFailed
 from distsampler.report.plots import plot_heatmap
 from distsampler.sampling.calibration import SHARE, Calibration, continued
 from distsampler.sampling.pilots import read_pilot
-from distsampler.sampling.tuning import REHEARSAL
+from distsampler.sampling.tuning import REHEARSAL, SOFTEST
 from distsampler.truth import discretised_laws
 from tests.problems import regression, squared_error
 from tests.processes import CONFIG, command, written
@@ -128,13 +128,22 @@ def test_what_was_given_is_kept() -> None:
     assert all(found.reasons[name] == "as given" for name in ("sampler.lr", "draws", "thin"))
 
 
-@pytest.mark.slow
-def test_localization_follows_from_the_relaxation_where_it_is_free() -> None:
-    found = calibrated(sampler=ds.SamplerConfig(name="lmsgld"), draws=500, burn_in=500, thin=10)
-    options = found.config.sampler.options
-    flat = 2 / (options["localization"] * 0.5 / (NBETA * float(CURVATURE.max())))
-    assert 10_000 / flat == pytest.approx(20, rel=0.05)
-    assert "relaxes" in found.reasons["sampler.localization"]
+def test_localization_hangs_on_the_problem_alone_and_its_reason_holds_at_the_lr_chosen() -> None:
+    free, other = ds.SamplerConfig(name="lmsgld"), {"seed": 4, "batch_size": 300}
+    long = calibrated(sampler=free, draws=30_000, burn_in=0, thin=1)
+    free = free.replaced(lr=1e-4)
+    short = calibrated(sampler=free, draws=1_000, burn_in=0, thin=1, **other)
+    gamma = NBETA * float(CURVATURE.max()) / SOFTEST
+    for found, steps in ((short, 1_000), (long, 30_000)):
+        options, why = found.config.sampler.options, found.reasons["sampler.localization"]
+        assert options["localization"] == pytest.approx(gamma, rel=0.05)
+        times = options["lr"] * options["localization"] * steps / 2
+        assert f"relaxes about {times:.2g} times in the {steps} steps" in why
+    needed = math.ceil(20 * 2 / (options["lr"] * options["localization"]))
+    assert short.config.sampler.options["localization"] == options["localization"]
+    assert ": too few, 20 times take" in short.reasons["sampler.localization"]
+    assert "too few" not in why
+    assert needed < 30_000
 
 
 @pytest.mark.slow
@@ -298,8 +307,8 @@ def test_the_command_line_calibrates_and_remembers_it(tmp_path: Path) -> None:
     assert done.returncode in (0, 3), done.stderr
     assert "pilots took" in done.stderr
     manifest = ds.open(tmp_path / "run").manifest
-    assert manifest.recipe is not None
-    assert manifest.recipe["calibration"]["config"] == found["config"]
+    assert manifest.calibration is not None
+    assert manifest.calibration["config"] == found["config"]
     again = command(*words, "--resume", "auto")
     assert again.returncode == done.returncode, again.stderr
     assert "pilots took" not in again.stderr

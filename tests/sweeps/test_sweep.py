@@ -449,6 +449,10 @@ CALIBRATE = ds.RunConfig(
 )  # fmt: skip
 
 
+def asked(config: ds.RunConfig = CALIBRATE, data: Any = DATA, **how: Any) -> warm_start.Asked:
+    return warm_start.Asked(MODEL, data, squared_error, config, ds.SerialPool(), 0.005, **how)
+
+
 def test_the_first_checkpoint_is_calibrated_and_the_others_start_from_there(
     calibrated: ds.Sweep,
 ) -> None:
@@ -477,21 +481,17 @@ def test_the_first_checkpoint_is_calibrated_and_the_others_start_from_there(
 
 def test_a_steeper_checkpoint_gets_a_step_smaller_by_the_ratio_of_kappa(tmp_path: Path) -> None:
     """The same network with inputs 3 times as large has 9 times the curvature."""
-    first = warm_start.lead(MODEL, DATA, squared_error, CALIBRATE, ds.SerialPool(), 0.005)
+    first = warm_start.lead(asked())
     steep = (3 * X, Y)
-    found = warm_start.start_from(first, MODEL, steep, squared_error, CALIBRATE, ds.SerialPool())
+    found = warm_start.start_from(first, asked(data=steep))
     nbeta, gamma = ds.optimal_nbeta(len(X)), 10.0
     ratio = (nbeta * first.curvature + gamma) / (nbeta * found.curvature + gamma)
     assert ratio == pytest.approx(1 / 9, rel=0.1)
     assert found.sampler["lr"] == pytest.approx(first.sampler["lr"] * ratio, rel=0.01)
-    flat = warm_start.start_from(
-        first, MODEL, (X / 3, Y), squared_error, CALIBRATE, ds.SerialPool()
-    )
+    flat = warm_start.start_from(first, asked(data=(X / 3, Y)))
     assert flat.sampler["lr"] == first.sampler["lr"]
     given = CALIBRATE.replaced(sampler=ds.SamplerConfig(lr=1e-3))
-    assert (
-        warm_start.start_from(first, MODEL, steep, squared_error, given, ds.SerialPool()) == first
-    )
+    assert warm_start.start_from(first, asked(given, steep)) == first
 
 
 @pytest.mark.parametrize(
@@ -529,27 +529,21 @@ def test_a_friction_that_was_given_stays_and_the_step_is_lowered_alone() -> None
 def test_a_follower_keeps_the_friction_of_the_config() -> None:
     friction = ds.SamplerConfig(name="sgnht", diffusion_factor=0.03)
     given = CALIBRATE.replaced(sampler=friction)
-    first = warm_start.lead(MODEL, DATA, squared_error, given, ds.SerialPool(), 0.005)
+    first = warm_start.lead(asked(given))
     strict = first.replaced(bias=1e-9)
-    found = warm_start.start_from(strict, MODEL, DATA, squared_error, given, ds.SerialPool())
+    found = warm_start.start_from(strict, asked(given))
     assert found.sampler["diffusion_factor"] == 0.03
     assert found.sampler["lr"] < first.sampler["lr"] / 10
 
 
 def test_pilots_that_diverge_at_the_first_checkpoints_step_are_repeated_with_a_smaller() -> None:
-    first = warm_start.lead(MODEL, DATA, squared_error, CALIBRATE, ds.SerialPool(), 0.005)
+    first = warm_start.lead(asked())
     fast = {**first.sampler, "lr": 100 * first.sampler["lr"]}
-    found = warm_start.start_from(
-        first.replaced(sampler=fast), MODEL, DATA, squared_error, CALIBRATE,
-        ds.SerialPool(),
-    )  # fmt: skip
+    found = warm_start.start_from(first.replaced(sampler=fast), asked())
     assert 0 < found.sampler["lr"] < fast["lr"] / 3
     hopeless = {**first.sampler, "lr": 1e12}
     with pytest.raises(RunFailed, match="the pilots diverged down to"):
-        warm_start.start_from(
-            first.replaced(sampler=hopeless), MODEL, DATA, squared_error, CALIBRATE,
-            ds.SerialPool(),
-        )  # fmt: skip
+        warm_start.start_from(first.replaced(sampler=hopeless), asked())
 
 
 def test_what_was_chosen_is_kept_when_a_sweep_goes_on(
