@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import distsampler as ds
 from distsampler.data.kinds import as_rows
@@ -297,3 +297,18 @@ def test_shared_data_are_not_copied_and_runs_of_the_same_send_them_once(ray_clus
         for pool in (first, second):
             there = ray.remote(owns_its_memory).remote(ray.put(pool._cluster.located(spec)))
             assert not ray.get(there)
+
+
+def test_model_and_loss_are_called_by_actors_alone(tmp_path: Path) -> None:
+    """The driver may have no GPU, and too little memory for the model."""
+    calls = tmp_path / "calls"
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        with calls.open("a") as file:
+            file.write(f"{os.getpid()} {len(batch[0])}\n")
+        return squared_error(model, batch)
+
+    ds.sample(*regression(), loss, config(draws=3), store=tmp_path / "run", quiet=True)
+    pids, sizes = zip(*map(str.split, calls.read_text().splitlines()), strict=True)
+    assert "1" in sizes, "it was inspected"
+    assert str(os.getpid()) not in pids
