@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -107,7 +108,7 @@ def calibrate(
     chosen, calibration = _until_interrupted(
         lambda: calibrate_recipe(recipe, heatmap=heatmap is not None, bias=bias)
     )
-    typer.echo(json.dumps(calibration.as_dict()) if as_json else str(calibration))
+    _print(json.dumps(calibration.as_dict()) if as_json else str(calibration))
     if out is not None:
         write(chosen, out)
     if calibration.heatmap is not None and heatmap is not None:
@@ -121,18 +122,18 @@ def calibrate(
 
 
 @app.command()
-def resume(store: Store, changes: Changes = None, quiet: Quiet = False) -> None:
+def resume(
+    store: Store,
+    changes: Changes = None,
+    quiet: Quiet = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Import what a store names that is not your own.")
+    ] = False,
+) -> None:
     """Continue an interrupted run, or extend a finished one."""
-    from distsampler.errors import StoreError
-    from distsampler.recipe import reload
+    from distsampler.sampling.stored_recipe import stored_recipe
 
-    manifest = _open(store).manifest
-    if manifest.recipe is None:
-        raise StoreError(
-            f"the run in {store} was started from Python, and its model has no name to be imported "
-            f"by: continue it there, with distsampler.resume({str(store)!r}, model, data, loss)"
-        )
-    recipe = reload(manifest.recipe, manifest.config, changes or [])
+    recipe = stored_recipe(_open(store), changes or [], trust, lambda text: _print(text, err=True))
     from distsampler.sampling.sample import sample_recipe
 
     _finish(_until_interrupted(lambda: sample_recipe(recipe, store, None, "must", quiet=quiet)))
@@ -152,9 +153,9 @@ def llc(
     run = _open(store)
     estimate = run.llc("ignore")
     text = f"{estimate}\n{sampler_line(estimate.sampler)}"
-    typer.echo(json.dumps(estimate.as_dict()) if as_json else text)
+    _print(json.dumps(estimate.as_dict()) if as_json else text)
     if budget and not as_json:
-        typer.echo(str(estimate.budget))
+        _print(str(estimate.budget))
     raise typer.Exit(_code(run))
 
 
@@ -164,7 +165,7 @@ def diagnose(store: Store, as_json: Json = False) -> None:
     from distsampler.report.summary import diagnosis_as_dict, diagnosis_text
 
     run = _open(store)
-    typer.echo(json.dumps(diagnosis_as_dict(run)) if as_json else diagnosis_text(run))
+    _print(json.dumps(diagnosis_as_dict(run)) if as_json else diagnosis_text(run))
     raise typer.Exit(_code(run))
 
 
@@ -184,7 +185,7 @@ def report(
         path = sweep_report.write(open_sweep(store), out)
     else:
         path = run_report.write(_open(store), out)
-    typer.echo(json.dumps({"report": path}) if as_json else path)
+    _print(json.dumps({"report": path}) if as_json else path)
 
 
 @app.command()
@@ -260,7 +261,7 @@ def list_runs(
     from distsampler.report.listing import entries, table
 
     runs = entries(folder)
-    typer.echo(
+    _print(
         json.dumps({"runs": [entry.as_dict() for entry in runs]}) if as_json else table(runs).text()
     )
 
@@ -277,10 +278,10 @@ def certify(
     from distsampler.truth import certify as truth
 
     def say(row: truth.CaseRow) -> None:
-        typer.echo(f"{row.seconds:4.0f} s  {row.case}, {row.sampler}: {row.estimate:.4g}", err=True)
+        _print(f"{row.seconds:4.0f} s  {row.case}, {row.sampler}: {row.estimate:.4g}", err=True)
 
     certificate = truth.certify(sampler=sampler, quick=quick, say=say)
-    typer.echo(json.dumps(certificate.as_dict()) if as_json else str(certificate))
+    _print(json.dumps(certificate.as_dict()) if as_json else str(certificate))
     raise typer.Exit(0 if certificate.holds else FAILED)
 
 
@@ -292,7 +293,7 @@ def guide(
     from distsampler.report.guide import contents, show
 
     if page is None:
-        typer.echo(contents())
+        _print(contents())
     else:
         show(page)
 
@@ -308,13 +309,20 @@ def main() -> None:
     try:
         app()
     except DistsamplerError as error:
-        typer.echo(f"error: {error}", err=True)
+        _print(f"error: {error}", err=True)
         sys.exit(FAILED if isinstance(error, RunFailed | WorkFailedError | StoreFault) else USAGE)
+
+
+def _print(text: str, err: bool = False) -> None:
+    """Print what may have come from a store: the one place where anything is printed as text."""
+    from distsampler.store.foreign import printable
+
+    typer.echo(printable(text), err=err)
 
 
 def _say(message: Warning | str, *_: object, **__: object) -> None:
     """Print a warning as a line."""
-    typer.echo(f"warning: {message}", err=True)
+    _print(f"warning: {message}", err=True)
 
 
 def _until_interrupted(work: Callable[[], T]) -> T:
@@ -325,7 +333,7 @@ def _until_interrupted(work: Callable[[], T]) -> T:
         return work()
     except Interrupted as error:
         if error.run is None:
-            typer.echo(str(error), err=True)
+            _print(str(error), err=True)
             raise typer.Exit(INTERRUPTED) from None
         committed: T = error.run
         return committed
@@ -342,7 +350,7 @@ def _calibrated(recipe: Recipe, store: str | None, resume: str, bias: float) -> 
     if resume != "never" and (chosen := continued(recipe, store)) is not None:
         return chosen
     chosen, calibration = calibrate_recipe(recipe, bias=bias)
-    typer.echo(str(calibration), err=True)
+    _print(str(calibration), err=True)
     return chosen
 
 
@@ -350,11 +358,11 @@ def _finish(done: Run) -> None:
     """Print how a run ended, and exit with the code for that."""
     if done.manifest.status == "interrupted":
         reason = f"interrupted ({done.manifest.reason}), committed cleanly; go on with"
-        typer.echo(f"{reason}: distsampler resume {done.store}", err=True)
+        _print(f"{reason}: distsampler resume {shlex.quote(done.store)}", err=True)
         raise typer.Exit(INTERRUPTED)
-    typer.echo(str(done.llc("ignore")))
-    typer.echo(str(done.verdict))
-    typer.echo(f"run {done.store}")
+    _print(str(done.llc("ignore")))
+    _print(str(done.verdict))
+    _print(f"run {done.store}")
     raise typer.Exit(_code(done))
 
 
@@ -364,13 +372,13 @@ def _finish_sweep(done: Sweep, as_json: bool) -> None:
 
     dataset = done.collect()
     if as_json:
-        typer.echo(json.dumps({"sweep": done.store, "cells": done.rows(dataset)}))
+        _print(json.dumps({"sweep": done.store, "cells": done.rows(dataset)}))
     else:
-        typer.echo(f"{estimates(dataset, waiting=False).text()}\nsweep {done.store}")
+        _print(f"{estimates(dataset, waiting=False).text()}\nsweep {done.store}")
     left = int((~dataset["status"].isin(["finished", "failed"])).sum())
     if left:
         missing = f"{left} of {dataset['status'].size} cells have not ended"
-        typer.echo(f"{missing}; go on with the same command and --resume auto", err=True)
+        _print(f"{missing}; go on with the same command and --resume auto", err=True)
         raise typer.Exit(INTERRUPTED)
     if (dataset["status"] == "failed").any():
         raise typer.Exit(FAILED)

@@ -77,6 +77,11 @@ def of_fields(fields: dict[str, Any], path: str | Path) -> Recipe:
 
 def reload(record: dict[str, Any], config: RunConfig, changes: Sequence[str] = ()) -> Recipe:
     """Return the recipe of a run that was started from a YAML file, with fields changed."""
+    lacking = {"folder", "restrict_to", *PARTS}.difference(record)
+    if lacking:
+        raise ConfigError(f"the record of a run must name model, data and loss: {lacking} lack")
+    for part in PARTS:
+        _check_options("run.json", f"{part}_kwargs", record.get(f"{part}_kwargs"))
     fields = {**config.model_dump(mode="json"), "restrict_to": record["restrict_to"]}
     for change in changes:
         set_field(fields, change)
@@ -166,7 +171,7 @@ def call(part: str, function: Callable[..., Any], options: dict[str, Any]) -> ob
 
 def _resolve(record: dict[str, Any], fields: dict[str, Any]) -> Recipe:
     """Make the config, and import and call what a record names."""
-    folder = Path(record["folder"])
+    folder = Path(str(record["folder"]))
     if "restrict_to" in fields:
         fields = {**fields, "restrict_to": restriction(fields["restrict_to"], folder)}
     config = RunConfig(**fields)

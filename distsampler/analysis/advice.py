@@ -23,6 +23,7 @@ from distsampler.analysis.error_budget import ErrorBudget
 from distsampler.config import RunConfig
 from distsampler.facts import Facts
 from distsampler.schedule import Schedule
+from distsampler.store.files import is_url
 from distsampler.store.manifest import RunStatus
 
 LIKELY = 10.0  # times the draws: where more are needed, other levers are named too
@@ -373,7 +374,8 @@ def _call(changes: Mapping[str, Any], new: bool, about: Situation) -> str:
         words = [f"--set {k}={'null' if v is None else v}" for k, v in changes.items()]
         if new:
             return " ".join(["distsampler run CONFIG.yaml", *words, "--store NEW"])
-        return " ".join(["distsampler resume", shlex.quote(about.store), *words])
+        trust = ["--trust"] if is_url(about.store) else []  # whose it is, nobody knows
+        return " ".join(["distsampler resume", shlex.quote(about.store), *trust, *words])
     plain, parts = _by_part(changes)
     words = [f"{name}={value!r}" for name, value in plain.items()]
     if not new:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from distsampler.execution.progress import ChainProgress, Snapshot, StoreStatus
 from distsampler.store.events import losses_named
+from distsampler.store.foreign import printable
 from distsampler.store.lease import ago
 
 PLAIN_SECONDS = 30.0  # between two lines where there is no terminal
@@ -52,7 +53,7 @@ class Reporter:
             self._live.update(table(snapshot))
         elif last or time.monotonic() - self._said >= PLAIN_SECONDS:
             self._said = time.monotonic()
-            self._console.print(line(snapshot), soft_wrap=True)
+            self._console.print(_line(snapshot), soft_wrap=True)
 
     def print(self, snapshot: Snapshot) -> None:
         """Print one snapshot as a table."""
@@ -73,7 +74,11 @@ def table(snapshot: Snapshot) -> Group:
         grid.add_row(*_row(chain))
     if len(snapshot.chains) > ROWS:
         grid.add_row("...", f"{len(snapshot.chains) - ROWS} more")
-    return Group(grid, Text(line(snapshot)))
+    return Group(grid, _line(snapshot))
+
+
+def _line(snapshot: Snapshot) -> Text:
+    return Text(printable(line(snapshot)))
 
 
 def line(snapshot: Snapshot) -> str:

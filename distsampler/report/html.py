@@ -13,6 +13,7 @@ from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from distsampler.store.foreign import printable
 from distsampler.table import Column, Content, Marked, Table, plain_text
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ INK, PAPER = "#010203", "#010204"  # stand for the page's colours until a figure
 SIZE = (5.2, 3.5)  # inches: so small that its text can still be read at a phone's width
 RC: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # labels may be any text
     "font.size": 11.0,
     "axes.titlesize": 12.0,
     "axes.spines.top": False,
@@ -61,7 +63,7 @@ class Page:
         body = "".join(
             f'<section id="{_slug(h)}"><h2>{escape(h)}</h2>{t}</section>' for h, t in self._sections
         )
-        return (
+        return printable(
             '<!doctype html><html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<title>{escape(self.title)}</title><style>{STYLE}</style></head><body>"

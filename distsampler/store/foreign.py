@@ -33,9 +33,8 @@ def printable(text: str) -> str:
         >>> printable("red \x1b[31m")
         'red \\x1b[31m'
     """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in "\n\t" else _escaped(c) for c in text)
+    lines = (line if line.isprintable() else _escaped(line) for line in text.split("\n"))
+    return "\n".join(lines)
 
 
 def _children(value: object) -> list[Any]:
@@ -47,5 +46,9 @@ def _children(value: object) -> list[Any]:
     return []
 
 
-def _escaped(character: str) -> str:
+def _escaped(line: str) -> str:
+    return "".join(c if c.isprintable() or c == "\t" else _escape(c) for c in line)
+
+
+def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode()
