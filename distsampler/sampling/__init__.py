@@ -5,6 +5,7 @@
 ``job``          runs what was checked: store, places, driver, gate
 ``gate``         judges at the end of each gate round, and chooses the burn-in
 ``packing``      settles how many chains advance together
+``stored_recipe``  what a run directory names, said before it is imported
 ``fingerprint``  what the bits depend on, so that a run is continued only as it began
 ``stopping``     signals and time limits; ``handle``: a run in a thread
 ``calibration``  chooses sampler, step and length: ``tuning`` decides from short ``pilots``
