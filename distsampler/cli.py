@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from distsampler.store.foreign import printable
+
 if TYPE_CHECKING:
     from distsampler.analysis.run import Run
     from distsampler.recipe import Recipe
@@ -102,7 +104,9 @@ def calibrate(
     recipe = load(config, changes or [])
     _check_writable(out, heatmap)
     if heatmap is not None:
-        _check_figure(heatmap)
+        from distsampler.report.plots import check_format
+
+        check_format(heatmap)
     from distsampler.sampling.calibration import calibrate_recipe
 
     chosen, calibration = _until_interrupted(
@@ -112,13 +116,9 @@ def calibrate(
     if out is not None:
         write(chosen, out)
     if calibration.heatmap is not None and heatmap is not None:
-        from matplotlib.figure import Figure
+        from distsampler.report.plots import save_heatmap
 
-        from distsampler.report.plots import plot_heatmap
-
-        figure = Figure(figsize=(8, 4), layout="constrained")
-        plot_heatmap(calibration.heatmap, figure.subplots())
-        figure.savefig(heatmap)
+        save_heatmap(calibration.heatmap, heatmap)
 
 
 @app.command()
@@ -304,7 +304,7 @@ def main() -> None:
     from distsampler.store.files import StoreFault
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    warnings.showwarning = _say
+    warnings.showwarning = lambda message, *_, **__: _print(f"warning: {message}", err=True)
     warnings.simplefilter("default", UserWarning)
     try:
         app()
@@ -315,14 +315,7 @@ def main() -> None:
 
 def _print(text: str, err: bool = False) -> None:
     """Print what may have come from a store: the one place where anything is printed as text."""
-    from distsampler.store.foreign import printable
-
     typer.echo(printable(text), err=err)
-
-
-def _say(message: Warning | str, *_: object, **__: object) -> None:
-    """Print a warning as a line."""
-    _print(f"warning: {message}", err=True)
 
 
 def _until_interrupted(work: Callable[[], T]) -> T:
@@ -394,17 +387,6 @@ def _check_writable(*paths: Path | None) -> None:
     for path in paths:
         if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
             raise ConfigError(f"{path} must be a file in a folder that can be written: make it")
-
-
-def _check_figure(path: Path) -> None:
-    """Check that matplotlib knows the format of a figure's name."""
-    from matplotlib.backend_bases import FigureCanvasBase
-
-    from distsampler.errors import ConfigError
-
-    known = FigureCanvasBase.get_supported_filetypes()
-    if path.suffix[1:].lower() not in known:
-        raise ConfigError(f"--heatmap must end in one of .{', .'.join(sorted(known))}: got {path}")
 
 
 def _open(store: str) -> Run:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from distsampler.analysis.arviz_bridge import group
 from distsampler.analysis.heatmap import Heatmap
 from distsampler.analysis.run import Run
 from distsampler.draws import ACCEPTANCE, DISTANCE, EXCESS_LOSS, PROBE_LOSS
+from distsampler.errors import ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -171,6 +173,28 @@ def plot_heatmap(heatmap: Heatmap, ax: Axes | None = None) -> Axes:
         ax.set_yticks(range(len(heatmap.nbetas)), [f"{nbeta:.4g}" for nbeta in heatmap.nbetas])
         ax.figure.colorbar(image, ax=ax)
     return ax
+
+
+def check_format(path: Path) -> None:
+    """Check that matplotlib knows the format of a figure's file.
+
+    Raises:
+        ConfigError: if not.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix[1:].lower() not in known:
+        raise ConfigError(f"--heatmap must end in one of .{', .'.join(sorted(known))}: got {path}")
+
+
+def save_heatmap(heatmap: Heatmap, path: Path) -> None:
+    """Plot a heatmap into a file, without pyplot."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    plot_heatmap(heatmap, figure.subplots())
+    figure.savefig(path)
 
 
 def plot_llc_curve(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
