@@ -10,8 +10,9 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -157,3 +158,21 @@ def _mask(name: str, mask: object) -> Mask:
         return Mask.of(mask)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
+
+
+def path_here() -> list[str]:
+    """Return the folders from which this process imports."""
+    return [os.path.abspath(folder) for folder in sys.path]
+
+
+def follow_path(path: Sequence[str], code_was_sent: bool) -> None:
+    """Let this process import from the driver's folders too, as far as they exist here.
+
+    Those that stand before the standard library in the driver stand first here too, so that the
+    same name is the same module, unless code was sent with the runtime environment: that is first.
+    """
+    others = [folder for folder in path if folder not in sys.path and os.path.exists(folder)]
+    library = os.path.dirname(os.__file__)
+    first = path.index(library) if library in path and not code_was_sent else 0
+    before = [folder for folder in others if folder in path[:first]]
+    sys.path[:] = [*before, *sys.path, *(folder for folder in others if folder not in before)]

@@ -63,6 +63,14 @@ def parts_of(spec: ChainSpec, places: int) -> tuple[Part, ...]:
     )
 
 
+def cut(part: Part, rows: int) -> tuple[Part, ...]:
+    """Return a part of so many rows, in whole blocks and at least one, and the rest of it."""
+    stop = part.start + max(rows // BLOCK * BLOCK, BLOCK)
+    if part.what != "losses" or stop >= part.stop:
+        return (part,)
+    return part._replace(stop=stop), part._replace(start=stop)
+
+
 def blocks(start: int, stop: int) -> list[tuple[int, int]]:
     """Return rows cut into blocks of 1,024, each as its first row and the row behind its last."""
     return [(first, min(first + BLOCK, stop)) for first in range(start, stop, BLOCK)]

@@ -3,7 +3,7 @@
 import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from importlib.machinery import PathFinder
+from importlib.machinery import SourceFileLoader
 from types import ModuleType
 
 from distsampler.errors import ConfigError
@@ -22,9 +22,24 @@ def send_values(parts: Iterable[object], register: Callable[[ModuleType], None])
     """Do the same for functions, classes and objects, and for what objects of ours hold."""
     inner = [each for part in parts for each in _contents(part)]
     names = {getattr(part, "__module__", None) or type(part).__module__ for part in inner}
-    for name in {name.partition(".")[0] for name in names} - {"__main__", "builtins"}:
-        if name in sys.modules and PathFinder.find_spec(name) is None:
+    loaded = {name for name, module in sys.modules.items() if _from_a_file(module)}
+    for name in {name.partition(".")[0] for name in names | loaded} - {"__main__", "builtins"}:
+        if name in sys.modules and not _importable(sys.modules[name]):
             register(sys.modules[name])
+
+
+def _from_a_file(module: ModuleType) -> bool:
+    """Whether a module is one file of Python, and no part of a package."""
+    loader = getattr(getattr(module, "__spec__", None), "loader", None)
+    return isinstance(loader, SourceFileLoader) and "." not in module.__name__
+
+
+def _importable(module: ModuleType) -> bool:
+    """Whether importing the module's name gives this module, here and where the folders are."""
+    specs = (finder.find_spec(module.__name__, None) for finder in sys.meta_path)
+    spec = next((spec for spec in specs if spec is not None), None)
+    file = getattr(module, "__file__", None)
+    return spec is not None and (file is None or not spec.has_location or spec.origin == file)
 
 
 def _contents(part: object) -> Iterator[object]:
@@ -54,9 +69,15 @@ def check_picklable(spec: ChainSpec, dumps: Dumps) -> None:
         if error is not None:
             raise ConfigError(
                 f"the {name} must be picklable, to be sent to the actors: "
-                f"{_culprit(value, name, dumps)} is not ({error}); remove it, or use "
-                "pool=SerialPool()"
+                f"{_culprit(value, name, dumps)} is not ({error}); {_advice(name)}"
             )
+
+
+def _advice(part: str) -> str:
+    """What to do: a model is copied in every pool, and what cannot be pickled cannot be copied."""
+    if part != "model":
+        return "remove it, or use pool=SerialPool()"
+    return "remove it, or leave it out in a __getstate__ of its module"
 
 
 def _observables(spec: ChainSpec) -> dict[str, object]:

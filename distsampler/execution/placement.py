@@ -113,7 +113,8 @@ def start_failure(text: str) -> str:
     node = re.search(r"\bip=([\w.:]+)", text)
     return (
         f"node {node[1] if node else 'of an actor'} must have the module {missing[1]!r}, and does "
-        "not: install it on all nodes, or send it with placement.runtime_env, as "
+        "not: install it on all nodes, put it into a folder of sys.path that they have, or send "
+        "it with placement.runtime_env, as "
         f"{{'py_modules': ['path/to/{missing[1].partition('.')[0]}']}} or {{'working_dir': '.'}}"
     )
 

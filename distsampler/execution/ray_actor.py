@@ -13,11 +13,14 @@ from collections.abc import Container
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import ray
 import torch
+from numpy.typing import NDArray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError, RuntimeEnvSetupError
 
 from distsampler.chains.worker import Advance, Work, Worker
+from distsampler.data.shards import ShardSummary, inspect_shard
 from distsampler.draws import AtAnchor
 from distsampler.errors import ConfigError
 from distsampler.execution.placement import check_versions, versions_here
@@ -29,6 +32,8 @@ from distsampler.execution.pool import (
     perform,
     place_info,
 )
+from distsampler.models.numerics import ProcessSettings
+from distsampler.references import follow_path, path_here
 
 Handle = Any  # Ray's, of an actor: it has no type
 _NAMED: Counter[str] = Counter()  # how often this process has given an actor a name
@@ -50,6 +55,7 @@ class ChainActor:
 
     Args:
         versions: those of the driver.
+        path: folders from which the driver imports.
         spec: the recipe, in the object store: its data are shared memory. It comes in a list, so
             that it is unpacked only after the versions were compared.
         device: "cpu" or "cuda".
@@ -58,10 +64,17 @@ class ChainActor:
     """
 
     def __init__(
-        self, versions: dict[str, str], spec: list[Any], device: str, capacity: int, name: str
+        self,
+        versions: dict[str, str],
+        path: list[str],
+        spec: list[Any],
+        device: str,
+        capacity: int,
+        name: str,
     ) -> None:
         self._name = name
         check_versions(versions, ray.util.get_node_ip_address())
+        import_as_driver(path)
         self._device = torch.device(device)
         if device == "cuda" and not torch.cuda.is_available():
             raise ConfigError(
@@ -131,7 +144,14 @@ def new_actor(
 ) -> Handle:
     """Start an actor, with a name of its own unless somebody else's in the namespace has it."""
     actor_class = ray.remote(concurrency_groups={"probe": 1})(ChainActor)
-    arguments = (versions_here(), [spec], device, capacity, f"run={run}, place={place}")
+    arguments = (
+        versions_here(),
+        path_here(),
+        [spec],
+        device,
+        capacity,
+        f"run={run}, place={place}",
+    )
     name = f"distsampler:{run}:place-{place}"
     _NAMED[name] += 1  # a name is free again only some time after its actor was killed
     if _NAMED[name] > 1:
@@ -140,6 +160,24 @@ def new_actor(
         return actor_class.options(name=name, **options).remote(*arguments)
     except ValueError:
         return actor_class.options(**options).remote(*arguments)
+
+
+def import_as_driver(path: list[str]) -> None:
+    """Let this process of a cluster import from the driver's folders too."""
+    sent = ray.get_runtime_context().runtime_env
+    follow_path(path, code_was_sent=any(sent.get(name) for name in ("working_dir", "py_modules")))
+
+
+def inspect_there(
+    path: list[str],
+    settings: ProcessSettings,
+    source: list[Any],
+    rows: NDArray[np.int64] | None,
+) -> ShardSummary:
+    """Inspect a shard on a cluster, with the driver's folders and settings; it comes in a list."""
+    import_as_driver(path)
+    with settings.applied():
+        return inspect_shard(ray.get(source[0]), rows)
 
 
 def end(actor: Handle) -> None:

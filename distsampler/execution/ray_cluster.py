@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,6 +21,9 @@ from distsampler.errors import PlacementError
 from distsampler.execution.placement import fit, local_folders
 from distsampler.models.replica import ChainSpec
 
+ANSWER_SECONDS = 4.0  # in which a cluster must answer, and answer again
+# What a client of HTTP/2 says first, and an empty frame of settings; a server answers with its own.
+HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 FOLDERS = ("working_dir", "py_modules", "excludes")  # of a runtime environment
 
 
@@ -45,9 +50,14 @@ class RayCluster:
             return
         address, environment = self.placement.address, self.placement.runtime_env or {}
         self._folders = {name: environment[name] for name in FOLDERS if name in environment}
-        where: dict[str, Any] = {"address": address} if address else {"include_dashboard": False}
         try:
-            with _own_sigterm():
+            where: dict[str, Any] = {"address": address or meant_by_ray()}
+            alone = where["address"] in (None, "local")
+            if alone:
+                where = {"address": "local", "include_dashboard": False}
+            else:
+                check_answers(where["address"])
+            with _own_sigterm(), _loopback_only() if alone else contextlib.nullcontext():
                 ray.init(
                     **where,
                     runtime_env=self._folders,
@@ -86,7 +96,25 @@ class RayCluster:
         Raises:
             PlacementError: if there is room for none.
         """
-        return fit(self._asked(), config, ray.nodes())
+        nodes, held = ray.nodes(), held_here()
+        for node in nodes:
+            if held and node["NodeID"] == ray.get_runtime_context().get_node_id():
+                have = node["Resources"]
+                node["Resources"] = {k: have[k] - held.get(k, 0.0) for k in have}
+        try:
+            return fit(self._asked(), config, nodes)
+        except PlacementError as error:
+            if not held:
+                raise
+            raise PlacementError(
+                f"{error}; the actor that calls this holds {held} of it all the while: start it "
+                "with num_cpus=0"
+            ) from None
+
+    def free(self) -> str:
+        """Return what of the cluster nobody holds, as in a sentence."""
+        free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
+        return f"the cluster has {free or 'nothing'} free"
 
     def task_options(self) -> dict[str, Any]:
         """Return the options of a task that runs where actors may run."""
@@ -127,6 +155,68 @@ class StoredRows:
         """Return the rows."""
         rows: Rows = ray.get(self.reference)
         return rows
+
+
+def meant_by_ray() -> str | None:
+    """Return the address of the cluster that ``ray.init()`` would join; None: of none."""
+    address = os.environ.get("RAY_ADDRESS") or None
+    if address in (None, "auto"):
+        from ray._private.services import canonicalize_bootstrap_address  # no public call has it
+
+        address = canonicalize_bootstrap_address(address)
+    return address
+
+
+def check_answers(address: str) -> None:
+    """Check that somebody who speaks gRPC answers at an address: Ray itself tries for minutes.
+
+    Raises:
+        PlacementError: if nobody does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
+        return  # "auto", or another scheme
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS) as line:
+            if os.environ.get("RAY_USE_TLS", "0") in ("0", ""):
+                line.sendall(HTTP2)
+                if not line.recv(1):
+                    raise ConnectionError("it hangs up")
+    except OSError as error:
+        raise PlacementError(
+            f"a Ray cluster must answer at {address!r}, which placement.address, RAY_ADDRESS or "
+            f"the last `ray start` of this machine names, and none does ({error}): start it, name "
+            "another, or use placement.address='local' for a Ray of this run's own"
+        ) from None
+
+
+def held_here() -> dict[str, float]:
+    """Return what this process holds of the cluster for good: it may be an actor itself."""
+    context = ray.get_runtime_context()
+    if context.worker.mode != ray.WORKER_MODE or context.get_actor_id() is None:
+        return {}  # a task's CPU is free while it waits
+    return dict(context.get_assigned_resources())
+
+
+@contextlib.contextmanager
+def _loopback_only() -> Iterator[None]:
+    """Let the Ray that is started meanwhile listen on this machine only.
+
+    Ray does so where it cannot be a cluster, on macOS and Windows, and has no option for it.
+    """
+    from ray._private import ray_constants
+
+    name, before = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", ray_constants.ENABLE_RAY_CLUSTER
+    inherited = os.environ.get(name)
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ[name] = "0"  # for its processes
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        del os.environ[name]
+        if inherited is not None:
+            os.environ[name] = inherited
 
 
 @contextlib.contextmanager

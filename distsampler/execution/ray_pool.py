@@ -21,7 +21,7 @@ from ray.util.metrics import Gauge
 
 from distsampler.chains.worker import Advance, Work
 from distsampler.config import PlacementConfig, RunConfig
-from distsampler.data.shards import Shard, ShardSummary, inspect_shard
+from distsampler.data.shards import Shard, ShardSummary
 from distsampler.errors import ConfigError
 from distsampler.execution.pickling import check_picklable, send_by_value, send_values
 from distsampler.execution.placement import choose_device, start_failure
@@ -34,15 +34,17 @@ from distsampler.execution.pool import (
     WorkDone,
     WorkFailed,
 )
-from distsampler.execution.ray_actor import Slot, end, new_actor
+from distsampler.execution.ray_actor import Slot, end, inspect_there, new_actor
 from distsampler.execution.ray_cluster import RayCluster, draining_nodes
+from distsampler.models.numerics import ProcessSettings
 from distsampler.models.replica import ChainSpec
+from distsampler.references import path_here
 
 if TYPE_CHECKING:  # it imports xarray, which takes a second
     from distsampler.execution.progress import Observer
 
 log = logging.getLogger(__name__)
-SAY_EVERY = 20.0  # seconds between two messages that actors are waited for
+SAY_FIRST, SAY_EVERY = 10.0, 20.0  # seconds until it is said what is waited for, and said again
 SILENCE = 5.0  # seconds of a call before its actor is asked whether it lives
 DRAIN_EVERY = 2.0  # seconds between two questions which nodes will go away
 NODE_LABEL = "ray.io/node-id"
@@ -89,8 +91,10 @@ class RayPool:
             self._slots = {place: self._adopted() or self._new(spec.run, place) for place in places}
             return places
         for place in places:
-            if place in self._slots:
-                end(self._slots.pop(place).actor)
+            if place in self._slots:  # draining, or hung
+                before = self._slots.pop(place)
+                self._left[place] = before.node
+                end(before.actor)
             self._slots[place] = self._new(spec.run, place)
         return places
 
@@ -178,8 +182,12 @@ class RayPool:
         """
         send_values(sources, cloudpickle.register_pickle_by_value)
         self._cluster.join()
-        task = ray.remote(inspect_shard).options(**self._cluster.task_options())
-        calls = [task.remote(*pair) for pair in zip(sources, rows, strict=True)]
+        task = ray.remote(inspect_there).options(**self._cluster.task_options())
+        home = path_here(), ProcessSettings.here()
+        pairs = zip(sources, rows, strict=True)
+        calls = [task.remote(*home, [ray.put(source)], wanted) for source, wanted in pairs]
+        if ray.wait(calls, num_returns=len(calls), timeout=SAY_FIRST)[1]:
+            log.warning("waiting for %d shards to be made; %s", len(calls), self._cluster.free())
         ray.wait(calls, num_returns=len(calls))
         seen, errors = list[ShardSummary](), list[RayError]()
         for call in calls:
@@ -278,9 +286,11 @@ class RayPool:
         """Ask actors that have long said nothing; give up those that do not answer or start."""
         now, limit = time.monotonic(), self._placement.start_timeout
         starting = [slot for slot in self._slots.values() if not slot.ready]
-        if starting and now - max(self._said, starting[0].heard) > SAY_EVERY:
-            self._said = now
-            log.warning("waiting for %d actors to start: %s", len(starting), self._options)
+        since = min((slot.heard for slot in starting), default=now)
+        if now - since > SAY_FIRST and now - self._said > SAY_EVERY:
+            self._said, free = now, self._cluster.free()
+            asked = f"actor{'' if len(starting) == 1 else 's'} to start with {self._options}"
+            log.warning("waiting for %d %s: %s", len(starting), asked, free)
         events = list[PoolEvent]()
         for place, slot in list(self._slots.items()):
             silent = now - slot.heard

@@ -17,7 +17,7 @@ from typing import assert_never
 
 from distsampler.analysis.bias import Slower
 from distsampler.analysis.verdict import Verdict
-from distsampler.chains.anchor_pass import BLOCK, AnchorPart, Part
+from distsampler.chains.anchor_pass import AnchorPart, cut
 from distsampler.chains.inspection import Inspection
 from distsampler.chains.steps import Advanced
 from distsampler.chains.worker import Advance, AnchorPass, NotResident, Work
@@ -325,7 +325,7 @@ def _anchor(state: State, actions: list[Action]) -> State:
     works = dict[int, Work]()
     for place in _free(state):
         if state.todo:
-            part, *rest = _cut(state.todo[0], state.pace)
+            part, *rest = cut(state.todo[0], round(BLOCK_SECONDS * (state.pace or 0.0)))
             works[place] = AnchorPass(part)
             state = replace(state, todo=(*rest, *state.todo[1:]))
     state = _at_work(state, works, actions)
@@ -334,15 +334,6 @@ def _anchor(state: State, actions: list[Action]) -> State:
     if state.parts:
         actions.append(RecordAnchor(state.parts))
     return replace(state, phase=Phase.SAMPLING)
-
-
-def _cut(part: Part, pace: float | None) -> tuple[Part, ...]:
-    """A part, and its rest where it would take longer than a block; one of rows not timed yet."""
-    whole = round(BLOCK_SECONDS * (pace or 0.0)) // BLOCK * BLOCK
-    stop = part.start + max(whole, BLOCK)
-    if part.what != "losses" or stop >= part.stop:
-        return (part,)
-    return part._replace(stop=stop), part._replace(start=stop)
 
 
 def _sample(state: State, actions: list[Action]) -> State:
