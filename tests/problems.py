@@ -1,5 +1,6 @@
 """Small models with data and loss, for tests that are not about statistics."""
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,8 @@ class Exploding:
 class Held:
     """A loss that takes its time while a file exists; its values are always the same.
 
+    Meanwhile the first step that takes away the file "hang" beside it does not return.
+
     Args:
         held: the file.
         seconds: a call takes.
@@ -138,5 +141,8 @@ class Held:
             size = self.memory if len(batch[0]) == 16 else 0  # a step, not the anchor
             eaten = torch.ones(size, dtype=torch.uint8, device=batch[0].device)
             time.sleep(self.seconds)
+            with contextlib.suppress(FileNotFoundError):
+                self.held.with_name("hang").unlink()
+                time.sleep(10**6)
             del eaten
         return squared_error(model, batch)

@@ -1,4 +1,4 @@
-"""A run under fire: whatever is killed, the trace is that of a run that nobody disturbed."""
+"""A run under fire: whatever dies or hangs, the trace is that of a run that nobody disturbed."""
 
 import argparse
 import random
@@ -24,7 +24,7 @@ STEP_SECONDS, THIN = 0.1, 2  # a step is slow on purpose, so that there is somet
 CALM_SECONDS = 20.0  # at the start, to see how fast the run is when nobody disturbs it
 PAUSE = (1.0, 5.0)  # seconds between two deaths
 PATIENCE = 20.0  # and at most so many more, until the run has recovered from the last
-VICTIMS = {"actor": 6, "node": 2, "driver": 1}  # how often, in proportion
+VICTIMS = {"actor": 6, "node": 2, "driver": 1, "hang": 2}  # how often, in proportion
 
 
 class Chaos:
@@ -99,6 +99,11 @@ class Chaos:
         elif victim == "driver":
             self.killed[victim] += self._driver.kill()
             self._driver = self._start()
+        elif victim == "hang":  # a step that takes the file away does not return
+            hang = self._held.with_name("hang")
+            hang.touch()
+            until(lambda: not hang.exists() or self._driver.process.poll() is not None)
+            self.killed[victim] += 1
 
     def _revive(self) -> None:
         """Start a driver that gave up again; it is a fault of its own, and reported."""
@@ -106,7 +111,8 @@ class Chaos:
         self._driver = self._start()
 
     def _start(self) -> DriverProcess:
-        placement = {"address": self._nodes.address, "block": None}
+        # A block takes a second, and an actor that hangs is known by it after some twenty.
+        placement = {"address": self._nodes.address, "answer_timeout": 5.0}
         return DriverProcess(
             self.store, self._held, resume="auto", placement=placement, **self._settings
         )
@@ -188,7 +194,7 @@ def say(outcome: dict[str, Any], chaos: Chaos, calm: float, raged: float, second
     ours, theirs = outcome["digests"]
     deaths = chaos.killed.total()
     kinds = ", ".join(f"{chaos.killed[kind]} {kind}s" for kind in VICTIMS)
-    print(f"killed          {kinds}: one every {seconds / max(deaths, 1):.1f} s")
+    print(f"faults          {kinds}: one every {seconds / max(deaths, 1):.1f} s")
     print(f"draws           {outcome['draws']:,} of {job.CHAINS} chains")
     print(f"draws lost      {outcome['lost']}")
     print(f"draws repeated  {outcome['repeated']}")
