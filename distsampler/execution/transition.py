@@ -247,12 +247,9 @@ def _hung(state: State, work: Work, reason: str) -> State:
     times = state.hung[task_of(work)]
     if times <= BUDGETS["hung"] or state.phase is Phase.DRAINING:
         return state
-    return _fail(
-        state,
-        f"the model, loss or data must return, and hung {times} times at the same work: {reason}; "
-        "mend what it waits for (a lock, a file, a network), or raise placement.answer_timeout if "
-        "it is only slow, and resume the run",
-    )
+    must = f"the model, loss or data must return, and hung {times} times at the same work: {reason}"
+    advice = "mend what it waits for (a lock, a file, a network) and resume the run; if it is only "
+    return _fail(state, f"{must}; {advice}slow, raise placement.answer_timeout")
 
 
 def _draining(state: State, event: PlaceDraining, actions: list[Action]) -> State:
