@@ -5,16 +5,30 @@ before tells that from a work that is long. A wrong suspicion costs time and no 
 does the work again, with twice the deadline.
 """
 
+import logging
 import math
+import time
 from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from distsampler.chains.worker import Advance, AnchorPass, NotResident, Work
+from distsampler.chains.worker import Advance, AnchorPass, Inspect, NotResident, Result, Work
 from distsampler.config import RunConfig
-from distsampler.execution.pool import PlaceLost, PlaceReady, PoolEvent, WorkDone
-from distsampler.execution.run_state import Phase, State, Task, task_of
+from distsampler.errors import RunFailed
+from distsampler.execution.pool import (
+    ChainPool,
+    PlaceLost,
+    PlaceReady,
+    PoolEvent,
+    WorkDone,
+    WorkFailed,
+)
+from distsampler.execution.run_state import Phase, Task, task_of
+from distsampler.models.replica import ChainSpec
 
+log = logging.getLogger(__name__)
+ANSWER_WAIT = 0.2  # seconds
+LOST_FOR_GOOD = 5  # losses of the first place, before it has done anything
 FACTOR = 20.0  # a work may take this many times what the slowest of its kind took
 RECENT = 200  # works of a kind among which the slowest is looked for
 FIRST = 6.0  # while none has ended, the first work of a place may take so many start_timeouts
@@ -78,18 +92,18 @@ class Deadlines:
         if phase is Phase.DRAINING and self._ending is None:
             self._ending = self._clock
 
-    def overdue(self, state: State) -> list[PlaceLost]:
-        """Return the loss of each place whose deadline is over."""
-        late = [p for p in self._under_way if self._left(p, state.hung) <= 0]
+    def overdue(self, hung: Mapping[Task, int]) -> list[PlaceLost]:
+        """Return the loss of each place whose deadline is over; ``hung`` as in ``State``."""
+        late = [place for place in self._under_way if self._left(place, hung) <= 0]
         lost = [PlaceLost(place, self._silence(place), "hung") for place in late]
         for place in late:
             del self._under_way[place]
         return lost
 
-    def waiting(self, state: State) -> dict[int, str]:
+    def waiting(self, hung: Mapping[Task, int]) -> dict[int, str]:
         """Return, by place, what is waited for longer than usual, and for how long at most."""
         return {
-            place: f"{self._silence(place)}: waiting {self._left(place, state.hung):.0f} s more"
+            place: f"{self._silence(place)}: waiting {self._left(place, hung):.0f} s more"
             for place, under_way in self._under_way.items()
             if self._clock - under_way.since > max(SAY_AFTER, 3 * self._usual(under_way.work))
             or (self._ending is not None and self._clock - self._ending > ENDING[0])
@@ -149,6 +163,47 @@ def _size(work: Work) -> int:
 
 
 def _owner(work: Work) -> str:
-    if not isinstance(work, Advance):
-        return "the anchor pass's"
-    return f"chain{'s' if len(work.chains) > 1 else ''} {', '.join(map(str, work.chains))}'s"
+    match work:
+        case Advance(chains):
+            return f"chain{'s' if len(chains) > 1 else ''} {', '.join(map(str, chains))}'s"
+        case AnchorPass():
+            return "the anchor pass's"
+        case Inspect():
+            return "the inspection's"
+
+
+def first_answer(pool: ChainPool, spec: ChainSpec, work: Work) -> Result:
+    """Start the first place of a pool, let it do one work, and return what came of it.
+
+    The place stays; it may be started with another recipe.
+
+    Raises:
+        DistsamplerError: if the work failed.
+        RunFailed: if the place was lost, for good or several times, or hung.
+    """
+    deadlines, said = Deadlines(spec.config), False
+    (place,), lost = pool.start(spec, (0,)), 0
+    while True:
+        events = list(pool.wait(ANSWER_WAIT))
+        deadlines.tick(time.monotonic(), Phase.STARTING)
+        for event in events:
+            deadlines.heard(event)
+            match event:
+                case PlaceReady():
+                    pool.submit(place, work)
+                    deadlines.given(place, work)
+                case WorkDone():
+                    return event.result
+                case WorkFailed():
+                    raise event.error
+                case PlaceLost():
+                    lost += 1
+                    if event.kind in ("fatal", "memory") or lost == LOST_FOR_GOOD:
+                        raise RunFailed(f"no place could begin: {event.reason}")
+                    pool.start(spec, (place,))
+        for late in deadlines.overdue({}):
+            raise RunFailed(f"the model, loss or data must return, and did not: {late.reason}")
+        waiting = deadlines.waiting({})
+        if waiting and not said:
+            log.warning("%s", waiting[place])
+        said = said or bool(waiting)

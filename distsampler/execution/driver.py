@@ -168,14 +168,14 @@ class Driver:
         self._deadlines.tick(time.monotonic(), state.phase)
         for event in events:
             self._deadlines.heard(event)
-        late = self._deadlines.overdue(state)
+        late = self._deadlines.overdue(state.hung)
         for loss in late:
             log.warning("%s: it is given up", loss.reason)
         return [*events, *late]
 
     def _waiting(self, state: State) -> dict[int, str]:
         """What is waited for longer than usual, by place; it is logged once."""
-        waiting = self._deadlines.waiting(state)
+        waiting = self._deadlines.waiting(state.hung)
         for place in waiting.keys() - self._said:
             log.warning("%s", waiting[place])
         self._said = set(waiting)

@@ -22,15 +22,13 @@ from numpy.typing import NDArray
 from distsampler.chains.worker import ALONE, Result, Work, Worker
 from distsampler.config import RunConfig
 from distsampler.data.shards import Shard, ShardSummary
-from distsampler.errors import ConfigError, DistsamplerError, RunFailed
+from distsampler.errors import ConfigError, DistsamplerError
 from distsampler.execution.placement import CUBLAS
 from distsampler.models.replica import ChainSpec
 
 if TYPE_CHECKING:  # it imports xarray, which takes a second and no actor needs
     from distsampler.execution.progress import Observer
 
-ANSWER_WAIT = 0.2  # seconds
-LOST_FOR_GOOD = 5  # losses of the first place, before it has done anything
 LostReason = Literal["infrastructure", "preempted", "memory", "start", "hung", "fatal"]
 
 
@@ -197,32 +195,6 @@ class SerialPool:
         """Drop the worker and its work."""
         self._worker = None
         self._queue.clear()
-
-
-def first_answer(pool: ChainPool, spec: ChainSpec, work: Work) -> Result:
-    """Start the first place of a pool, let it do one work, and return what came of it.
-
-    The place stays; it may be started with another recipe.
-
-    Raises:
-        DistsamplerError: if the work failed.
-        RunFailed: if the place was lost, for good or several times.
-    """
-    (place,), lost = pool.start(spec, (0,)), 0
-    while True:
-        for event in pool.wait(ANSWER_WAIT):
-            match event:
-                case PlaceReady():
-                    pool.submit(place, work)
-                case WorkDone():
-                    return event.result
-                case WorkFailed():
-                    raise event.error
-                case PlaceLost():
-                    lost += 1
-                    if event.kind in ("fatal", "memory") or lost == LOST_FOR_GOOD:
-                        raise RunFailed(f"no place could begin: {event.reason}")
-                    pool.start(spec, (place,))
 
 
 def perform(worker: Worker, place: int, work: Work) -> WorkDone | WorkFailed | PlaceLost:

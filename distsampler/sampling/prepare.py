@@ -19,7 +19,8 @@ from distsampler.data import shards
 from distsampler.data.kinds import as_rows
 from distsampler.data.rows import Rows
 from distsampler.errors import ConfigError
-from distsampler.execution.pool import ChainPool, InspectsShards, first_answer
+from distsampler.execution.deadlines import first_answer
+from distsampler.execution.pool import ChainPool, InspectsShards
 from distsampler.facts import optimal_nbeta
 from distsampler.models import sampler as by_name
 from distsampler.models.copies import check_model

@@ -8,12 +8,15 @@ import pytest
 import distsampler as ds
 from distsampler.chains.anchor_pass import AnchorPart, Part
 from distsampler.chains.steps import Advanced
-from distsampler.chains.worker import Advance, AnchorPass, NotResident, Work
-from distsampler.execution.deadlines import ATTENTION, Deadlines
+from distsampler.chains.worker import Advance, AnchorPass, Inspect, NotResident, Work
+from distsampler.execution.deadlines import ATTENTION, Deadlines, first_answer
 from distsampler.execution.pool import PlaceReady, WorkDone
 from distsampler.execution.run_state import Phase, RunSetup, State
 from distsampler.execution.transition import begin
+from distsampler.sampling.prepare import draft
 from distsampler.schedule import Schedule
+from tests.fakes import FlakyPool
+from tests.problems import config, regression, squared_error
 
 PLACEMENT = ds.PlacementConfig(answer_timeout=10.0, start_timeout=100.0)
 STATE = begin(RunSetup(Schedule(10, (30,)), 1, 8, ()), (0, 1), (0, 0))
@@ -44,7 +47,7 @@ class Clock:
     def lost_after(self, limit: float = 10_000.0) -> float:
         """Seconds until a place is lost."""
         began = self.now
-        while not (lost := self.deadlines.overdue(self.state)):
+        while not (lost := self.deadlines.overdue(self.state.hung)):
             assert self.now - began < limit, "never"
             self.after(0.5)
         assert all(loss.kind == "hung" for loss in lost)
@@ -143,17 +146,25 @@ def test_a_run_that_ends_waits_for_a_work_at_least_five_and_at_most_thirty_secon
     assert clock.lost_after() == pytest.approx(deadline, abs=1.0)
 
 
+def test_an_inspection_that_does_not_return_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = regression()
+    soon = ds.PlacementConfig(answer_timeout=0.01, start_timeout=0.01)
+    spec, pool = draft(model, data, squared_error, config(placement=soon)), FlakyPool(1, hangs={0})
+    with pytest.raises(ds.RunFailed, match=r"and did not: the inspection's actor on .* pid \d+"):
+        first_answer(pool, spec, Inspect())
+
+
 def test_who_is_waited_for_is_named_with_what_is_usual_and_how_long_it_may_still_take() -> None:
     clock = Clock()
     for _ in range(2):
         clock.works(1, block(2), 2.0)
     clock.deadlines.given(1, block(2))
     clock.after(9.0)
-    assert not clock.deadlines.waiting(clock.state)
+    assert not clock.deadlines.waiting(clock.state.hung)
     clock.after(11.0)
-    assert clock.deadlines.waiting(clock.state) == {
+    assert clock.deadlines.waiting(clock.state.hung) == {
         1: "chain 2's actor on node, pid 71, has not answered for 20 s (it usually takes 2 s): "
         "waiting 20 s more"
     }
     state: State = replace(clock.state, hung={("chain", 2): 1})
-    assert clock.deadlines.waiting(state)[1].endswith("waiting 60 s more")
+    assert clock.deadlines.waiting(state.hung)[1].endswith("waiting 60 s more")
