@@ -8,7 +8,7 @@ import pytest
 import distsampler as ds
 from distsampler.chains.anchor_pass import AnchorPart, Part
 from distsampler.chains.steps import Advanced
-from distsampler.chains.worker import Advance, AnchorPass, Inspect, NotResident, Work
+from distsampler.chains.worker import Advance, AnchorPass, NotResident, Work
 from distsampler.execution.deadlines import ATTENTION, Deadlines, first_answer
 from distsampler.execution.pool import PlaceReady, WorkDone
 from distsampler.execution.run_state import Phase, RunSetup, State
@@ -146,12 +146,12 @@ def test_a_run_that_ends_waits_for_a_work_at_least_five_and_at_most_thirty_secon
     assert clock.lost_after() == pytest.approx(deadline, abs=1.0)
 
 
-def test_an_inspection_that_does_not_return_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_first_work_that_does_not_return_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = regression()
     soon = ds.PlacementConfig(answer_timeout=0.01, start_timeout=0.01)
     spec, pool = draft(model, data, squared_error, config(placement=soon)), FlakyPool(1, hangs={0})
-    with pytest.raises(ds.RunFailed, match=r"and did not: the inspection's actor on .* pid \d+"):
-        first_answer(pool, spec, Inspect())
+    with pytest.raises(ds.RunFailed, match=r"and did not: the anchor pass's actor on .* pid \d+"):
+        first_answer(pool, spec, AnchorPass(Part(0, 0, "probe")))
 
 
 def test_who_is_waited_for_is_named_with_what_is_usual_and_how_long_it_may_still_take() -> None:

@@ -56,15 +56,17 @@ def test_works_that_are_never_answered_are_done_elsewhere_and_change_no_bit(
 ) -> None:
     run = sample(tmp_path / "run", FlakyPool(2, hangs=hangs), placement=IMPATIENT)
     faults = [event["fault"] for event in run.events if event["event"] == "lost"]
-    assert faults == ["hung"] * len(hangs)
+    assert set(faults) == {"hung"}
+    assert len(faults) >= len(hangs), "a busy machine may be suspected wrongly, at no bit's cost"
     assert_same(run, undisturbed)
-    assert caplog.text.count("it is given up") == len(hangs)
-    assert f"{len(hangs)} actor{'s' * (len(hangs) > 1)} lost ({len(hangs)} hung)" in diagnosis_text(
-        run
-    )
+    assert caplog.text.count("it is given up") == len(faults)
+    assert f"lost ({len(faults)} hung)" in diagnosis_text(run)
 
 
-def test_a_run_whose_loss_never_returns_fails_and_says_what_to_do(tmp_path: Path) -> None:
+def test_a_run_whose_loss_never_returns_fails_and_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deadlines, "FACTOR", 0.0)  # answer_timeout alone, however busy the machine
     pool = FlakyPool(3, hangs=range(20, 10**6))
     with pytest.raises(ds.RunFailed, match=r"hung 4 times at the same work: chain \d's actor on"):
         sample(tmp_path / "run", pool, placement=IMPATIENT)
