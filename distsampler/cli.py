@@ -335,13 +335,11 @@ def _until_interrupted(work: Callable[[], T]) -> T:
 def _calibrated(recipe: Recipe, store: str | None, resume: str, bias: float) -> Recipe:
     """Return the recipe with what pilots choose; of a run that exists, with what they chose."""
     from distsampler.sampling.calibration import calibrate_recipe, continued
-    from distsampler.sampling.job import continues
+    from distsampler.sampling.directory import continues
     from distsampler.store.files import as_files
 
-    if store is not None:
-        continues(as_files(store), resume)  # type: ignore[arg-type]  # checked there
-    if resume != "never" and (chosen := continued(recipe, store)) is not None:
-        return chosen
+    if store is not None and continues(as_files(store), resume):  # type: ignore[arg-type]
+        return continued(recipe, store)
     chosen, calibration = calibrate_recipe(recipe, bias=bias)
     _print(str(calibration), err=True)
     return chosen

@@ -1,6 +1,6 @@
 """What can go wrong, as types: each says what must hold, what was got and what to do."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 
@@ -21,7 +21,15 @@ class StoreError(DistsamplerError):
 
 
 class RunFailed(DistsamplerError):
-    """A run ended with fewer chains than ``min_chains``; what was committed stays readable."""
+    """A run ended with fewer chains than ``min_chains``; what was committed stays readable.
+
+    Attributes:
+        lost_chains: the chains that were retired, each with its reason.
+    """
+
+    def __init__(self, message: str, lost_chains: Mapping[int, str] | None = None) -> None:
+        super().__init__(message)
+        self.lost_chains = dict(lost_chains or {})
 
 
 class WorkFailedError(DistsamplerError):

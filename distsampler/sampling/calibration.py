@@ -51,8 +51,6 @@ from distsampler.sampling.prepare import prepare
 from distsampler.sampling.stopping import Stopped, interruptible
 from distsampler.sampling.tuning import REHEARSAL, Choice, Tuner
 from distsampler.schedule import Schedule
-from distsampler.store.files import as_files
-from distsampler.store.manifest import MANIFEST
 
 BIAS = 0.005  # of the LLC: what the step may bring, and what minibatches may
 SHARE = 0.2  # of the run, for pilots
@@ -252,10 +250,8 @@ def calibrate_recipe(
     return chosen, calibration
 
 
-def continued(recipe: Recipe, store: str | None) -> Recipe | None:
-    """Return a recipe with what it leaves open chosen as in the store; None: it holds no run."""
-    if store is None or not as_files(store).exists(MANIFEST):
-        return None
+def continued(recipe: Recipe, store: str) -> Recipe:
+    """Return a recipe with what it leaves open chosen as for the run in a store."""
     stored, asked = Run(store).manifest.config, recipe.config
     sampler = stored.sampler.replaced(**asked.sampler.model_dump(exclude_unset=True))
     fields = {name: getattr(asked, name) for name in asked.model_fields_set}

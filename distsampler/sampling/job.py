@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,7 +17,7 @@ from distsampler.analysis.run import Run
 from distsampler.chains.observables import variables, wide_variables
 from distsampler.chains.worker import ALONE
 from distsampler.config import RunConfig
-from distsampler.errors import ConfigError, RunFailed, StoreError
+from distsampler.errors import RunFailed
 from distsampler.execution.driver import Driver
 from distsampler.execution.pool import ChainPool, ExportsMetrics, KnowsPlaces
 from distsampler.execution.progress import Observer, together
@@ -27,6 +27,7 @@ from distsampler.models.replica import ChainSpec
 from distsampler.models.sampler import effective_options
 from distsampler.recipe import Recipe
 from distsampler.sampling import packing
+from distsampler.sampling.directory import Resume, beginning, continues
 from distsampler.sampling.fingerprint import check_same, fingerprint, versions
 from distsampler.sampling.gate import Gate
 from distsampler.sampling.prepare import draft, inspected
@@ -35,12 +36,10 @@ from distsampler.store.events import Ended, Inspected, Packed
 from distsampler.store.files import Files, as_files
 from distsampler.store.lease import Lease
 from distsampler.store.manifest import Manifest, RunStatus
-from distsampler.store.trace import RUN, Stored, Trace, check_new, refuse_existing
+from distsampler.store.trace import Trace
 
 if TYPE_CHECKING:
     from distsampler.execution.ray_pool import RayPool
-
-Resume = Literal["never", "auto", "must"]
 
 
 class Job:
@@ -83,20 +82,28 @@ class Job:
             config = self._spec.config
             if self._continues:
                 check_same(files, self._manifest)
-                lease = stack.enter_context(Lease(files))  # two drivers are one too many
+            lease = stack.enter_context(Lease(files))  # two drivers are one too many
             places = tuple(pool.start(self._spec, range(len(config.packs))))
             if self._continues:
                 trace = Trace(files)  # as it is since we hold it
                 trace.reopen(config, lease.epoch)
-            else:  # only now: a cluster without room leaves nothing behind
-                stack.enter_context(Lease(files))
-                refuse_existing(files)
+            else:
+                stack.enter_context(beginning(files))
                 trace = Trace.create(files, self._manifest)
             stack.callback(pool.stop)  # before the right to write is given up
             state = self._drive(trace, pool, places, observer, stopped)
-        if state.phase is Phase.FAILED:
-            raise RunFailed(_failure(Run(files), state.reason))
+            if state.phase is Phase.FAILED:
+                raise self._failure(Run(files), state.reason)
         return Run(files)
+
+    def _failure(self, run: Run, reason: str) -> RunFailed:
+        """Why a run failed, what to do where its chains diverged, and what is left of it."""
+        lines, left = [reason], f"what was committed stays readable in {run.store}"
+        if run.lost_chains and Lever.LR in run.verdict.to_do.levers:
+            lines.append(f"To do: {run.verdict.advice}.")
+        if not (self._continues or any(run.manifest.n_committed)):
+            left = f"it made no draw: nothing is left in {run.store}, where it can be started again"
+        return RunFailed("\n".join([*lines, left]), run.lost_chains)
 
     def _drive(
         self,
@@ -125,14 +132,6 @@ class Job:
         trace.seal(status, state.reason, kept, time.monotonic() - began)
         trace.log(Ended(status, state.reason))
         return state
-
-
-def _failure(run: Run, reason: str) -> str:
-    """Return why a run failed, what to do where its chains diverged, and what is left of it."""
-    lines = [reason, f"what was committed stays readable in {run.store}"]
-    if run.lost_chains and Lever.LR in run.verdict.to_do.levers:
-        lines.insert(1, f"To do: {run.verdict.advice}.")
-    return "\n".join(lines)
 
 
 def check(recipe: Recipe, store: str | Path | None, pool: ChainPool | None, resume: Resume) -> Job:
@@ -206,17 +205,3 @@ def lasting_pool(pool: ChainPool | None, config: RunConfig) -> Iterator[ChainPoo
         return
     with ray_pool(config).joined() as own:
         yield own
-
-
-def continues(files: Files, resume: Resume, what: Stored = RUN) -> bool:
-    """Return whether there is a run (or sweep) to continue; check that one can be made, if not."""
-    if resume not in ("never", "auto", "must"):
-        raise ConfigError(f"resume must be 'never', 'auto' or 'must', got {resume!r}")
-    exists = files.exists(what.manifest)
-    if resume == "must" and not exists:
-        raise StoreError(f"resume='must' needs a {what.name} in {files}, which holds none")
-    if exists and resume != "never":
-        return True
-    refuse_existing(files, what)
-    check_new(files)
-    return False

@@ -19,14 +19,8 @@ from distsampler.models.replica import ChainSpec
 from distsampler.models.sampler import lacks_lr
 from distsampler.recipe import Recipe
 from distsampler.sampling.calibration import BIAS, Calibration, recorded
-from distsampler.sampling.job import (
-    Job,
-    Resume,
-    check,
-    continues,
-    ray_pool,
-    stopped_on_error,
-)
+from distsampler.sampling.directory import Resume, continues
+from distsampler.sampling.job import Job, check, ray_pool, stopped_on_error
 from distsampler.sampling.pilots import PILOT_CHAINS, Pilots
 from distsampler.sampling.prepare import prepare
 from distsampler.sampling.stopping import Stopped

@@ -2,7 +2,7 @@
 
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -84,16 +84,22 @@ class Pilots:
                 made = draft(spec.model, spec.rows, spec.loss, config, pool)
                 job = Job(replace(made, pilot=True), store, pool, "never")
                 run = job.run(lambda snapshot: None, self._stopped)
-            except RunFailed:
-                run = Run(store)
-                if not run.lost_chains:
+            except RunFailed as failed:
+                if not failed.lost_chains:
                     raise
+                _check_diverged(failed.lost_chains)
+                return None
             if run.manifest.status == "interrupted":
                 raise PilotsStopped(f"the calibration was interrupted: {run.manifest.reason}")
-            for reason in run.lost_chains.values():
-                if "diverged" not in reason:  # it says nothing about the step
-                    raise RunFailed(f"a pilot lost a chain: {reason}")
+            _check_diverged(run.lost_chains)
             return None if run.lost_chains else read(run)
+
+
+def _check_diverged(lost_chains: Mapping[int, str]) -> None:
+    """Check that chains were lost to their step, and to nothing else."""
+    for reason in lost_chains.values():
+        if "diverged" not in reason:
+            raise RunFailed(f"a pilot lost a chain: {reason}")
 
 
 def read_pilot(run: Run, sampler: SamplerConfig, steps: int) -> Pilot:

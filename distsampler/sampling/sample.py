@@ -26,8 +26,8 @@ from distsampler.execution.pool import ChainPool
 from distsampler.execution.progress import Observer, together
 from distsampler.models.loss import LossFn
 from distsampler.recipe import Recipe
+from distsampler.sampling.directory import Resume
 from distsampler.sampling.handle import Running
-from distsampler.sampling.job import Resume
 from distsampler.sampling.piloted import plan
 from distsampler.sampling.stopping import Interrupted, continuation, interruptible
 
@@ -57,10 +57,11 @@ def sample(  # noqa: PLR0913 (the signature is the public contract)
             the number of sequences, not of tokens.
         config: what to sample, and for how long, as a RunConfig or a dict of its fields; None: the
             defaults.
-        store: the run directory, which must be new; None: a temporary one.
+        store: the run directory: new, empty, or of a run that has made no draw yet, which is
+            replaced; None: a temporary one.
         pool: where chains run; None: ``RayPool(config.placement)``.
-        resume: "auto" continues a run that the store holds (a finished one is returned as it is),
-            "must" insists that there is one.
+        resume: "auto" continues a run whose draws the store holds (a finished one is returned as
+            it is), "must" insists that there is a run.
         quiet: show no progress, and do not say what pilots chose.
         log: ``log(step, values)``, called at each commit and gate round: step is the number of
             draws that every chain has, values are numbers by name, those of the running LLC

@@ -174,7 +174,8 @@ class Desk:
     """An epoch of a local run directory: its driver's place for temporaries, and nobody else's."""
 
     def __init__(self, files: Files, folder: LocalFolder) -> None:
-        self._files, self.folder, self._made = files, folder, False
+        self._files, self.folder = files, folder
+        self._made: list[Path] = []  # the folder and those around it, the innermost first
 
     def claim(self, record: Record) -> bool:
         """Put the epoch's folder there, whole, by one rename; return False if another was faster.
@@ -183,7 +184,8 @@ class Desk:
             record: who claims the epoch.
         """
         folder, private = self.folder, f"{CLAIM}{record.nonce}"
-        self._made |= not folder.root.exists()
+        paths = (folder.root, *folder.root.parents)
+        self._made = self._made or [path for path in paths if not path.exists()]
         folder.root.mkdir(parents=True, exist_ok=True)
         handle = folder.hold()
         try:
@@ -221,8 +223,8 @@ class Desk:
             os.rename(folder.desk, gone, src_dir_fd=handle, dst_dir_fd=handle)
             discard(gone, handle)
             discard(self._epoch, handle)
-            if self._made and not folder.moved():
-                folder.root.rmdir()
+            for path in self._made if not folder.moved() else ():
+                path.rmdir()
         folder.let_go()
 
     @property

@@ -9,7 +9,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import zarr
@@ -19,29 +18,17 @@ from distsampler.draws import AtAnchor, DrawBlock, StateFile
 from distsampler.errors import StoreError
 from distsampler.facts import Facts
 from distsampler.schedule import Schedule
-from distsampler.store import chain_states, events, lease, manifest
+from distsampler.store import chain_states, events, manifest
 from distsampler.store.constants import Constants
 from distsampler.store.events import Damaged, DeviceChanged, RunEvent
-from distsampler.store.files import Files, as_files, is_url, writing
-from distsampler.store.folders import TEMPORARY
+from distsampler.store.files import Files, as_files, writing
 from distsampler.store.large_arrays import WIDE, WideArrays
 from distsampler.store.manifest import MANIFEST, Manifest, RunStatus
 from distsampler.store.reader import COUNTS, ZARR, TraceReader, sizes
 from distsampler.store.zarr_arrays import NarrowArrays
 from distsampler.store.zarr_files import array_of, codecs, create_root
 
-LEFT_BY_A_START = {lease.NAME, "cell.json", events.EVENTS, ZARR, WIDE, chain_states.FOLDER}
-
-
-class Stored(NamedTuple):
-    """What a directory may hold."""
-
-    name: str  # what people call it
-    manifest: str  # the file that says that it is there
-    reader: str  # the function that opens it
-
-
-RUN = Stored("run", MANIFEST, "distsampler.open")
+PARTS = (MANIFEST, ZARR, WIDE, chain_states.FOLDER, events.EVENTS)  # of a run directory
 
 
 class Trace(TraceReader):
@@ -269,40 +256,6 @@ class Trace(TraceReader):
         self.manifest = changed
 
 
-def check_new(files: Files) -> None:
-    """Check that a run directory can be made here, without making it.
-
-    Raises:
-        StoreError: if there is one already, or something else, or it may not be written.
-    """
-    refuse_existing(files)
-    local = None if is_url(files.root) else Path(files.root)
-    if local is not None and local.exists() and not _only_leftovers(local):
-        raise StoreError(f"the store {local} must be new or an empty folder: give another one")
-    files.check_writable()
-
-
-def refuse_existing(files: Files, what: Stored = RUN) -> None:
-    """Check that a directory does not hold a run, or what else is meant.
-
-    Raises:
-        StoreError: if there is.
-    """
-    if files.exists(what.manifest):
-        raise StoreError(
-            f"the store {files} must not exist, but it holds a {what.name}: give another store, "
-            f"read it with {what.reader}({str(files)!r}), continue it with resume='auto', or "
-            "delete it"
-        )
-
-
-def _only_leftovers(folder: Path) -> bool:
-    """Whether a folder holds nothing but what a start that was cut short has left."""
-    return folder.is_dir() and all(
-        path.name in LEFT_BY_A_START or path.suffix == TEMPORARY for path in folder.iterdir()
-    )
-
-
 def _make_counts(root: zarr.Group, counts: Sequence[int]) -> None:
     root.create_array(
         COUNTS,
@@ -322,3 +275,19 @@ def _wants_more(config: RunConfig, before: RunConfig) -> bool:
 
 def _type(device: str) -> str:
     return device.partition(" ")[0].partition(":")[0]
+
+
+def has_draws(files: Files) -> bool:
+    """Return whether a directory holds a run with a draw; of a damaged one that is assumed."""
+    if not files.exists(MANIFEST):
+        return False
+    try:
+        return any(TraceReader(files).committed)
+    except StoreError:
+        return True
+
+
+def clear(files: Files) -> None:
+    """Remove a run, first what says that there is one: none that is half there is left."""
+    for part in PARTS:
+        files.remove(part)

@@ -12,12 +12,14 @@ from pydantic import Field
 from distsampler.config import RunConfig, SamplerConfig
 from distsampler.errors import StoreError
 from distsampler.frozen import Frozen
+from distsampler.sampling.directory import Stored
 from distsampler.store.files import Files, writing
+from distsampler.store.lease import Lease
 from distsampler.store.manifest import SCHEMA_VERSION, read_as, write_as
-from distsampler.store.trace import Stored
+from distsampler.store.trace import clear, has_draws
 from distsampler.sweeps.cells import Cell, Grid
 
-SWEEP, CELL = Stored("sweep", "sweep.json", "distsampler.open_sweep"), "cell.json"
+MANIFEST, CELLS, CELL = "sweep.json", "cells", "cell.json"
 # Fields of RunConfig with which a sweep may be continued otherwise than it was started.
 FREE = ("placement", "commit_seconds", "max_seconds", "fsync", "max_state_mb")
 
@@ -68,16 +70,17 @@ class CellRecord(Frozen):
     cell: dict[str, str]  # its name and labels
     chosen: Chosen | None = None
     failure: str = ""  # why it could not be run; empty if it could
+    lost_chains: int = 0  # of a run that failed before its first draw, and left nothing else
 
 
 def cell_files(sweep: Files, cell: Cell) -> Files:
     """Return the run directory of a cell."""
-    return Files(sweep.path(f"cells/{cell.name}"))
+    return Files(sweep.path(f"{CELLS}/{cell.name}"))
 
 
 def write_manifest(files: Files, manifest: SweepManifest) -> None:
     """Write sweep.json, whole or not at all."""
-    write_as(files, SWEEP.manifest, manifest, fsync=True)
+    write_as(files, MANIFEST, manifest, fsync=True)
 
 
 def read_manifest(files: Files) -> SweepManifest:
@@ -87,7 +90,7 @@ def read_manifest(files: Files) -> SweepManifest:
         StoreError: if there is none, or it is damaged, or of another version.
     """
     repair = "delete it and start the same sweep again in another store"
-    return read_as(SweepManifest, files, SWEEP.manifest, "a sweep", repair)
+    return read_as(SweepManifest, files, MANIFEST, "a sweep", repair)
 
 
 def check_same(files: Files, asked: SweepManifest) -> None:
@@ -109,14 +112,14 @@ def check_same(files: Files, asked: SweepManifest) -> None:
         )
 
 
-def write_record(files: Files, record: CellRecord) -> None:
-    """Write a cell's record into the cell's directory.
+def write_record(sweep: Files, cell: Cell, record: CellRecord) -> None:
+    """Write a cell's record into the cell's directory, as the sweep's driver.
 
     Raises:
-        StoreError: if it cannot be written.
+        StoreError: if it cannot be written, or another driver has the sweep.
     """
-    with writing(files):
-        write_as(files, CELL, record)
+    with writing(sweep):
+        write_as(sweep, f"{CELLS}/{cell.name}/{CELL}", record)
 
 
 def read_record(files: Files, cell: Cell) -> CellRecord:
@@ -139,3 +142,33 @@ def _fixed(manifest: SweepManifest) -> dict[str, Any]:
         fixed |= {f"{home}.{name}": value for name, value in data[home].items()}
     config = {key: value for key, value in data["config"].items() if key not in FREE}
     return fixed | {f"config.{key}": value for key, value in config.items()}
+
+
+def _has_draws(files: Files) -> bool:
+    """Whether a directory holds a sweep with a cell that has made a draw; so it has, if damaged."""
+    if not files.exists(MANIFEST):
+        return False
+    try:
+        return any(has_draws(cell_files(files, cell)) for cell in read_manifest(files).grid.cells)
+    except StoreError:
+        return True
+
+
+SWEEP = Stored("sweep", MANIFEST, "distsampler.open_sweep", _has_draws)
+
+
+def clear_sweep(files: Files) -> None:
+    """Remove a sweep whose cells have made no draw.
+
+    Raises:
+        StoreError: if another driver has one of its cells.
+    """
+    if not files.exists(MANIFEST):
+        return
+    for cell in read_manifest(files).grid.cells:
+        own = cell_files(files, cell)
+        if any(own.names()):
+            with Lease(own):
+                clear(own)
+                own.remove(CELL)
+    files.remove(MANIFEST)

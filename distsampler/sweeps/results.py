@@ -138,9 +138,10 @@ class Sweep:
     def _standing(self, cell: Cell) -> tuple[CellResult, Run | None]:
         """How a cell stands, and its run; one that is whole counts, whatever came after."""
         files = cell_files(self.files, cell)
-        failure = _failure(files, cell)
+        failure, lost = _failure(files, cell)
         if not files.exists(MANIFEST):
-            return CellResult(status=FAILED if failure else WAITING, reason=failure), None
+            status = FAILED if failure else WAITING
+            return CellResult(status=status, reason=failure, lost_chains=lost), None
         try:
             run = Run(files)
         except StoreError as error:
@@ -171,12 +172,13 @@ def is_sweep(store: str | Path) -> bool:
     return as_files(store).exists(SWEEP.manifest)
 
 
-def _failure(files: Files, cell: Cell) -> str:
-    """Why a cell could not be run, if it could not; a damaged record says so."""
+def _failure(files: Files, cell: Cell) -> tuple[str, int]:
+    """Why a cell could not be run, if it could not, and the chains it lost before a first draw."""
     try:
-        return read_record(files, cell).failure
-    except StoreError as error:
-        return str(error)
+        record = read_record(files, cell)
+    except StoreError as error:  # a damaged record says so
+        return str(error), 0
+    return record.failure, record.lost_chains
 
 
 def _with_numbers(standing: CellResult, run: Run) -> CellResult:

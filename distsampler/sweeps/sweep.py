@@ -18,13 +18,14 @@ from torch import nn
 
 from distsampler.analysis.run import Run
 from distsampler.config import RunConfig
-from distsampler.errors import ConfigError, DistsamplerError, StoreError
+from distsampler.errors import ConfigError, DistsamplerError, RunFailed, StoreError
 from distsampler.execution.display import say
 from distsampler.execution.pool import ChainPool
 from distsampler.execution.progress import Observer
 from distsampler.models.loss import LossFn
 from distsampler.sampling.calibration import BIAS
-from distsampler.sampling.job import Job, Resume, continues
+from distsampler.sampling.directory import Resume, check_new, continues, replace
+from distsampler.sampling.job import Job
 from distsampler.sampling.prepare import draft
 from distsampler.sampling.stopping import Interrupted, PilotsStopped, Stopped, interruptible
 from distsampler.store.files import Files, as_files
@@ -39,6 +40,7 @@ from distsampler.sweeps.manifest import (
     Chosen,
     cell_files,
     check_same,
+    clear_sweep,
     read_record,
     write_manifest,
     write_record,
@@ -79,7 +81,8 @@ def sweep(  # noqa: PLR0913 (the signature is the public contract)
         data: as for ``sample``.
         loss: as for ``sample``.
         config: the config that all cells start from, as for ``sample``.
-        store: the directory of the sweep, which must be new.
+        store: the directory of the sweep: new, empty, or of a sweep that has made no draw yet,
+            which is replaced.
         checkpoints: a file, glob, folder of files or of steps, a list of those, or a mapping from
             names to files, state dicts or models; see ``checkpoints.find``. None: the model as it
             is.
@@ -141,16 +144,19 @@ def run_plan(
 ) -> Sweep:
     """Run the cells of a plan, as far as they have not been run; see ``sweep``."""
     files = as_files(store)
-    if continues(files, resume, SWEEP):
+    continued = continues(files, resume, SWEEP)
+    if continued:
         check_same(files, plan.manifest)
-    return interruptible(lambda stopped: _run_cells(plan, files, pool, quiet, stopped))
+    return interruptible(lambda stopped: _run_cells(plan, files, pool, quiet, continued, stopped))
 
 
 def _run_cells(
-    plan: Plan, files: Files, pool: ChainPool | None, quiet: bool, stopped: Stopped
+    plan: Plan, files: Files, pool: ChainPool | None, quiet: bool, continued: bool, stopped: Stopped
 ) -> Sweep:
     with Lease(files), fleet_of(pool, plan.request.config) as fleet:
-        if not files.exists(SWEEP.manifest):
+        if not continued:
+            check_new(files, SWEEP)
+            replace(files, SWEEP, clear_sweep)
             write_manifest(files, plan.manifest)
         work = _PlanWork(plan, files, quiet)
         Scheduler(fleet, work, stopped).run(plan.cells)
@@ -178,10 +184,11 @@ class _PlanWork:
         return leader == cell or leader in self._leaders
 
     def run(self, cell: Cell, pool: ChainPool, observer: Observer, stopped: Stopped) -> Run:
-        """Run a cell."""
+        """Run a cell, as long as the sweep is this driver's."""
+        self._files.guard()
         before = self._record(cell)
         if before.failure:
-            self._write(cell, before.replaced(failure=""))
+            self._write(cell, before.replaced(failure="", lost_chains=0))
         request, model, config = self._plan.request, self._plan.model(cell), self._plan.config(cell)
         if self._plan.tunes(cell):
             asked = warm_start.Asked(
@@ -216,7 +223,8 @@ class _PlanWork:
             self.broken[cell] = error
             return
         try:
-            self._write(cell, self._record(cell).replaced(failure=reason))
+            lost = len(error.lost_chains) if isinstance(error, RunFailed) else 0
+            self._write(cell, self._record(cell).replaced(failure=reason, lost_chains=lost))
         except StoreError as fault:
             self.broken[cell] = StoreError(f"{reason}; {fault}")
 
@@ -246,7 +254,7 @@ class _PlanWork:
             return CellRecord(cell=asdict(cell))
 
     def _write(self, cell: Cell, record: CellRecord) -> None:
-        write_record(cell_files(self._files, cell), record)
+        write_record(self._files, cell, record)
 
 
 def _ending(outcome: Outcome) -> str:

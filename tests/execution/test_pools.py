@@ -175,7 +175,8 @@ def test_an_error_in_the_loss_names_chain_step_and_examples_and_carries_the_trac
     ) as caught:
         ds.sample(model, data, Broken(), config(placement=one), store=tmp_path / "run", quiet=True)
     assert "in __call__" in str(caught.value)
-    assert ds.open(tmp_path / "run").manifest.status == "failed"
+    assert "it made no draw: nothing is left in" in str(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 class HomeOnly:

@@ -179,7 +179,7 @@ def test_a_store_that_is_deleted_is_not_half_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "FRESH_SECONDS", 0.0)
-    with pytest.raises(StoreFault, match="was deleted"):
+    with pytest.raises(StoreFault, match="exchanged or deleted while in use"):
         sample(tmp_path / "run", loss=Deletes(tmp_path / "run", 200), commit_seconds=1e-9)
     assert not list((tmp_path).rglob("run.json"))
 

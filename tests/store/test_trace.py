@@ -15,7 +15,7 @@ from distsampler.store import zarr_arrays, zarr_files
 from distsampler.store.events import Started
 from distsampler.store.files import Files
 from distsampler.store.manifest import Manifest
-from distsampler.store.trace import Trace, check_new
+from distsampler.store.trace import Trace
 from tests.stores import COUNTED, counted
 
 
@@ -126,18 +126,6 @@ def test_a_damaged_chunk_is_an_error(tmp_path: Path) -> None:
     chunk.write_bytes(bytes(data))
     with pytest.raises(StoreError, match=r"posterior/probe_loss/c/0/0 is missing or damaged"):
         inference_data.datasets(trace)
-
-
-def test_nothing_is_made_where_a_store_cannot_be(tmp_path: Path) -> None:
-    make(tmp_path / "run")
-    with pytest.raises(StoreError, match="it holds a run: give another store, read it with"):
-        check_new(Files(tmp_path / "run"))
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other/notes.txt").touch()
-    with pytest.raises(StoreError, match="must be new or an empty folder"):
-        check_new(Files(tmp_path / "other"))
-    check_new(Files(tmp_path / "new/one"))
-    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema_version": 99}', '{"schema_version": 1}'])
