@@ -35,6 +35,8 @@ EXPIRY_SECONDS = 30.0  # without a heartbeat, after which another driver may tak
 FRESH_SECONDS = 0.2  # how long the guard trusts what it has read of a local store
 TRIES = 20  # at an epoch that others claim at the same instant
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR)  # by another, or away
+PLANTED = (errno.ELOOP, errno.EINVAL, errno.EFBIG)  # a link, a pipe, too large
+LARGEST = 2**16  # bytes of a lease
 CLAIM = ".claim-"  # a folder that is to become an epoch's, or was one
 EPOCH = re.compile(r"\.epoch-(\d{4,9})")
 
@@ -336,10 +338,12 @@ def _boot() -> str:
 
 
 def _read(files: Files, name: str = NAME) -> Record | None:
-    """The lease on record; a damaged one has no holder."""
+    """The lease on record; one that is damaged, or was never written by a driver, has no holder."""
     try:
-        return Record.model_validate_json(files.read(name))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return Record.model_validate_json(files.read(name, LARGEST))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
         return None
     except OSError as error:
+        if error.errno in PLANTED:
+            return None
         raise StoreFault(f"{files.path(name)} cannot be read: {error}") from error
