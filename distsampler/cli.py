@@ -153,6 +153,8 @@ def llc(
     run = _open(store)
     estimate = run.llc("ignore")
     text = f"{estimate}\n{sampler_line(estimate.sampler)}"
+    if not estimate.converged:
+        text += f"\n{estimate.verdict}"
     _print(json.dumps(estimate.as_dict()) if as_json else text)
     if budget and not as_json:
         _print(str(estimate.budget))
@@ -278,7 +280,8 @@ def certify(
     from distsampler.truth import certify as truth
 
     def say(row: truth.CaseRow) -> None:
-        _print(f"{row.seconds:4.0f} s  {row.case}, {row.sampler}: {row.estimate:.4g}", err=True)
+        took = f"{row.seconds:4.0f} s  {row.case}, {row.sampler}"
+        _print(f"{took}: {row.estimate:.4g}, {row.conclusion}", err=True)
 
     certificate = truth.certify(sampler=sampler, quick=quick, say=say)
     _print(json.dumps(certificate.as_dict()) if as_json else str(certificate))

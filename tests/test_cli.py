@@ -173,6 +173,15 @@ def test_a_run_from_python_is_not_resumed_from_the_command_line(tmp_path: Path) 
     assert "Traceback" not in out.stderr
 
 
+def test_a_warning_is_one_line_on_stderr() -> None:
+    code = (
+        "import sys, warnings; from distsampler import cli; from distsampler.errors import *\n"
+        "cli.app = lambda: warnings.warn('lower it', StepTooLargeWarning); cli.main()"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (out.stdout, out.stderr) == ("", "warning: lower it\n")
+
+
 def test_the_guide_lists_its_pages_and_prints_one() -> None:
     pages = {path.stem: path.read_text() for path in GUIDE.glob("*.md")}
     listed = command("guide")

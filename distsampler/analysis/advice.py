@@ -184,23 +184,26 @@ def against_biases(about: Situation) -> Iterator[Measure]:
     if facts is None or facts.lr is None:
         return
     lr = wanted = facts.lr
+    biased = about.discretisation + about.heat > BIASED
     if about.step is not None and about.step.too_large:
         wanted = about.step.gentle_lr
-    elif about.discretisation > BIASED:
+    elif biased and about.discretisation > AIM:
         wanted = two_digits(lr * AIM / about.discretisation)
     if about.diverged:
         wanted = min(wanted, two_digits(lr / 2), *about.gentle_lrs)
     heat = about.heat * wanted / lr  # it falls with the step
     larger = _rounded_up(size * heat / AIM)
-    if heat > BIASED and larger > facts.n and wanted == lr:
+    hot = biased and heat > AIM
+    if hot and larger > facts.n and wanted == lr:
         wanted = two_digits(lr * AIM / heat)
     if wanted < lr:
         thin = math.ceil(about.config.thin * lr / wanted)
         text = f"lower sampler.lr from {lr:.3g} to {wanted:g}"
         yield Measure(Lever.LR, text, {"sampler.lr": wanted})
         text = f"raise thin from {about.config.thin} to {thin}, so that draws keep their pace"
-        yield Measure(Lever.THIN, text, {"thin": thin})
-    if heat > BIASED and larger <= facts.n:
+        if thin <= LIKELY * about.config.thin:  # else there was no pace to keep
+            yield Measure(Lever.THIN, text, {"thin": thin})
+    if hot and larger <= facts.n:
         text = f"raise batch_size from {size} to {larger}"
         yield Measure(Lever.BATCH_SIZE, text, {"batch_size": larger})
 
@@ -261,7 +264,11 @@ def _draws(
         yield Measure(Lever.GATE, text, {**fixed, **free} if endless else free)
     elif factor > 1:
         name = Lever.MAX_DRAWS if endless else Lever.DRAWS
-        yield Measure(name, f"{times(factor)} times the draws", {str(name): needed})
+        text = f"{times(factor)} times the draws, {needed} in place of {made}"
+        if made < schedule.budget:
+            text = f"{needed} draws in place of {schedule.budget}"
+        if needed > schedule.budget:
+            yield Measure(name, text, {str(name): needed})
 
 
 def _instead(

@@ -17,14 +17,35 @@ from distsampler.chains.anchor_pass import BLOCK
 from distsampler.errors import RunFailed
 from distsampler.execution.pool import ChainPool, SerialPool
 from distsampler.sampling.sample import sample
+from distsampler.table import Column, Content, Table, failing
 from distsampler.truth.cases import Case, cases
 
 SIGMAS = 4.0
 TELLING = 0.05  # the relative standard error above which a row can say nothing
-HEADINGS = (
-    "case", "sampler", "exact", "estimate", "z", "error", "verdict", "gradients", "evaluations",
-    "NaN runs", "",
-)  # fmt: skip
+SHOWN = 0.01  # bias of a law that is said, as a share of the exact LLC
+COLUMNS = (
+    Column("case", "label"),
+    Column("sampler", "label"),
+    Column("exact"),
+    Column("law"),
+    Column("estimate"),
+    Column("z"),
+    Column("off exact"),
+    Column("converged", "label"),
+    Column("conclusion", "label"),
+)
+LEGEND = f"""
+case: a quadratic of d directions and gradient noise v; a normal crossing w1^2k1 w2^2k2; a deep
+  linear network of these widths and rank r, its layers rescaled by c. t: nbeta.
+exact: the LLC that a perfect sampler returns: a formula, an integral, or Gibbs sampling.
+law: the LLC that this sampler has with this step and batch size, by the law of its discretised
+  chain; "-" where that is not known. A + behind a sampler: the heat of minibatches is corrected.
+estimate: what the run returns, +- one standard error. off exact: estimate / exact - 1.
+z: the estimate less the law (less exact where there is none), in standard errors of both.
+converged: what the run's own verdict says, without knowing the answer; a short run may be right
+  before it can know that it is.
+A row passes where z is below {SIGMAS:g} in size (without a law a few per cent are allowed beside,
+  for the bias of the step), its error is below {TELLING:.0%}, and no chain diverged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +59,7 @@ class CaseRow:
     exact_se: float  # standard error of ``exact``
     expected: float  # LLC that the discretised chain returns if its law is known, else ``exact``
     allowed: float  # relative error that is allowed beside chance
+    law: bool  # whether ``expected`` is the law's
     seconds: float  # wall-clock time
     reason: str  # why the verdict is what it is, or why the run failed
     verdict: str = "FAILED"  # CONVERGED, NOT_CONVERGED, UNDETERMINED or FAILED
@@ -82,25 +104,54 @@ class CaseRow:
 
     def as_dict(self) -> dict[str, Any]:
         """Return all numbers for JSON, NaN as None."""
-        fields = {**asdict(self), "relative": self.relative, "z": self.z, "holds": self.holds}
+        derived = {"relative": self.relative, "z": self.z, "holds": self.holds}
+        fields = {**asdict(self), **derived, "conclusion": self.conclusion}
         fields["interval"] = [_finite(bound) for bound in self.interval]
         return {k: _finite(v) if isinstance(v, float) else v for k, v in fields.items()}
 
-    def cells(self) -> tuple[str, ...]:
-        """Return the row of a table, under ``HEADINGS``."""
+    def cells(self) -> tuple[Content, ...]:
+        """Return the row of a table, under ``COLUMNS``."""
         return (
             self.case,
             self.sampler,
             f"{self.exact:.4g}",
+            f"{self.expected:.4g}" if self.law else "-",
             f"{self.estimate:.4g} +- {self.se:.2g}",
             f"{self.z:+.1f}",
             f"{self.relative:+.1%}",
-            self.verdict,
-            f"{self.gradients:,}",
-            f"{self.evaluations:,}",
-            str(self.nan_runs),
-            "holds" if self.holds else "FAILS",
+            "yes" if self.verdict == "CONVERGED" else "no",
+            failing(self.conclusion, not self.holds),
         )
+
+    @property
+    def conclusion(self) -> str:
+        """What the row shows, in words."""
+        return f"pass: {self._agreement}" if self.holds else f"FAIL: {self._fault}"
+
+    @property
+    def _agreement(self) -> str:
+        if self.law:
+            bias = self.expected / self.exact - 1
+            if abs(bias) < SHOWN:
+                return f"agrees with the law, and that with the exact LLC to {SHOWN:.0%}"
+            side = "above" if bias > 0 else "below"
+            return (
+                f"agrees with the law, which is {abs(bias):.1%} {side} the exact LLC: bias of step "
+                "and minibatches, expected"
+            )
+        if abs(self.z) <= SIGMAS:
+            return "agrees with the exact LLC"
+        return f"within the {self.allowed:.0%} of the exact LLC that the sampler's bias may make"
+
+    @property
+    def _fault(self) -> str:
+        if self.nan_runs:
+            return f"it ended without all its chains: {self.reason.splitlines()[0]}"
+        if not self.error <= TELLING * self.expected:
+            share = self.error / self.expected
+            return f"it cannot tell: its error is {share:.1%} of the LLC, above {TELLING:.0%}"
+        against = "the law" if self.law else "the exact LLC"
+        return f"disagrees with {against}: {self.z:+.1f} standard errors"
 
 
 @dataclass(frozen=True)
@@ -123,11 +174,9 @@ class Certificate:
         return {"holds": self.holds, "rows": [row.as_dict() for row in self.rows]}
 
     def __str__(self) -> str:
-        table = [HEADINGS, *(row.cells() for row in self.rows)]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in table]
+        table = Table(COLUMNS, [row.cells() for row in self.rows]).text()
         good = sum(row.holds for row in self.rows)
-        return "\n".join([*lines, f"{good} of {len(self.rows)} rows hold"])
+        return f"{table}\n{LEGEND}\n{good} of {len(self.rows)} rows pass"
 
 
 def certify(
@@ -201,6 +250,7 @@ def _failed(case: Case, seconds: float, reason: str) -> CaseRow:
         exact_se=exact.se,
         expected=(law or exact).mean,
         allowed=0.0 if law else case.allowed,
+        law=law is not None,
         seconds=seconds,
         reason=reason,
     )

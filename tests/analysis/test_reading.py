@@ -5,18 +5,21 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
 import distsampler as ds
 from distsampler.analysis import diagnosis as diagnostics
 from distsampler.analysis import error_budget, estimators
 from distsampler.analysis import verdict as verdicts
 from distsampler.analysis.advice import Situation
+from distsampler.cli import app
 from distsampler.draws import AtAnchor
 from distsampler.errors import ConfigError, NotConverged, NotConvergedWarning, StoreError
 from distsampler.facts import Facts, Posterior
@@ -202,6 +205,43 @@ def test_a_number_is_printed_to_two_digits_of_its_error(
     mean: float, error: float, text: str
 ) -> None:
     assert estimators.plus_minus(mean, error) == text
+
+
+def test_what_prints_in_python_is_what_the_command_line_prints(good: ds.Run) -> None:
+    refused = make_run(autoregressive(4, 620, 0.9, seed=6))
+    for run in (good, refused):
+        diagnosed, with_budget = (
+            CliRunner().invoke(app, [*words, run.store]).output
+            for words in (["diagnose"], ["llc", "--budget"])
+        )
+        budget = run.llc("ignore").budget
+        assert diagnosed.startswith(f"{run.diagnosis}\n")
+        assert str(run.verdict) in diagnosed
+        assert str(budget) in with_budget
+        assert (str(run.verdict) in with_budget) == (run is refused)
+        for value in (run.diagnosis, budget):
+            assert "\n" in str(value)
+            assert "\n" not in repr(value)
+            assert len(repr(value)) < 80
+
+
+def test_all_outputs_say_what_the_verdict_says() -> None:
+    run = make_run(autoregressive(4, 620, 0.9, seed=6))
+    verdict = run.verdict
+    assert verdict.to_do.call == f"ds.resume({run.store!r}, model, data, loss, draws=2500)"
+    diagnosis = json.loads(CliRunner().invoke(app, ["diagnose", run.store, "--json"]).output)
+    llc = json.loads(CliRunner().invoke(app, ["llc", run.store, "--json"]).output)
+    told = verdict.as_dict()
+    assert llc["verdict"] == told
+    assert {k: diagnosis[k] for k in told} == told
+    page = Path(CliRunner().invoke(app, ["report", run.store]).output.strip()).read_text()
+    for said in (verdict.reason, verdict.advice):
+        assert escape(said) in page
+    with pytest.raises(NotConverged) as raised:
+        run.llc("raise")
+    assert str(raised.value) == str(verdict)
+    for failure in verdict.failures:
+        assert f"not {'above' if 'ESS' in failure.criterion else 'below'}" in failure.reason
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:

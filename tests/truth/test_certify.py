@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from distsampler.truth.certify import CaseRow, Certificate, certify, row
 
 COURSE = Course(lr=6e-5, burn_in=60, draws=150, thin=10, batch_size=64, chains=2, probe=1024)
 NUMBER = {"type": ["number", "null"]}
-TEXTS = {"case": {}, "sampler": {}, "verdict": {}, "reason": {}}
+TEXTS = {"case": {}, "sampler": {}, "verdict": {}, "reason": {}, "conclusion": {}}
 NUMBERS = ("exact", "exact_se", "expected", "allowed", "estimate", "se", "relative", "z", "seconds")
 COUNTS = ("seed", "gradients", "evaluations", "nan_runs")
 SCHEMA = {
@@ -28,6 +29,7 @@ SCHEMA = {
         **{name: {"type": "integer"} for name in COUNTS},
         "interval": {"type": "array", "items": NUMBER, "minItems": 2, "maxItems": 2},
         "holds": {"type": "boolean"},
+        "law": {"type": "boolean"},
     },
 }
 
@@ -84,10 +86,29 @@ def test_the_json_has_its_shape(right: CaseRow) -> None:
 
 def test_the_table_has_a_line_a_row(right: CaseRow) -> None:
     lines = str(Certificate((right, right))).splitlines()
-    assert len(lines) == 4
-    assert "exact" in lines[0]
-    assert lines[1].endswith("holds")
-    assert lines[-1] == "2 of 2 rows hold"
+    assert lines[0].split()[:6] == ["case", "sampler", "exact", "law", "estimate", "z"]
+    assert lines[1] == lines[2] != lines[3]
+    assert lines[1].endswith(right.conclusion)
+    for column in ("exact", "law", "estimate", "z", "converged"):
+        assert any(line.startswith(f"{column}: ") for line in lines), column
+    assert lines[-1] == "2 of 2 rows pass"
+
+
+def test_a_row_ends_in_what_it_shows(right: CaseRow) -> None:
+    exact = replace(right, law=False, expected=right.exact, estimate=right.exact)
+    away = 5 * right.error
+    for case, words in (
+        (right, "pass: agrees with the law, and that with the exact LLC to 1%"),
+        (replace(right, exact=right.expected / 1.08), r"pass: .*, which is 8\.0% above the exact"),
+        (exact, "pass: agrees with the exact LLC"),
+        (replace(exact, estimate=exact.exact + away, allowed=0.9), "pass: within the 90% of the"),
+        (replace(exact, estimate=exact.exact - away), "FAIL: disagrees with the exact LLC: -5.0"),
+        (replace(right, estimate=right.expected + away), r"FAIL: disagrees with the law: \+5\.0"),
+        (replace(right, se=0.2 * right.estimate), "FAIL: it cannot tell: its error is 2"),
+        (replace(right, nan_runs=1, reason="chain 1 diverged\nand"), "FAIL: .*: chain 1 diverged$"),
+    ):
+        assert re.match(words, case.conclusion), case.conclusion
+        assert case.conclusion.startswith("pass") == case.holds
 
 
 def test_a_sampler_that_does_not_exist_is_refused() -> None:
