@@ -264,9 +264,9 @@ def _draws(
         yield Measure(Lever.GATE, text, {**fixed, **free} if endless else free)
     elif factor > 1:
         name = Lever.MAX_DRAWS if endless else Lever.DRAWS
-        text = f"{times(factor)} times the draws, {needed} in place of {made}"
-        if made < schedule.budget:
-            text = f"{needed} draws in place of {schedule.budget}"
+        so_far = " so far" if made < schedule.budget else ""
+        text = f"{times(factor)} times the draws{so_far}, " if made else "as many draws as needed, "
+        text += f"{needed} in place of {max(made, schedule.budget)}"
         if needed > schedule.budget:
             yield Measure(name, text, {str(name): needed})
 

@@ -233,6 +233,7 @@ def test_all_outputs_say_what_the_verdict_says() -> None:
     llc = json.loads(CliRunner().invoke(app, ["llc", run.store, "--json"]).output)
     told = verdict.as_dict()
     assert llc["verdict"] == told
+    assert diagnosis["verdict"] == told.pop("status")
     assert {k: diagnosis[k] for k in told} == told
     page = Path(CliRunner().invoke(app, ["report", run.store]).output.strip()).read_text()
     for said in (verdict.reason, verdict.advice):
