@@ -148,16 +148,11 @@ def llc(
     as_json: Json = False,
 ) -> None:
     """Print the LLC of a run, with its error, its verdict and the sampler's options."""
-    from distsampler.analysis.estimators import sampler_line
+    from distsampler.report.summary import llc_text
 
     run = _open(store)
     estimate = run.llc("ignore")
-    text = f"{estimate}\n{sampler_line(estimate.sampler)}"
-    if not estimate.converged:
-        text += f"\n{estimate.verdict}"
-    _print(json.dumps(estimate.as_dict()) if as_json else text)
-    if budget and not as_json:
-        _print(str(estimate.budget))
+    _print(json.dumps(estimate.as_dict()) if as_json else llc_text(estimate, budget))
     raise typer.Exit(_code(run))
 
 
@@ -279,11 +274,9 @@ def certify(
     """Hold samplers against models whose LLC is known."""
     from distsampler.truth import certify as truth
 
-    def say(row: truth.CaseRow) -> None:
-        took = f"{row.seconds:4.0f} s  {row.case}, {row.sampler}"
-        _print(f"{took}: {row.estimate:.4g}, {row.conclusion}", err=True)
-
-    certificate = truth.certify(sampler=sampler, quick=quick, say=say)
+    certificate = truth.certify(
+        sampler=sampler, quick=quick, say=lambda row: _print(str(row), err=True)
+    )
     _print(json.dumps(certificate.as_dict()) if as_json else str(certificate))
     raise typer.Exit(0 if certificate.holds else FAILED)
 

@@ -7,10 +7,17 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from distsampler.analysis.estimators import plus_minus, sampler_line
+from distsampler.analysis.estimators import LLCEstimate, plus_minus, sampler_line
 from distsampler.analysis.run import Run
 from distsampler.store.events import Lost, Retired, losses, losses_named
 from distsampler.table import Column, Content, Marked, Table
+
+
+def llc_text(estimate: LLCEstimate, budget: bool) -> str:
+    """Return an LLC with its sampler, why it cannot be trusted, and what its error is made of."""
+    lines = [str(estimate), sampler_line(estimate.sampler)]
+    lines += [] if estimate.converged else [str(estimate.verdict)]
+    return "\n".join([*lines, str(estimate.budget)] if budget else lines)
 
 
 def diagnosis_text(run: Run) -> str:

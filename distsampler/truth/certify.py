@@ -109,6 +109,10 @@ class CaseRow:
         fields["interval"] = [_finite(bound) for bound in self.interval]
         return {k: _finite(v) if isinstance(v, float) else v for k, v in fields.items()}
 
+    def __str__(self) -> str:
+        took = f"{self.seconds:4.0f} s  {self.case}, {self.sampler}"
+        return f"{took}: {self.estimate:.4g}, {self.conclusion}"
+
     def cells(self) -> tuple[Content, ...]:
         """Return the row of a table, under ``COLUMNS``."""
         return (
