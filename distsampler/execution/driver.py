@@ -21,7 +21,7 @@ from distsampler.chains.worker import Advance, Work
 from distsampler.draws import CURVATURE, AtAnchor, DrawBlock, StateFile
 from distsampler.errors import DistsamplerError, StepTooLargeWarning, StoreError
 from distsampler.execution.deadlines import Deadlines
-from distsampler.execution.pool import ChainPool, PlaceLost, PoolEvent
+from distsampler.execution.pool import ChainPool, LocatesWork, PlaceLost, PoolEvent
 from distsampler.execution.progress import Observer, Progress
 from distsampler.execution.run_state import (
     Action,
@@ -170,14 +170,19 @@ class Driver:
             self._deadlines.heard(event)
         late = self._deadlines.overdue(state.hung)
         for loss in late:
-            log.warning("%s: it is given up", loss.reason)
-        return [*events, *late]
+            log.warning("%s: it is given up", loss.reason + self._where(loss.place))
+        return [*events, *(replace(e, reason=e.reason + self._where(e.place)) for e in late)]
+
+    def _where(self, place: int) -> str:
+        """The line of code that a place is at, for the end of a sentence."""
+        line = self._pool.where(place) if isinstance(self._pool, LocatesWork) else ""
+        return f", at {line}" if line else ""
 
     def _waiting(self, state: State) -> dict[int, str]:
         """What is waited for longer than usual, by place; it is logged once."""
         waiting = self._deadlines.waiting(state.hung)
         for place in waiting.keys() - self._said:
-            log.warning("%s", waiting[place])
+            log.warning("%s", waiting[place] + self._where(place))
         self._said = set(waiting)
         return waiting
 

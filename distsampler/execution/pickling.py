@@ -69,15 +69,9 @@ def check_picklable(spec: ChainSpec, dumps: Dumps) -> None:
         if error is not None:
             raise ConfigError(
                 f"the {name} must be picklable, to be sent to the actors: "
-                f"{_culprit(value, name, dumps)} is not ({error}); {_advice(name)}"
+                f"{_culprit(value, name, dumps)} is not ({error}); remove it, or use "
+                "pool=SerialPool()"
             )
-
-
-def _advice(part: str) -> str:
-    """What to do: a model is copied in every pool, and what cannot be pickled cannot be copied."""
-    if part != "model":
-        return "remove it, or use pool=SerialPool()"
-    return "remove it, or leave it out in a __getstate__ of its module"
 
 
 def _observables(spec: ChainSpec) -> dict[str, object]:

@@ -122,6 +122,14 @@ class InspectsShards(Protocol):
 
 
 @runtime_checkable
+class LocatesWork(Protocol):
+    """A pool that can tell where the code of a place is."""
+
+    def where(self, place: int) -> str:
+        """Return file, line and function that the place was at when last asked; "": unknown."""
+
+
+@runtime_checkable
 class ExportsMetrics(Protocol):
     """A pool that has a monitoring system to which the progress of a run can go."""
 

@@ -7,7 +7,11 @@ without an error. The driver starts a place again, from what is committed.
 from __future__ import annotations
 
 import contextlib
+import sys
+import sysconfig
+import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Container
 from dataclasses import dataclass, field, replace
@@ -72,7 +76,7 @@ class ChainActor:
         capacity: int,
         name: str,
     ) -> None:
-        self._name = name
+        self._name, self._thread = name, 0
         check_versions(versions, ray.util.get_node_ip_address())
         import_as_driver(path)
         self._device = torch.device(device)
@@ -96,17 +100,29 @@ class ChainActor:
         return {**place_info(self._device), "node": node}
 
     @ray.method(concurrency_group="probe")  # type: ignore[untyped-decorator]
-    def ping(self) -> None:
-        """Answer, in a thread of its own, while work is done."""
+    def ping(self) -> str:
+        """Answer, in a thread of its own, while work is done; return the line that work is at."""
+        return line_of(self._thread)
 
     def perform(
         self, place: int, work: Work, at_anchor: AtAnchor | None
     ) -> WorkDone | WorkFailed | PlaceLost:
         """Do the work; what was measured at w* comes beside it, as shared memory, and stays."""
+        self._thread = threading.get_ident()
         if not isinstance(work, Advance):
             return perform(self._worker, place, work)
         done = perform(self._worker, place, replace(work, at_anchor=at_anchor))
         return done if isinstance(done, PlaceLost) else replace(done, work=replace(work, states=()))
+
+
+def line_of(thread: int) -> str:
+    """Return the line that a thread is at, outside of the standard library; "" if there is none."""
+    frame, own = sys._current_frames().get(thread), sysconfig.get_path("stdlib")
+    lines = traceback.extract_stack(frame) if frame else []
+    for line in reversed(lines):
+        if not line.filename.startswith(own) or "site-packages" in line.filename:
+            return f"{line.filename}:{line.lineno}, in {line.name}"
+    return ""
 
 
 @dataclass
@@ -119,6 +135,7 @@ class Slot:
     node: str = ""  # unknown until it is ready
     work: Work | None = None  # until the answer is here
     probe: Any = None  # an awaited call that only asks whether it lives
+    at: str = ""  # line of code that it was at when it last answered that
     heard: float = field(default_factory=time.monotonic)  # from it, or of it for the first time
     draining: bool = False  # whether it was reported that its node will go away
 

@@ -155,6 +155,10 @@ class RayPool:
         known = [event for event in events if event is not None]
         return [*known, *self._overdue(), *self._draining()]
 
+    def where(self, place: int) -> str:
+        """Return the line of code that the place's actor was at when it was last asked."""
+        return self._slots[place].at if place in self._slots else ""
+
     def stop(self) -> None:
         """End the actors, and Ray if this pool started it."""
         self._dismiss()
@@ -271,7 +275,7 @@ class RayPool:
             return None  # it has answered a call meanwhile
         slot.probe = None
         try:
-            ray.get(probe)
+            slot.at = ray.get(probe)
         except RayError as error:
             return self._died(place, error)
         if slot.call is None and slot.work is not None:
@@ -302,7 +306,7 @@ class RayPool:
                     slot.ask()
                     continue
                 reason = f"the actor has not answered for {silent:.0f} s"
-                events.append(self._lose(place, reason, "infrastructure"))
+                events.append(self._lose(place, reason, "hung"))
         return events
 
     def _draining(self) -> list[PoolEvent]:

@@ -132,6 +132,7 @@ def test_an_actor_that_is_stopped_is_given_up_after_a_while(
     disturbance.check()
     (lost,) = [event for event in run.events if event["event"] == "lost"]
     assert "the actor has not answered for" in lost["reason"]
+    assert lost["fault"] == "hung"
     assert_nothing_lost(store, short)
     until(lambda: stopped[0] not in actors(store))
 
