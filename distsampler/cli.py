@@ -51,6 +51,7 @@ BiasOption = Annotated[
     float, typer.Option(help="Relative bias of the LLC that step and minibatches may bring.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Import what another's store names.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -126,9 +127,7 @@ def resume(
     store: Store,
     changes: Changes = None,
     quiet: Quiet = False,
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Import what a store names that is not your own.")
-    ] = False,
+    trust: Trust = False,
 ) -> None:
     """Continue an interrupted run, or extend a finished one."""
     from distsampler.sampling.stored_recipe import stored_recipe
@@ -344,8 +343,9 @@ def _calibrated(recipe: Recipe, store: str | None, resume: str, bias: float) -> 
 def _finish(done: Run) -> None:
     """Print how a run ended, and exit with the code for that."""
     if done.manifest.status == "interrupted":
+        words = ["resume", done.store, *([] if done.files.own("run.json") else ["--trust"])]
         reason = f"interrupted ({done.manifest.reason}), committed cleanly; go on with"
-        _print(f"{reason}: distsampler resume {shlex.quote(done.store)}", err=True)
+        _print(f"{reason}: distsampler {shlex.join(words)}", err=True)
         raise typer.Exit(INTERRUPTED)
     _print(str(done.llc("ignore")))
     _print(str(done.verdict))

@@ -37,7 +37,7 @@ def stored_recipe(
         )
     names = ", ".join(_named(manifest.recipe, manifest.config))
     say(f"{run.files.path(MANIFEST)} names, to be imported: {names}")
-    if not trust and not run.files.own():
+    if not trust and not run.files.own(MANIFEST):
         raise StoreError(
             f"the run in {run.store} must be your own to be continued by what it names, and it is "
             "another user's, or nobody knows whose: read the line above; if you trust who wrote "

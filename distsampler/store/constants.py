@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from zarr.errors import ZarrUserWarning
 
 from distsampler.draws import AtAnchor
+from distsampler.errors import StoreError
 from distsampler.facts import Facts
 from distsampler.store.files import damaged
 from distsampler.store.seals import SEAL
@@ -107,6 +108,8 @@ class Constants:
                 return _unlisted(group)
             names: Any = group.attrs.get(RECORDED, [])
             return {str(name): array_of(group, str(name)) for name in names}
+        except StoreError:
+            raise
         except Exception as error:  # zarr raises what it likes
             raise damaged(f"{self._root.store}/{GROUP}", error) from error
 

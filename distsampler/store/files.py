@@ -142,9 +142,9 @@ class Files:
         """Yield the names of all files below a folder, half-written ones too."""
         yield from self.folder.names(under)
 
-    def own(self) -> bool:
-        """Return whether this user made the directory; behind a URL nobody knows."""
-        return isinstance(self.folder, LocalFolder) and self.folder.own()
+    def own(self, name: str) -> bool:
+        """Return whether a file is this user's; behind a URL nobody knows."""
+        return isinstance(self.folder, LocalFolder) and self.folder.owner(name) == os.getuid()
 
     def check_writable(self) -> None:
         """Check that a new folder can be made at the root, without making it.

@@ -127,10 +127,10 @@ class LocalFolder:
                 for file in files if inside.rstrip("/") != self.desk or not self.desk else ():
                     yield f"{inside}{file}"
 
-    def own(self) -> bool:
-        """Return whether the folder, and what lies right in it, is this user's."""
-        entries = [self.root.resolve(), *self.root.iterdir()]
-        return all(entry.stat(follow_symlinks=False).st_uid == os.getuid() for entry in entries)
+    def owner(self, name: str) -> int:
+        """Return the user that a file belongs to."""
+        path, at = self._place(name)
+        return os.stat(path, dir_fd=at, follow_symlinks=False).st_uid
 
     def _place(self, name: str) -> tuple[str, int | None]:
         """A path, and the handle that it is relative to."""

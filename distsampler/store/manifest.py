@@ -22,7 +22,8 @@ from distsampler.store.foreign import parsed
 MANIFEST = "run.json"
 SCHEMA_VERSION = 2
 UNSEALED = 1  # version that is read as it is: it has no digests
-MOST_DRAWS, MOST_NUMBERS = 10**8, 2**16  # of a chain; of a draw, in one variable that travels
+MOST_DRAWS = 10**8  # of a chain
+MOST_NUMBERS, MOST_WIDE = 2**16, 2**40  # of a draw, in one variable that travels, or is wide
 DTYPES = ("float64", "float32", "int64")
 M = TypeVar("M", bound=Frozen)
 RunStatus = Literal["running", "finished", "interrupted", "failed"]
@@ -109,17 +110,24 @@ class Manifest(Frozen):
                 yield f"{name} must be at most the draws that were committed, got {draws}"
         if not set(self.retired) <= set(range(chains)):
             yield f"retired must be some of {chains} chains, got {sorted(self.retired)}"
+        if self.sampler and not isinstance(self.sampler.get("name"), str):
+            yield f"sampler must have a name, got {self.sampler}"
         variables: list[Variable | WideVariable] = [*self.variables, *self.wide]
         if len({variable.name for variable in variables}) != len(variables):
             yield "variables must have different names"
-        for each in variables:
-            size = math.prod(each.shape)
-            if len(each.dims) != len(each.shape) or min(each.shape, default=1) < 0:
-                yield f"{each.name} must have a size for each of its dimensions"
-            if isinstance(each, Variable) and (size > MOST_NUMBERS or each.dtype not in DTYPES):
-                yield f"{each.name} must be at most {MOST_NUMBERS} numbers of {DTYPES}"
-            if isinstance(each, WideVariable) and (size > MOST_DRAWS * 2**10 or each.every < 1):
-                yield f"{each.name} must have a size, and a number of draws from one to the next"
+        yield from filter(None, map(_impossible, variables))
+
+
+def _impossible(variable: Variable | WideVariable) -> str:
+    """Say what cannot be of a variable; nothing, if it can be."""
+    size, name = math.prod(variable.shape), variable.name
+    if len(variable.dims) != len(variable.shape) or min(variable.shape, default=1) < 0:
+        return f"{name} must have a size for each of its dimensions"
+    if isinstance(variable, Variable) and (size > MOST_NUMBERS or variable.dtype not in DTYPES):
+        return f"{name} must be at most {MOST_NUMBERS} numbers of {DTYPES}"
+    if isinstance(variable, WideVariable) and (size > MOST_WIDE or variable.every < 1):
+        return f"{name} must be at most {MOST_WIDE} numbers, at every k-th draw"
+    return ""
 
 
 def write(files: Files, manifest: Manifest) -> None:

@@ -10,16 +10,17 @@ from typing import Any, Literal
 from pydantic import Field
 
 from distsampler.config import RunConfig, SamplerConfig
-from distsampler.errors import StoreError
+from distsampler.errors import ConfigError, StoreError
 from distsampler.frozen import Frozen
 from distsampler.sampling.directory import Stored
-from distsampler.store.files import Files, writing
+from distsampler.store.files import Files, damaged, writing
 from distsampler.store.lease import Lease
 from distsampler.store.manifest import SCHEMA_VERSION, read_as, write_as
 from distsampler.store.trace import clear, has_draws
 from distsampler.sweeps.cells import Cell, Grid
 
 MANIFEST, CELLS, CELL = "sweep.json", "cells", "cell.json"
+MOST_CELLS = 10**6  # of a sweep that is read
 # Fields of RunConfig with which a sweep may be continued otherwise than it was started.
 FREE = ("placement", "commit_seconds", "max_seconds", "fsync", "max_state_mb")
 
@@ -90,7 +91,12 @@ def read_manifest(files: Files) -> SweepManifest:
         StoreError: if there is none, or it is damaged, or of another version.
     """
     repair = "delete it and start the same sweep again in another store"
-    return read_as(SweepManifest, files, MANIFEST, "a sweep", repair)
+    made = read_as(SweepManifest, files, MANIFEST, "a sweep", repair)
+    try:
+        made.grid.check(MOST_CELLS)
+    except ConfigError as error:
+        raise damaged(files.path(MANIFEST), error) from error
+    return made
 
 
 def check_same(files: Files, asked: SweepManifest) -> None:

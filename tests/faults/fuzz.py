@@ -224,6 +224,7 @@ RUN_TARGETS = {
 }
 SWEEP_TARGETS = {
     Target("sweep.json", "sweep.json", (change_json, change_json, change_text, None)): 100,
+    Target("sweep.json, sealed anew", "sweep.json", (sealed_anew(change_json),), True): 50,
     Target("cell.json", "cells/*/cell.json", (change_json, change_text, None)): 50,
     Target("a cell's run.json", "cells/*/run.json", (change_json, change_text, None)): 50,
     Target("any file of a sweep", "**/*", (flip, change_text, None)): 100,
@@ -243,9 +244,9 @@ class Outcome:
 class Fuzz:
     """A store, what its readers say of it, and what they say of it when it is damaged."""
 
-    def __init__(self, store: Path, readers: tuple[Reader, ...], report: Reader) -> None:
-        self._store, self._readers, self._report = store, readers, report
-        self._truth = {reader: reader(store) for reader in (*readers, report)}
+    def __init__(self, store: Path, readers: tuple[Reader, ...], *reports: Reader) -> None:
+        self._store, self._readers, self._reports = store, readers, reports
+        self._truth = {reader: reader(store) for reader in (*readers, *reports)}
         self._outside = store.parent / "outside.json"
         self._outside.write_text('{"schema_version": 1}')
         self._number = 0
@@ -269,9 +270,8 @@ class Fuzz:
 
     def _read(self, what: str, target: Target, outcome: Outcome) -> None:
         self._number += 1
-        readers = (*self._readers, self._report) if self._number % REPORT_EVERY == 0 else (
-            self._readers)  # fmt: skip
-        for reader in readers:
+        reports = self._reports if self._number % REPORT_EVERY == 0 else ()
+        for reader in (*self._readers, *reports):
             try:
                 with _deadline():
                     said = reader(self._store)
@@ -315,16 +315,20 @@ def _deadline() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def fuzz(folder: Path, seed: int, share: float = 1.0) -> Iterator[tuple[str, int, Outcome]]:
+def fuzz(
+    folder: Path, seed: int, share: float = 1.0, reports: bool = True
+) -> Iterator[tuple[str, int, Outcome]]:
     """Damage a run and a sweep; yield what was damaged, how often, and what came of it.
 
     Args:
         folder: for both.
         seed: of what is damaged, and how.
         share: how much of all.
+        reports: whether a report is made too, of every 50th.
     """
-    run = Fuzz(finished_run(folder / "run"), RUN_READERS, read_run_report)
-    sweep = Fuzz(finished_sweep(folder / "sweep"), SWEEP_READERS, read_sweep_report)
+    of_run, of_sweep = ([read_run_report], [read_sweep_report]) if reports else ([], [])
+    run = Fuzz(finished_run(folder / "run"), RUN_READERS, *of_run)
+    sweep = Fuzz(finished_sweep(folder / "sweep"), SWEEP_READERS, *of_sweep)
     for fuzzed, targets in ((run, RUN_TARGETS), (sweep, SWEEP_TARGETS)):
         for target, count in targets.items():
             times = math.ceil(count * share)
