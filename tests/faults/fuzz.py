@@ -27,7 +27,8 @@ from distsampler.execution import display
 from distsampler.report import listing, run_report, summary, sweep_report, watch
 from distsampler.store import seals
 from distsampler.store.files import Files
-from distsampler.sweeps.manifest import CellRecord, write_record
+from distsampler.store.manifest import write_as
+from distsampler.sweeps.manifest import CELL, CellRecord
 from distsampler.sweeps.results import open_sweep
 from tests.problems import config, regression, squared_error
 
@@ -60,7 +61,7 @@ def finished_sweep(store: Path) -> Path:
         store=store, pool=ds.SerialPool(), quiet=True,
     )  # fmt: skip
     for cell in open_sweep(store).cells:
-        write_record(Files(store / "cells" / cell.name), CellRecord(cell=asdict(cell)))
+        write_as(Files(store / "cells" / cell.name), CELL, CellRecord(cell=asdict(cell)))
     return store
 
 
