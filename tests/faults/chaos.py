@@ -1,8 +1,10 @@
 """A run under fire: whatever dies or hangs, the trace is that of a run that nobody disturbed."""
 
 import argparse
+import json
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -160,15 +162,37 @@ def damage(seed: int, share: float) -> int:
     return 1 if wrong else 0
 
 
+def race(woken: int = 20, exchanged: int = 10, started: int = 5) -> int:
+    """Race drivers for one directory, in a process of its own; the exit code."""
+    counts = map(str, (woken, exchanged, started))
+    command = [sys.executable, "-m", "tests.faults.races", *counts]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(done.stderr[-4000:])
+        return 1
+    report = json.loads(done.stdout)
+    happened = ", ".join(f"{count} {kind}" for kind, count in report["happened"].items())
+    print(f"races           {happened}")
+    print(f"races lost      {len(report['wrong'])}: 0 lost, 0 repeated, 0 foreign bytes touched in "
+          f"all others", flush=True)  # fmt: skip
+    for each in report["wrong"]:
+        print(each)
+    return 1 if report["wrong"] else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/chaos", description=__doc__)
     parser.add_argument("--minutes", type=float, default=5.0, help="of killing")
     parser.add_argument("--seed", type=int, default=0, help="of who dies and when")
     parser.add_argument("--fuzz", action="store_true", help="damage files instead of killing")
     parser.add_argument("--share", type=float, default=1.0, help="of all damages, for --fuzz")
+    parser.add_argument("--races", action="store_true", help="race drivers instead of killing")
     options = parser.parse_args()
     if options.fuzz:
         return damage(options.seed, options.share)
+    raced = race()
+    if options.races:
+        return raced
     seconds = 60 * options.minutes
     draws = int(1.5 * (seconds + CALM_SECONDS + 60) / (STEP_SECONDS * THIN))
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder, Nodes() as nodes:
@@ -187,7 +211,7 @@ def main() -> int:
     same = outcome["digests"][0] == outcome["digests"][1] and outcome["llc"][0] == outcome["llc"][1]
     return (
         0 if same and not outcome["lost"] and not outcome["repeated"] and not chaos.given_up else 1
-    )
+    ) or raced
 
 
 def say(outcome: dict[str, Any], chaos: Chaos, calm: float, raged: float, seconds: float) -> None:

@@ -19,6 +19,7 @@ import torch
 import distsampler as ds
 from distsampler.analysis import arviz_bridge
 from distsampler.execution.pool import SerialPool
+from distsampler.sampling.directory import Resume
 from distsampler.sampling.fingerprint import versions
 from distsampler.sampling.job import Job
 from distsampler.sampling.prepare import prepare
@@ -29,17 +30,19 @@ from tests.problems import config, regression, squared_error
 BEATING = shutil.ignore_patterns(".epoch-*")  # may go at any time
 
 
-def sample(store: Path, at: Callable[[str], None], how: str) -> ds.Run:
+def sample(store: Path, at: Callable[[str], None], how: str, resume: Resume = "auto") -> ds.Run:
     """A run of many small commits; every write passes ``at``.
 
     Args:
         store: the run directory.
         at: called at every step.
         how: "direct": states go to the store directly, and everything is synced; "auto": the run
-            chooses its burn-in; "wide": losses and weights are kept; else "sent".
+            chooses its burn-in; "wide": losses and weights are kept; "all": as direct, and wide;
+            else "sent".
+        resume: as of ``sample``.
     """
     model, data = regression(n=40)
-    direct, auto, wide = how == "direct", how == "auto", how == "wide"
+    direct, auto, wide = how in ("direct", "all"), how == "auto", how in ("wide", "all")
     settings = config(
         draws=26 if auto else 20, burn_in="auto" if auto else 6, thin=1, probe=8,
         commit_seconds=1e-9, watch=not auto, fsync=direct, max_state_mb=0.0 if direct else 64.0,
@@ -47,7 +50,7 @@ def sample(store: Path, at: Callable[[str], None], how: str) -> ds.Run:
         placement=ds.PlacementConfig(block=13), gate=ds.GateConfig(every=12 if auto else None),
     )  # fmt: skip
     spec = prepare(model, data, squared_error, settings)
-    job = Job(spec, Files(store, at=at), SerialPool(), "auto")
+    job = Job(spec, Files(store, at=at), SerialPool(), resume)
     return job.run(lambda snapshot: None, lambda: None)
 
 
