@@ -4,6 +4,7 @@ They choose the sampler where none is named, its lr, and the localization where 
 length of the run stays what the config says.
 """
 
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -41,12 +42,12 @@ def plan(
     ``say`` is called with one line that says what pilots chose; store, pool and resume are those of
     ``sample``.
     """
-    lacks = lacks_lr(recipe.config.sampler)
-    if store is not None and lacks and continues(as_files(store), resume):
+    if not lacks_lr(recipe.config.sampler):
+        return check(recipe, store, pool, resume)
+    store = tempfile.mkdtemp(prefix="distsampler-") if store is None else store
+    if continues(as_files(store), resume):
         return check(as_stored(recipe, as_files(store)), store, pool, resume)
-    if lacks:
-        return PilotedJob(recipe, store, pool, resume, say)
-    return check(recipe, store, pool, resume)
+    return PilotedJob(recipe, store, pool, resume, say)
 
 
 class PilotedJob:
@@ -55,7 +56,7 @@ class PilotedJob:
     def __init__(
         self,
         recipe: Recipe,
-        store: str | Path | None,
+        store: str | Path,
         pool: ChainPool | None,
         resume: Resume,
         say: Say,

@@ -175,7 +175,7 @@ def test_a_shard_of_one_example_is_refused_before_a_store_is_made(tmp_path: Any)
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"sampler": ds.SamplerConfig(name="sgnht")}, "must be predicted, .* got 'sgnht'"),
+        ({"sampler": ds.SamplerConfig(name="sgnht", lr=0.01)}, "must be predicted, .* got 'sgnht'"),
         ({"watch": False}, "cannot be predicted"),
     ],
 )

@@ -1,5 +1,6 @@
 """A sampler of one's own: a right one runs, a wrong one says before the run what it lacks."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,8 @@ def test_a_wrong_sampler_fails_before_the_run_and_names_what_is_missing(
     tmp_path: Path, kind: type, sentence: str
 ) -> None:
     model, data = regression()
-    wrong = config(sampler=ds.SamplerConfig(name=name(kind)))
+    step = {"lr": 1e-3} if "lr" in inspect.signature(kind).parameters else {}
+    wrong = config(sampler=ds.SamplerConfig(name=name(kind), **step))
     with pytest.raises(ConfigError) as caught:
         ds.sample(model, data, squared_error, wrong, store=tmp_path / "run", quiet=True)
     assert sentence in str(caught.value)
