@@ -1,13 +1,15 @@
 """Figures of runs (finished or not), calibrations and sweeps, on matplotlib Axes.
 
-Each function draws on ``ax``, or on new Axes where that is None, and returns the Axes. Figures of
+Each function draws on ``ax``, or on Axes of a new pyplot figure where that is None, and returns the
+Axes. Where a run is wanted, its store will do, and where a sweep is, its store or table. Figures of
 chains show the probe, which has no minibatch noise and decides about convergence.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +23,13 @@ from distsampler.analysis.heatmap import Heatmap
 from distsampler.analysis.run import Run
 from distsampler.draws import ACCEPTANCE, DISTANCE, EXCESS_LOSS, PROBE_LOSS
 from distsampler.errors import ConfigError
+from distsampler.report.subjects import HasHeatmap, Store, heatmap_of, run_of, table_of
+from distsampler.sweeps.results import Sweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+SIZE = (6.4, 3.8)  # inches, of a figure of its own
 RANK_BINS = 20
 MOST_POINTS = 6_000  # of all lines of a picture; what lies between is drawn as its extremes
 LEAST_POINTS = 200  # of a line
@@ -38,7 +43,7 @@ MARKS = {
 NO_NUMBER = "no number"
 
 
-def plot_trace(run: Run, ax: Axes | None = None) -> Axes:
+def plot_trace(run: Run | Store, ax: Axes | None = None) -> Axes:
     """Plot the loss on the probe less its value at w*, along each chain; burn-in is shaded.
 
     Chains that started dispersed are dashed. The right-hand scale is in units of the LLC.
@@ -47,6 +52,7 @@ def plot_trace(run: Run, ax: Axes | None = None) -> Axes:
         >>> import distsampler as ds
         >>> ds.plot_trace(ds.open("runs/digits")).figure.savefig("trace.png")  # doctest: +SKIP
     """
+    run = run_of(run)
     parts = [run.posterior]
     if run.burn_in and "warmup_posterior" in run.inference_data:
         parts.insert(0, group(run.inference_data, "warmup_posterior"))
@@ -62,12 +68,13 @@ def plot_trace(run: Run, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_running_llc(run: Run, ax: Axes | None = None) -> Axes:
+def plot_running_llc(run: Run | Store, ax: Axes | None = None) -> Axes:
     """Plot the LLC from the draws so far: each chain's, and all chains' with a band.
 
     The band is two standard errors wide to either side: at the last draw as the estimate says, and
     before it larger by ``sqrt(draws / draws so far)``.
     """
+    run = run_of(run)
     estimate = run.llc("ignore")
     running = estimate.nbeta * _running_means(run.posterior[EXCESS_LOSS])
     with _figure(ax, "Running LLC", "draws after burn-in", "running LLC") as ax:
@@ -82,11 +89,12 @@ def plot_running_llc(run: Run, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_rank(run: Run, ax: Axes | None = None) -> Axes:
+def plot_rank(run: Run | Store, ax: Axes | None = None) -> Axes:
     """Plot ranks of the probe loss among all chains' draws (Vehtari et al. 2021, section 4.4).
 
     Chains that sample the same law have flat histograms.
     """
+    run = run_of(run)
     values = run.posterior[PROBE_LOSS].values
     ranks = np.argsort(np.argsort(values, axis=None)).reshape(values.shape)
     bins = min(RANK_BINS, max(1, values.shape[1] // 5))
@@ -101,8 +109,9 @@ def plot_rank(run: Run, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_autocorrelation(run: Run, ax: Axes | None = None) -> Axes:
+def plot_autocorrelation(run: Run | Store, ax: Axes | None = None) -> Axes:
     """Plot the autocorrelation of the probe loss within each chain, against the lag in draws."""
+    run = run_of(run)
     lags = _autocorrelation(np.asarray(run.posterior[PROBE_LOSS].values, np.float64))
     with _figure(ax, "Autocorrelation, probe loss", "lag in draws", "autocorrelation") as ax:
         _plot_chains(ax, run, lags[:, : _decayed(lags)])
@@ -111,7 +120,7 @@ def plot_autocorrelation(run: Run, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_acceptance(run: Run, ax: Axes | None = None) -> Axes:
+def plot_acceptance(run: Run | Store, ax: Axes | None = None) -> Axes:
     """Plot the chance that Metropolis would accept the step behind each draw, as running means.
 
     Args:
@@ -121,17 +130,19 @@ def plot_acceptance(run: Run, ax: Axes | None = None) -> Axes:
     Raises:
         KeyError: if it was not recorded.
     """
+    run = run_of(run)
     running = _running_means(group(run.inference_data, "sample_stats")[ACCEPTANCE])
     with _figure(ax, "Acceptance", "draws after burn-in", "running mean") as ax:
         _plot_chains(ax, run, running)
     return ax
 
 
-def plot_norms(run: Run, ax: Axes | None = None) -> Axes:
+def plot_norms(run: Run | Store, ax: Axes | None = None) -> Axes:
     """Plot norms of gradient, noise and weights, and the distance from w*, as far as recorded.
 
     Lines are the median chain, shades reach from the least to the largest.
     """
+    run = run_of(run)
     with _figure(ax, "Norms", "draws after burn-in", "Euclidean norm") as ax:
         for number, (name, values) in enumerate(norms(run)):
             ordered = np.sort(values, axis=0)
@@ -143,8 +154,9 @@ def plot_norms(run: Run, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_budget(run: Run, ax: Axes | None = None) -> Axes:
+def plot_budget(run: Run | Store, ax: Axes | None = None) -> Axes:
     """Plot the parts of the LLC's error: standard errors to both sides, biases to their own."""
+    run = run_of(run)
     parts = reversed(run.llc("ignore").budget.rows())
     bars = [(name, value, text) for name, value, text in parts if value is not None]
     bars = [bar for bar in bars if np.isfinite(bar[1])]
@@ -159,8 +171,17 @@ def plot_budget(run: Run, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_heatmap(heatmap: Heatmap, ax: Axes | None = None) -> Axes:
-    """Plot the LLC over lr and nbeta by colour, with sd / mean between chains as text."""
+def plot_heatmap(
+    heatmap: Heatmap | HasHeatmap | Sweep | xr.Dataset | Store, ax: Axes | None = None
+) -> Axes:
+    """Plot the LLC over lr and nbeta by colour, with sd / mean between chains as text.
+
+    Args:
+        heatmap: a calibration with a heatmap, or that heatmap; or a sweep whose settings are a grid
+            of lr and nbeta, its store, or a part of its table.
+        ax: where to draw; None: new Axes.
+    """
+    heatmap = heatmap_of(heatmap)
     middle = np.nanmean(heatmap.llc) if np.isfinite(heatmap.llc).any() else 0.0
     with _figure(ax, "LLC, and sd / mean between chains", "lr", "nbeta") as ax:
         image = ax.imshow(heatmap.llc, aspect="auto", origin="lower", cmap="viridis")
@@ -197,17 +218,18 @@ def save_heatmap(heatmap: Heatmap, path: Path) -> None:
     figure.savefig(path)
 
 
-def plot_llc_curve(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
+def plot_llc_curve(dataset: Sweep | xr.Dataset | Store, ax: Axes | None = None) -> Axes:
     """Plot the LLC over the checkpoints of a sweep, with 95 % intervals and a mark per verdict.
 
     A cell without a number, which has failed or has yet to run, is a cross on the lower edge. Each
     combination of the other dimensions that have more than one entry has a curve.
 
     Args:
-        dataset: what ``Sweep.collect`` gives; checkpoints are drawn at their ``step``, where it is
-            known.
+        dataset: a sweep, its store, or what ``Sweep.collect`` gives; checkpoints are drawn at their
+            ``step``, where it is known.
         ax: where to draw; None: new Axes.
     """
+    dataset = table_of(dataset)
     steps = dataset["step"].values.astype(np.float64) if "step" in dataset.coords else None
     at = np.arange(dataset.sizes["checkpoint"], dtype=np.float64) if steps is None else steps
     xlabel = "checkpoint" if steps is None else "step"
@@ -235,11 +257,30 @@ def norms(run: Run) -> Iterator[tuple[str, NDArray[np.float64]]]:
 @contextmanager
 def _figure(ax: Axes | None, title: str, xlabel: str, ylabel: str = "") -> Iterator[Axes]:
     """Axes to draw on, labelled when all is drawn, with a legend where a few lines are named."""
-    if ax is None:
-        from matplotlib.figure import Figure
+    with _new_axes() if ax is None else nullcontext(ax) as ax:
+        yield ax
+        _label(ax, title, xlabel, ylabel)
 
-        ax = Figure(figsize=(6.4, 3.8), layout="constrained").subplots()
-    yield ax
+
+@contextmanager
+def _new_axes() -> Iterator[Axes]:
+    """Axes of a figure that pyplot knows, and so a notebook shows; in a thread, of a bare one."""
+    if threading.current_thread() is not threading.main_thread():
+        from matplotlib.figure import Figure  # windows belong to the main thread
+
+        yield Figure(figsize=SIZE, layout="constrained").subplots()
+        return
+    from matplotlib import pyplot
+
+    figure, ax = pyplot.subplots(figsize=SIZE, layout="constrained")
+    try:
+        yield ax
+    except BaseException:
+        pyplot.close(figure)  # half a figure would be shown
+        raise
+
+
+def _label(ax: Axes, title: str, xlabel: str, ylabel: str) -> None:
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
     handles, labels = ax.get_legend_handles_labels()
     if 0 < len(handles) <= NAMED:  # for many it would cover the picture

@@ -1,7 +1,6 @@
 """One HTML file about a sweep: its LLCs over the checkpoints, and every cell in a table."""
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from distsampler.analysis.heatmap import Heatmap
 from distsampler.report import plots
 from distsampler.report.html import Html, Page, figure, figures, header, paragraph, table
 from distsampler.report.run_report import put
+from distsampler.report.subjects import heatmaps
 from distsampler.report.summary import estimates
 from distsampler.sweeps.results import Sweep
 
@@ -42,27 +42,6 @@ def render(title: str, dataset: xr.Dataset) -> str:
     page.section("lr x nbeta", *([figures(*grids)] if grids else []))
     page.section("Cells", table(estimates(dataset)))
     return page.text()
-
-
-def heatmaps(dataset: xr.Dataset) -> Iterator[tuple[str, Heatmap]]:
-    """Yield the LLC over lr and nbeta at every checkpoint whose settings are such a grid."""
-    others = [dim for dim in dataset["llc"].dims if dim != "setting"]
-    for index in np.ndindex(*(dataset.sizes[dim] for dim in others)):
-        chosen = dataset.isel(dict(zip(others, index, strict=True)))
-        lrs, nbetas = (np.unique(chosen[name].values).tolist() for name in ("lr", "nbeta"))
-        if chosen.sizes["setting"] == len(lrs) * len(nbetas) > 1:
-            name = ", ".join(str(chosen[dim].item()) for dim in others if dataset.sizes[dim] > 1)
-            yield name or "all", _heatmap(chosen, lrs, nbetas)
-
-
-def _heatmap(chosen: xr.Dataset, lrs: list[float], nbetas: list[float]) -> Heatmap:
-    llc, spread = (np.full((len(nbetas), len(lrs)), np.nan) for _ in range(2))
-    for number, (lr, nbeta) in enumerate(
-        zip(chosen["lr"].values, chosen["nbeta"].values, strict=True)
-    ):
-        place = nbetas.index(nbeta), lrs.index(lr)
-        llc[place], spread[place] = chosen["llc"].values[number], chosen["spread"].values[number]
-    return Heatmap(tuple(lrs), tuple(nbetas), llc, spread, 0)
 
 
 def _grid(name: str, heatmap: Heatmap) -> Html:

@@ -48,7 +48,7 @@ from distsampler.recipe import Recipe
 from distsampler.sampling.job import lasting_pool
 from distsampler.sampling.pilots import PILOT_CHAINS, THIN, Pilots, label, relaxation, short
 from distsampler.sampling.prepare import prepare
-from distsampler.sampling.stopping import Stopped, interruptible
+from distsampler.sampling.stopping import Stopped, interruptible, keyboard_interrupt
 from distsampler.sampling.tuning import REHEARSAL, Choice, Tuner
 from distsampler.schedule import Schedule
 
@@ -168,20 +168,24 @@ def calibrate(  # noqa: PLR0913 (as sample)
         ConfigError: if something cannot be sampled, the law of the sampler is not known, or its
             biases cannot be predicted.
         RunFailed: if pilots survive at no step size, or were ended by SIGTERM.
-        Interrupted: after Ctrl-C.
+        KeyboardInterrupt: after Ctrl-C.
 
     Example:
         >>> calibration = calibrate(model, train_set, loss)  # doctest: +SKIP
         >>> print(calibration)  # doctest: +SKIP
         >>> run = sample(model, train_set, loss, calibration.config)  # doctest: +SKIP
     """
+    with keyboard_interrupt(str):
+        return _calibrate(Recipe(model, data, loss, RunConfig.of(config)), pool, bias, heatmap)
+
+
+def _calibrate(recipe: Recipe, pool: ChainPool | None, bias: float, heatmap: bool) -> Calibration:
     if not 0 < bias < 1:
         raise ConfigError(f"bias must be between 0 and 1, a part of the LLC: got {bias}")
-    given = RunConfig.of(config)
 
     def choose(stopped: Stopped) -> Calibration:
-        with lasting_pool(pool, given) as places:
-            spec = prepare(model, data, loss, given, places)
+        with lasting_pool(pool, recipe.config) as places:
+            spec = prepare(recipe.model, recipe.data, recipe.loss, recipe.config, places)
             pilots = Pilots(spec, places, stopped)
             calibration = choose_all(spec, pilots, bias)
             chart = _heatmap(calibration.config, pilots, spec.nbeta) if heatmap else None
@@ -243,9 +247,7 @@ def calibrate_recipe(
     recipe: Recipe, *, heatmap: bool = False, bias: float = BIAS
 ) -> tuple[Recipe, Calibration]:
     """Calibrate what a YAML file asks for; a run of the returned recipe records the calibration."""
-    calibration = calibrate(
-        recipe.model, recipe.data, recipe.loss, recipe.config, heatmap=heatmap, bias=bias
-    )
+    calibration = _calibrate(recipe, None, bias, heatmap)
     chosen = replace(recipe, config=calibration.config, calibration=calibration.as_dict())
     return chosen, calibration
 

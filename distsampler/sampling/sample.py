@@ -11,8 +11,7 @@ What happens, in order:
 5. ``Run`` reads the store: LLC, verdict, diagnosis.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from distsampler.recipe import Recipe
 from distsampler.sampling.directory import Resume
 from distsampler.sampling.handle import Running
 from distsampler.sampling.piloted import plan
-from distsampler.sampling.stopping import Interrupted, continuation, interruptible
+from distsampler.sampling.stopping import continuation, interruptible, keyboard_interrupt
 
 
 def sample(  # noqa: PLR0913 (the signature is the public contract)
@@ -75,15 +74,15 @@ def sample(  # noqa: PLR0913 (the signature is the public contract)
         PlacementError: if the cluster cannot hold a chain; nothing has been written then.
         StoreError: if the store cannot be used.
         RunFailed: if fewer than ``min_chains`` chains were left, or pilots found no step.
-        Interrupted: after Ctrl-C, a KeyboardInterrupt whose ``run`` is what was committed;
-            ``start`` runs beside what you do.
+        KeyboardInterrupt: after Ctrl-C and a clean end; its ``run`` is what was committed, and
+            ``start`` is the way to do other things meanwhile.
 
     Example:
         >>> run = sample(model, train_set, loss, RunConfig(), store="runs/one")  # doctest: +SKIP
         >>> print(run.llc())  # doctest: +SKIP
     """
     recipe = Recipe(model, data, loss, RunConfig.of(config))
-    with _saying_how_to_continue():
+    with keyboard_interrupt(continuation):
         return sample_recipe(recipe, store, pool, resume, quiet=quiet, log=log)
 
 
@@ -118,7 +117,7 @@ def resume(  # noqa: PLR0913 (as sample)
     """
     config = _longer(Run(store).manifest.config, draws, max_draws)
     recipe = Recipe(model, data, loss, config)
-    with _saying_how_to_continue():
+    with keyboard_interrupt(continuation):
         return sample_recipe(recipe, store, pool, "must", quiet=quiet, log=log)
 
 
@@ -163,17 +162,6 @@ def sample_recipe(
     job = plan(recipe, store, pool, resume, (lambda line: None) if quiet else say)
     with Reporter(quiet) as reporter:
         return interruptible(lambda stopped: job.run(_with_log(reporter.show, log), stopped))
-
-
-@contextmanager
-def _saying_how_to_continue() -> Iterator[None]:
-    """After Ctrl-C, print the line that continues the run."""
-    try:
-        yield
-    except Interrupted as error:
-        if error.run is not None:
-            say(f"{error}; {continuation(error.run)}")
-        raise
 
 
 def _with_log(observer: Observer, log: Log | None) -> Observer:

@@ -1,7 +1,7 @@
 """Reasons to end a run cleanly before it is finished: a signal, or no time left.
 
-In Python, Ctrl-C has to end what called ``sample`` too: once all is committed, ``Interrupted``, a
-KeyboardInterrupt, goes on. After SIGTERM the run that was cut short is returned.
+In Python, Ctrl-C has to end what called ``sample`` too: a KeyboardInterrupt goes on once all is
+committed. After SIGTERM the run that was cut short is returned.
 """
 
 import contextlib
@@ -16,26 +16,24 @@ from typing import Any, TypeVar
 
 from distsampler.analysis.run import Run
 from distsampler.errors import RunFailed
+from distsampler.execution.display import say
 
 T = TypeVar("T")
 Stopped = Callable[[], str | None]
 """Asked several times a second: why the run must end; None while it may continue."""
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, after a clean end: what was under way is committed.
+class Interrupted(Exception):
+    """Ctrl-C, after a clean end; users see a KeyboardInterrupt.
 
     Attributes:
-        run: what was committed: the ``Run`` of ``sample`` and ``resume``, the ``Sweep`` of
-            ``sweep``; None: pilots were under way, and nothing was written.
+        run: what was committed: a ``Run``, of a sweep a ``Sweep``; None: pilots were under way, and
+            nothing was written.
     """
 
     def __init__(self, message: str, run: object = None) -> None:
-        super().__init__(message, run)
+        super().__init__(message)
         self.run: Any = run
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 class PilotsStopped(RunFailed):
@@ -58,6 +56,26 @@ def interruptible(work: Callable[[Stopped], T]) -> T:
     if stopped() == signal.SIGINT.name:
         raise Interrupted("interrupted by Ctrl-C; what was made is committed", result)
     return result
+
+
+@contextlib.contextmanager
+def keyboard_interrupt(how: Callable[[Any], str]) -> Iterator[None]:
+    """Raise KeyboardInterrupt for Interrupted, its ``run`` attached.
+
+    Not of a type of our own: of that, Python's exit status would not say SIGINT, and the loop of a
+    shell around it would continue.
+
+    Args:
+        how: from what was committed to the words that say how to continue it, which are printed.
+    """
+    try:
+        yield
+    except Interrupted as error:
+        if error.run is not None:
+            say(f"{error}; {how(error.run)}")
+        interrupt = KeyboardInterrupt(str(error))
+        interrupt.run = error.run  # type: ignore[attr-defined]
+        raise interrupt from None
 
 
 def continuation(run: Run) -> str:

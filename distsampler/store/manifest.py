@@ -5,6 +5,7 @@ It holds a digest of itself, as every manifest does: one that was changed is an 
 
 import json
 import math
+import shlex
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -19,7 +20,11 @@ from distsampler.store import seals
 from distsampler.store.files import Files
 from distsampler.store.foreign import parsed
 
-MANIFEST = "run.json"
+MANIFEST, SWEEP_MANIFEST = "run.json", "sweep.json"
+READERS = {  # of what a directory may hold: what it is called, the function and the command
+    MANIFEST: ("run", "distsampler.open", "distsampler llc"),
+    SWEEP_MANIFEST: ("sweep", "distsampler.open_sweep", "distsampler collect"),
+}
 SCHEMA_VERSION = 2
 UNSEALED = 1  # version that is read as it is: it has no digests
 MOST_DRAWS = 10**8  # of a chain
@@ -177,11 +182,22 @@ def read_as(kind: type[M], files: Files, name: str, what: str, repair: str) -> M
         return kind.model_validate({k: v for k, v in document.items() if k != seals.SEAL})
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(
-            f"{files} must be the directory of {what}, but it holds no {name}: give the store of "
-            f"{what}"
+            f"{files} must be the directory of {what}, but it {_instead(files, name, what)}"
         ) from None
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise StoreError(
             f"{path} must be the manifest of {what}, but it cannot be read: {error}; restore it "
             f"from a copy, or {repair}: the same seed gives the same bits"
         ) from error
+
+
+def _instead(files: Files, name: str, what: str) -> str:
+    """Say what a directory holds that is not what was meant, and how that is read."""
+    others = READERS.items() if name in READERS else ()
+    for other, (kind, reader, command) in others:
+        if other != name and files.exists(other):
+            return (
+                f"is that of a {kind}: read it with {reader}({str(files)!r}), or the command: "
+                f"{command} {shlex.quote(str(files))}"
+            )
+    return f"holds no {name}: give the store of {what}"

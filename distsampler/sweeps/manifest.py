@@ -15,11 +15,11 @@ from distsampler.frozen import Frozen
 from distsampler.sampling.directory import Stored
 from distsampler.store.files import Files, damaged, writing
 from distsampler.store.lease import Lease
-from distsampler.store.manifest import SCHEMA_VERSION, read_as, write_as
+from distsampler.store.manifest import SCHEMA_VERSION, SWEEP_MANIFEST, read_as, write_as
 from distsampler.store.trace import clear, has_draws
 from distsampler.sweeps.cells import Cell, Grid
 
-MANIFEST, CELLS, CELL = "sweep.json", "cells", "cell.json"
+MANIFEST, CELLS, CELL = SWEEP_MANIFEST, "cells", "cell.json"
 MOST_CELLS = 10**6  # of a sweep that is read
 # Fields of RunConfig with which a sweep may be continued otherwise than it was started.
 FREE = ("placement", "commit_seconds", "max_seconds", "fsync", "max_state_mb")

@@ -27,7 +27,7 @@ from distsampler.sampling.calibration import BIAS
 from distsampler.sampling.directory import Resume, check_new, continues, replace
 from distsampler.sampling.job import Job
 from distsampler.sampling.prepare import draft
-from distsampler.sampling.stopping import Interrupted, PilotsStopped, Stopped, interruptible
+from distsampler.sampling.stopping import PilotsStopped, Stopped, interruptible, keyboard_interrupt
 from distsampler.store.files import Files, as_files
 from distsampler.store.lease import Lease
 from distsampler.sweeps import warm_start
@@ -109,7 +109,7 @@ def sweep(  # noqa: PLR0913 (the signature is the public contract)
         PlacementError: if the cluster cannot hold a chain.
         StoreError: if the store holds another sweep; at the end, if a cell's store could not be
             used.
-        Interrupted: after Ctrl-C, a KeyboardInterrupt whose ``run`` is the sweep as committed.
+        KeyboardInterrupt: after Ctrl-C and a clean end; its ``run`` is the sweep as committed.
 
     Example:
         >>> training = sweep(
@@ -132,11 +132,8 @@ def sweep(  # noqa: PLR0913 (the signature is the public contract)
     )
     if datasets is not None and data is not None:
         raise ConfigError("data must be None where datasets are given: got both")
-    try:
+    with keyboard_interrupt(lambda _: "continue with the same call and resume='auto'"):
         return run_plan(make_plan(request), store, pool, resume, quiet)
-    except Interrupted as error:
-        say(f"{error}; continue with the same call and resume='auto'")
-        raise
 
 
 def run_plan(
