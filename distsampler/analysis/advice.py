@@ -139,8 +139,9 @@ class Situation:
     from_file: bool = False  # whether a config file names model, data and loss
     status: RunStatus = "running"
     lost: Mapping[int, str] = field(default_factory=dict)  # retired chain -> why
-    diverged: tuple[int, ...] = ()  # those of them that left for infinity
-    gentle_lrs: tuple[float, ...] = ()  # step sizes that were advised when they did
+    # those of them that left for infinity -> step size that was advised then; NaN: none was
+    diverged: Mapping[int, float] = field(default_factory=dict)
+    seen: tuple[str, ...] = ()  # what was noted of model, data and loss before the run
     step: Steepness | None = None  # the steepest that the judged chains met; None: not known
     budget: ErrorBudget | None = None  # None: without facts
 
@@ -181,7 +182,7 @@ def advise(failures: Sequence[Failure], diagnosis: Diagnosis, about: Situation) 
 def against_biases(about: Situation) -> Iterator[Measure]:
     """Yield what makes the step, or the heat of minibatches, bearable."""
     facts, size = about.facts, about.config.batch_size
-    if facts is None or facts.lr is None:
+    if facts is None or not facts.lr:
         return
     lr = wanted = facts.lr
     biased = about.discretisation + about.heat > BIASED
@@ -190,13 +191,14 @@ def against_biases(about: Situation) -> Iterator[Measure]:
     elif biased and about.discretisation > AIM:
         wanted = two_digits(lr * AIM / about.discretisation)
     if about.diverged:
-        wanted = min(wanted, two_digits(lr / 2), *about.gentle_lrs)
+        advised = [lr for lr in about.diverged.values() if lr > 0]
+        wanted = min(wanted, two_digits(lr / 2), *advised)
     heat = about.heat * wanted / lr  # it falls with the step
     larger = _rounded_up(size * heat / AIM)
     hot = biased and heat > AIM
     if hot and larger > facts.n and wanted == lr:
         wanted = two_digits(lr * AIM / heat)
-    if wanted < lr:
+    if 0 < wanted < lr:
         thin = math.ceil(about.config.thin * lr / wanted)
         text = f"lower sampler.lr from {lr:.3g} to {wanted:g}"
         yield Measure(Lever.LR, text, {"sampler.lr": wanted})
@@ -209,10 +211,13 @@ def against_biases(about: Situation) -> Iterator[Measure]:
 
 
 def notes(about: Situation) -> tuple[str, ...]:
-    """Return what does not enter a verdict and should be known: a step too large, or hot."""
+    """Return what does not enter a verdict and should be known.
+
+    What was seen of model, data and loss before the run; a step that is too large or hot.
+    """
     remedies = [each.text for each in against_biases(about) if each.lever is not Lever.THIN]
     remedy = " and ".join(remedies or ["lower sampler.lr or raise batch_size"])
-    noted = []
+    noted = [*about.seen]
     if about.step is not None and about.step.too_large:
         noted.append(f"{about.step.reason}; {remedy}")
     budget = about.budget

@@ -17,7 +17,7 @@ from distsampler.analysis.estimators import LLCEstimate, WBICEstimate
 from distsampler.analysis.verdict import Judged, Verdict, judge
 from distsampler.errors import ConfigError, NotConverged, NotConvergedWarning, StoreError
 from distsampler.facts import Facts, optimal_nbeta
-from distsampler.store.events import Inspected, Retired, of_kind
+from distsampler.store.events import divergences, inspected
 from distsampler.store.files import Files
 from distsampler.store.large_arrays import LOSSES
 from distsampler.store.manifest import Manifest
@@ -216,9 +216,7 @@ class Run:
 
         What was seen of model, data and loss before the run; a step that is too large or hot.
         """
-        seen = of_kind(self.events, Inspected)
-        notes = dict.fromkeys(str(note) for event in seen for note in event.get("notes", ()))
-        return (*notes, *self.verdict.notes)
+        return self.verdict.notes
 
     @cached_property
     def _groups(self) -> dict[str, xr.Dataset]:
@@ -240,9 +238,6 @@ class Run:
     def _situation(self) -> Situation:
         """What an advice depends on beside the draws."""
         manifest, lost = self.manifest, self.lost_chains
-        retired = of_kind(self.events, Retired) if lost else []
-        diverged = tuple(event["chain"] for event in retired if event.get("diverged"))
-        lrs = [event["gentle_lr"] for event in retired if event.get("gentle_lr") is not None]
         return Situation(
             manifest.config,
             self._trace.facts(),
@@ -251,8 +246,8 @@ class Run:
             manifest.recipe is not None,
             manifest.status,
             lost,
-            diverged,
-            tuple(lrs),
+            divergences(self.events) if lost else {},
+            inspected(self.events),
         )
 
     def _warn(self, on_unconverged: OnUnconverged) -> None:

@@ -5,6 +5,7 @@ and for ``Run.events``; nothing that a run computes depends on it.
 """
 
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -187,6 +188,23 @@ def gate_rounds(lines: Iterable[dict[str, Any]]) -> list[GateRound]:
         for draws, status, reason in parts
         if isinstance(draws, int) and isinstance(status, str)
     ]
+
+
+def inspected(lines: Iterable[dict[str, Any]]) -> tuple[str, ...]:
+    """Return what was seen of model, data and loss before the run, each once."""
+    each = (line.get("notes") for line in of_kind(lines, Inspected))
+    notes = (note for notes in each if isinstance(notes, list) for note in notes)
+    return tuple(dict.fromkeys(map(str, notes)))
+
+
+def divergences(lines: Iterable[dict[str, Any]]) -> dict[int, float]:
+    """Return the step size that was advised when a chain diverged, by chain; NaN: none was."""
+    lrs = {}
+    for line in of_kind(lines, Retired):
+        chain, lr = line.get("chain"), line.get("gentle_lr")
+        if line.get("diverged") is True and isinstance(chain, int):
+            lrs[chain] = float(lr) if isinstance(lr, int | float) and lr > 0 else math.nan
+    return lrs
 
 
 def losses(lines: Iterable[dict[str, Any]]) -> dict[str, int]:

@@ -84,7 +84,7 @@ CASES: dict[str, tuple[tuple[Failure, ...], Diagnosis, Situation, tuple[Lever, .
                          (Lever.LOOK,), "retired chain 1: chain 1 failed: ZeroDivisionError"),
     "a chain diverged": (fails(Criterion.CHAINS, Criterion.LENGTH, factor=2),
                          Diagnosis(1, 50, ()),
-                         replace(ENDED, status="failed", lost={1: "diverged"}, diverged=(1,)),
+                         replace(ENDED, status="failed", lost={1: "left"}, diverged={1: math.nan}),
                          (Lever.LR, Lever.THIN), "lower sampler.lr from 0.001 to 0.0005"),
     "too few draws": (fails(Criterion.LENGTH, factor=2), Diagnosis(2, 50, ()),
                       replace(ENDED, status="interrupted"), (Lever.CONTINUE,),
@@ -142,7 +142,7 @@ def situations() -> list[tuple[tuple[Failure, ...], Situation]]:
     """Combinations of what can fail and what else can be known, a part of them."""
     criteria = [*itertools.combinations(Criterion, 1), *itertools.combinations(Criterion, 3)]
     budgets = (None, hot(), hot(0.3), hot(9.0), hot(0.3, 0.3))
-    lost: dict[str, Any] = {"lost": {1: "diverged"}, "diverged": (1,), "gentle_lrs": (2e-4,)}
+    lost: dict[str, Any] = {"lost": {1: "diverged"}, "diverged": {1: 2e-4}}
     known = [
         replace(ENDED, step=step, budget=parts, config=settings, status=status, **more)
         for step in (None, MILD, STEEP)
@@ -280,8 +280,8 @@ def test_a_run_whose_step_is_too_large_converges_with_what_is_advised(tmp_path: 
 
 
 def test_a_run_that_failed_says_which_step_size_to_lower(tmp_path: Path) -> None:
-    wild = config(sampler=ds.SamplerConfig(lr=1.0, localization=10.0))
-    with pytest.raises(ds.RunFailed) as failed:
+    wild = config(sampler=ds.SamplerConfig(lr=1.0, localization=10.0), thin=1)
+    with pytest.warns(StepTooLargeWarning), pytest.raises(ds.RunFailed) as failed:
         sampled(tmp_path, wild)
     run = ds.open(tmp_path / "run")
     assert "To do: lower sampler.lr from 1 to 0." in str(failed.value)

@@ -1,6 +1,7 @@
 """Events: what a run has logged, in the words that stores have held from the start."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from distsampler.store.events import (
     RunEvent,
     Started,
     StepTooLarge,
+    divergences,
     of_kind,
 )
 from distsampler.store.files import Files
@@ -74,3 +76,20 @@ def test_events_are_selected_by_their_kind(tmp_path: Path) -> None:
     lines = events.read(files)
     assert [line["losses"] for line in of_kind(lines, Lost)] == [3, 1]
     assert of_kind(lines, Started) == [lines[1]]
+
+
+def test_divergences_are_read_and_a_line_that_lacks_a_part_is_left_out() -> None:
+    retired = {"event": "retired", "diverged": True}
+    lines = [
+        {**retired, "chain": 0, "gentle_lr": 0.005},
+        {**retired, "chain": 1},
+        {**retired, "chain": 2, "gentle_lr": "much"},
+        {**retired, "chain": "three", "gentle_lr": 0.1},
+        {**retired, "gentle_lr": 0.1},
+        {"event": "retired", "chain": 5, "reason": "raised", "gentle_lr": 0.1},
+    ]
+    lrs = divergences(lines)
+    assert list(lrs) == [0, 1, 2]
+    assert lrs[0] == 0.005
+    assert math.isnan(lrs[1])
+    assert math.isnan(lrs[2])
