@@ -93,7 +93,7 @@ def line(snapshot: Snapshot) -> str:
         parts = [_pace(snapshot), "running LLC {}, online split R-hat {}".format(*numbers)]
     if snapshot.losses:
         parts.append(losses_named(snapshot.losses))
-    parts += [f"waiting: {silent}" for silent in snapshot.waiting[:WAITING]]
+    parts += snapshot.waiting[:WAITING]
     return f"{snapshot.seconds:.0f} s {snapshot.phase}: {', '.join(parts)}"
 
 

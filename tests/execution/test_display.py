@@ -9,6 +9,7 @@ import pytest
 
 from distsampler.execution.display import Reporter, line, table
 from distsampler.execution.progress import Progress, Snapshot
+from distsampler.store.events import Lost
 from tests.stores import rising
 
 
@@ -48,6 +49,18 @@ def test_a_long_series_is_thinned_not_kept() -> None:
     running = progress._chains[0]
     assert 500 <= len(running.series) < 1024
     assert running.series.tolist() == np.sin(np.arange(0, 20_000, running.stride)).tolist()
+
+
+def test_actors_are_counted_as_what_they_were_lost_by_and_the_silent_are_named() -> None:
+    progress = Progress((0, 0), burn_in=10, draws=90, nbeta=50.0)
+    assert "lost" not in line(progress.snapshot("sampling", ()))
+    for place, fault, chains in ((0, "hung", [1]), (1, "preempted", [0]), (1, "preempted", None)):
+        progress.lost(Lost(place, fault, chains, 1, "for a reason"))
+    shown = progress.snapshot("sampling", (), waiting=("chain 1's actor has not answered",))
+    assert line(shown).endswith(
+        "3 actors lost (1 hung, 2 preempted), chain 1's actor has not answered"
+    )
+    assert [(chain.state, chain.restarts) for chain in shown.chains] == [("restarting", 1)] * 2
 
 
 def test_off_a_terminal_there_is_one_plain_line_every_30_seconds(
