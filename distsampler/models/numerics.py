@@ -9,16 +9,19 @@ dtype, how exact a float32 product is, which kernels may be used. Those of the p
 from __future__ import annotations
 
 import contextlib
+import functools
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
 
 if TYPE_CHECKING:  # it imports this file
     from distsampler.models.replica import ChainSpec
 
+P = ParamSpec("P")
+T = TypeVar("T")
 # Flags of torch.backends that change bits, as torch sets them; not every version has each.
 BACKENDS: dict[str, str | bool] = {
     "fp32_precision": "none",
@@ -78,13 +81,12 @@ class ProcessSettings:
     def applied(self) -> Iterator[None]:
         """Compute with these settings, and restore this process's own afterwards.
 
-        Modes that hold around a call only are switched off: gradients are recorded.
+        Modes that hold around a call only are switched off: gradients are recorded. The default
+        device is not set: it is the user's code alone that reads it, see ``on_device``.
         """
         before = ProcessSettings.here()
         with contextlib.ExitStack() as stack:
             stack.enter_context(plain_modes())
-            if self.device != before.device:
-                stack.enter_context(torch.device(self.device))
             self._set(before)
             try:
                 yield
@@ -108,9 +110,14 @@ class ProcessSettings:
 
 @contextlib.contextmanager
 def plain_modes() -> Iterator[None]:
-    """Record gradients and compute without autocast, whatever holds around the call."""
+    """Record gradients, without autocast and default device, whatever holds around the call."""
     on = [kind for kind in AUTOCAST if torch.is_autocast_enabled(kind)]
-    with torch.inference_mode(False), torch.enable_grad():
+    usual = torch.get_default_device().type == "cpu"
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        contextlib.nullcontext() if usual else torch.device("cpu"),
+    ):
         for kind in on:
             torch.set_autocast_enabled(kind, False)
         try:
@@ -118,6 +125,19 @@ def plain_modes() -> Iterator[None]:
         finally:
             for kind in on:
                 torch.set_autocast_enabled(kind, True)
+
+
+def on_device(function: Callable[P, T], device: str) -> Callable[P, T]:
+    """Return a function of the user's, called with its process's default device."""
+    if device == ProcessSettings.device:
+        return function
+
+    @functools.wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> T:
+        with torch.device(device):
+            return function(*args, **kwargs)
+
+    return called
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from distsampler.facts import optimal_nbeta
 from distsampler.models import sampler as by_name
 from distsampler.models.copies import check_model
 from distsampler.models.loss import LossFn
-from distsampler.models.numerics import plain_modes
+from distsampler.models.numerics import ProcessSettings, on_device, plain_modes
 from distsampler.models.replica import ChainSpec
 from distsampler.models.restriction import selected
 from distsampler.optim.checks import check_parameter
@@ -67,6 +67,7 @@ def draft(
     if not callable(loss):
         raise ConfigError(f"the loss must be callable as loss(model, batch), got {loss!r}")
     _check_alone()
+    settings = ProcessSettings.here()
     with ALONE, plain_modes():
         inspect = pool.inspect_shards if isinstance(pool, InspectsShards) else shards.inspect_shards
         rows = shards.cut(data, config, inspect) if config.data_mode == "hop" else as_rows(data)
@@ -85,7 +86,15 @@ def draft(
             gradient_noise.batches(config, len(rows))
         notes = (VARIES,) if rows.varies else ()
         spec = ChainSpec(
-            model, rows, loss, config, float(nbeta), sampler, metrics=metrics, notes=notes
+            model,
+            rows,
+            on_device(loss, settings.device),
+            config,
+            float(nbeta),
+            sampler,
+            metrics=metrics,
+            notes=notes,
+            settings=settings,
         )
         _check_batches(spec)
         return spec

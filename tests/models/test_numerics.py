@@ -37,7 +37,7 @@ def test_settings_are_applied_and_those_of_the_process_restored() -> None:
     before = ProcessSettings.here()
     with contextlib.suppress(KeyError), CHANGED.applied():
         there = ProcessSettings.here()
-        assert (there.dtype, there.device, there.matmul) == (torch.float64, "meta", "high")
+        assert (there.dtype, there.device, there.matmul) == (torch.float64, "cpu", "high")
         assert there.no_attention == ("flash",)
         assert dict(CHANGED.backends).items() <= dict(there.backends).items()
         with ProcessSettings().applied():
@@ -92,6 +92,23 @@ def test_a_call_without_gradients_samples_all_the_same(mode: Any) -> None:
         assert not torch.is_grad_enabled()
     assert_same(run, usual)
     assert "settings of torch" not in run.manifest.fingerprint
+
+
+def only_on_meta(model: nn.Module, batch: Any) -> torch.Tensor:
+    """A loss that works only where new tensors are made on the device "meta"."""
+    assert torch.ones(3).device.type == "meta"
+    return squared_error(model, batch)
+
+
+def test_a_loss_has_the_default_device_of_the_process_that_asked_and_nothing_else_has() -> None:
+    problem = regression()
+    usual = sample(*problem)
+    quick = config(draws=10, burn_in=2, thin=1)
+    with torch.device("meta"):  # any other code would fail there
+        running = ds.start(*problem, only_on_meta, quick, pool=ds.SerialPool())
+    run = running.wait(60)
+    assert_same(run, usual)
+    assert run.manifest.fingerprint["settings of torch"] == "default device meta"
 
 
 def test_autocast_around_a_call_changes_no_bit_and_is_said() -> None:
