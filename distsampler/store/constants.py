@@ -107,7 +107,7 @@ class Constants:
             if SEAL not in self._root.attrs:
                 return _unlisted(group)
             names: Any = group.attrs.get(RECORDED, [])
-            return {str(name): array_of(group, str(name)) for name in names}
+            return {str(name): array_of(self._root, f"{GROUP}/{name}") for name in names}
         except StoreError:
             raise
         except Exception as error:  # zarr raises what it likes

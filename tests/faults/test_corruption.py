@@ -40,7 +40,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was stopped half way, as it lies on the disk."""
     store = tmp_path_factory.mktemp("runs") / "interrupted"
     running = ds.start(
-        *regression(n=60), squared_error, settings(3), store=store, pool=_Stops(after=9)
+        *regression(n=60), squared_error, settings(3), store=store, pool=_Stops(after=12)
     )
     _Stops.running = running
     assert running.wait(60).manifest.status == "interrupted"
