@@ -6,6 +6,7 @@ The user's own model is only read: what runs and moves are copies of it.
 import copy
 from collections.abc import Iterable, Iterator
 from itertools import combinations
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from distsampler.errors import ConfigError
 
-LOCKS = ("_thread", "threading", "queue")  # modules of the types that every copy may share
+LOCKS = ("_thread", "threading", "queue")  # modules of types that every copy may share
 WRAPPERS = {  # class of a module -> what to give in its place
     "DataParallel": "the module in it (model.module)",
     "DistributedDataParallel": "the module in it (model.module)",
@@ -42,11 +43,58 @@ def copied(model: nn.Module) -> nn.Module:
         if not tensor.is_leaf
     }
     try:
-        return copy.deepcopy(model, dict(memo))
+        return _copied(model, dict(memo))
     except (TypeError, RuntimeError):
         for path, value in _attributes(model):
             memo |= _shared(path, value, memo)
-    return copy.deepcopy(model, memo)
+    return _copied(model, memo)
+
+
+def _copied(model: nn.Module, memo: dict[int, object]) -> nn.Module:
+    """A deep copy, in which functions that hold parts of the model hold those of the copy."""
+    made = copy.deepcopy(model, memo)
+    for module in made.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, FunctionType):
+                vars(module)[name] = _rebound(value, memo)
+            elif isinstance(value, dict) and name not in ("_parameters", "_buffers", "_modules"):
+                for key, each in value.items():  # hooks, above all
+                    if isinstance(each, FunctionType):
+                        value[key] = _rebound(each, memo)
+    return made
+
+
+def _rebound(function: FunctionType, memo: dict[int, object]) -> FunctionType:
+    """A function that holds in its closure what stands in the copy for modules of the model."""
+    cells = function.__closure__ or ()
+    values = [_held(cell, memo) for cell in cells]
+    if all(value is cell for value, cell in zip(values, cells, strict=True)):
+        return function
+    rebound = FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__,
+        tuple(values),
+    )  # fmt: skip
+    rebound.__kwdefaults__ = function.__kwdefaults__
+    vars(rebound).update(vars(function))
+    return rebound
+
+
+def _held(cell: CellType, memo: dict[int, object]) -> CellType:
+    """The cell itself, unless a module, its method or a function that holds one is in it."""
+    try:
+        value = cell.cell_contents
+    except ValueError:  # not yet filled
+        return cell
+    match value:
+        case nn.Module() | nn.Parameter() if id(value) in memo:
+            return CellType(memo[id(value)])
+        case MethodType() if id(value.__self__) in memo:
+            return CellType(MethodType(value.__func__, memo[id(value.__self__)]))
+        case FunctionType():
+            rebound = _rebound(value, memo)
+            return cell if rebound is value else CellType(rebound)
+        case _:
+            return cell
 
 
 class Attributes:
@@ -130,6 +178,11 @@ def _check_weights(name: str, p: Tensor) -> None:
             f"the parameter {name!r} must be whole, but it is a {type(p.data).__name__} that is "
             "sharded over devices: give full_tensor() of each parameter"
         )
+    if any(n > 1 and step == 0 for n, step in zip(p.shape, p.stride(), strict=True)):
+        raise ConfigError(
+            f"the parameter {name!r} must have memory for each of its entries, but it was expanded "
+            "from fewer: make what is free the parameter, and expand() it in forward()"
+        )
     if not p.is_leaf:
         raise ConfigError(
             f"the parameter {name!r} must be a leaf of autograd, but it is computed from others: "
@@ -188,6 +241,14 @@ def _tensors(value: object) -> Iterator[Tensor]:
                 yield from _tensors(each)
 
 
+def attribute_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield tensors that are neither parameters nor buffers, with paths that a copy has too."""
+    for path, value in _attributes(model):
+        for number, tensor in enumerate(_tensors(value)):
+            if not isinstance(tensor, nn.Parameter):
+                yield f"{path}[{number}]" if tensor is not value else path, tensor
+
+
 def _attributes(model: nn.Module) -> Iterator[tuple[str, object]]:
     """What each module holds of its own, with its path."""
     for name, module in model.named_modules():
@@ -202,7 +263,7 @@ def _shared(path: str, value: object, memo: dict[int, object]) -> dict[int, obje
         copy.deepcopy(value, dict(memo))
     except (TypeError, RuntimeError) as error:
         kind: Any = type(value)
-        if kind.__module__ in LOCKS:
+        if kind.__module__ in LOCKS or isinstance(value, ModuleType):
             return {id(value): value}
         raise ConfigError(
             f"the model must be one that copy.deepcopy can copy, for each chain to have its own, "

@@ -15,6 +15,18 @@ RowSet = tuple[int, ...]
 Losses = Mapping[RowSet, Tensor]
 MUST = "loss(model, batch) must return one value per example, shape ({},), or their mean, shape ()"
 
+TOUCHING = (
+    "the loss of an example depends on the others of its batch ({seen}), so the loss at w* is "
+    "taken in the same batches, and the LLC is that of {{batches}}; if this is not meant, look for "
+    "a mean or softmax over the examples, or for shapes (n, 1) and (n,) that make (n, n)"
+)
+WEIGHED = (
+    "the loss of a batch is a mean in which examples weigh differently ({seen}), so the loss at w* "
+    "is taken in the same batches, and the LLC is that of this mean over {{batches}}; for that of "
+    "the plain mean return one value per example (reduction='none'), and look for shapes (n, 1) "
+    "and (n,) that make (n, n)"
+)
+
 
 class Judged(NamedTuple):
     """What was seen; all is empty of a loss whose examples do not touch each other."""
@@ -58,6 +70,31 @@ def judge(losses: Losses, tolerance: float) -> Judged:
     return (_of_values if is_per_example(losses) else _of_means)(losses, tolerance)
 
 
+def judge_batch(losses: Losses, tolerance: float) -> Judged:
+    """Return the same of a batch, the first of the row sets, and its two halves."""
+    rows, *halves = losses
+    if not all(bool(values.isfinite().all()) for values in losses.values()):
+        return Judged()
+    limit, whole = tolerance * largest(losses), losses[rows]
+    if is_per_example(losses):
+        apart = torch.cat([losses[half].reshape(-1) for half in halves])
+        if _close(whole, apart, limit):
+            return Judged()
+        worst = int((whole - apart).abs().argmax())
+        seen = (
+            f"one has {float(whole[worst]):.6g} among {len(rows)}, and {float(apart[worst]):.6g} "
+            "among half of them"
+        )
+        return Judged(note=TOUCHING.format(seen=seen), coupled=True)
+    a, b = (float(losses[half]) for half in halves)
+    c, sizes = float(whole), [len(half) for half in halves]
+    mean = (sizes[0] * a + sizes[1] * b) / len(rows)
+    if abs(c - mean) <= limit:
+        return Judged()
+    seen = f"halves of a batch have {a:.6g} and {b:.6g} alone, and {c:.6g} together"
+    return _mean_of(seen, mean, min(a, b) - limit <= c <= max(a, b) + limit)
+
+
 def agree(one: Losses, other: Losses, tolerance: float) -> bool:
     """Return whether the losses of the same rows are the same, up to rounding."""
     scale, both = largest(one), one.keys() & other.keys()
@@ -84,13 +121,14 @@ def _of_values(losses: Losses, tolerance: float) -> Judged:
             f"by the number of examples: row 0 has {a:.6g} alone and {b:.6g} beside row 1; leave "
             "that division out, the mean is taken here"
         )
-    return Judged(
-        note=f"the loss of an example depends on the others of its batch (row 0: {a:.6g} alone, "
-        f"{b:.6g} beside row 1), so the loss at w* is taken in the same batches, and the LLC is "
-        "that of {batches}; if this is not meant, look for a mean or softmax over the examples, "
-        "or for shapes (n, 1) and (n,) that make (n, n)",
-        coupled=True,
-    )
+    if _close(pair, 2 * alone, limit) and (three is None or _close(three[:2], 3 * alone, limit)):
+        return Judged(
+            "loss(model, batch) must return the loss of each example as it is, but it is "
+            f"multiplied by the number of examples: row 0 has {a:.6g} alone and {b:.6g} beside row "
+            "1; return one value per example as it is, or their mean"
+        )
+    seen = f"row 0: {a:.6g} alone, {b:.6g} beside row 1"
+    return Judged(note=TOUCHING.format(seen=seen), coupled=True)
 
 
 def _of_means(losses: Losses, tolerance: float) -> Judged:
@@ -105,16 +143,16 @@ def _of_means(losses: Losses, tolerance: float) -> Judged:
             "loss(model, batch) must return one value per example or their mean, but it returns "
             f"their sum: {seen}, not {(a + b) / 2:.6g}; use reduction='none' or 'mean'"
         )
-    if min(a, b) - limit <= c <= max(a, b) + limit:
-        return Judged(
-            note=f"the loss of a batch is a mean in which examples weigh differently ({seen}), so "
-            "the loss at w* is taken in the same batches, and the LLC is that of this mean over "
-            "{batches}; return one value per example (reduction='none') for that of the plain mean",
-            coupled=True,
-        )
+    return _mean_of(seen, (a + b) / 2, min(a, b) - limit <= c <= max(a, b) + limit)
+
+
+def _mean_of(seen: str, mean: float, between: bool) -> Judged:
+    """What one value is that is not the mean of its parts, but may lie between them."""
+    if between:
+        return Judged(note=WEIGHED.format(seen=seen), coupled=True)
     return Judged(
         "loss(model, batch) must return one value per example or their mean, and it returns "
-        f"neither: {seen}, where a mean gives {(a + b) / 2:.6g}; compare the shapes in it ((n, 1) "
+        f"neither: {seen}, where a mean gives {mean:.6g}; compare the shapes in it ((n, 1) "
         "and (n,) make (n, n)), and use reduction='none'"
     )
 

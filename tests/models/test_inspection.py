@@ -106,8 +106,8 @@ class Experts(Wrapped):
         self.unused = nn.Linear(5, 1)
 
 
-class Otherwise(Wrapped):
-    """Calls the weights of the model that it was made of, wherever it is copied to."""
+class Holding(Wrapped):
+    """Calls its part by way of a closure, which ``copy.deepcopy`` leaves with the original."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,6 +116,84 @@ class Otherwise(Wrapped):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.as_tensor(self.call(x))
+
+
+class Hooked(Wrapped):
+    """Returns what a hook has kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = dict[str, Tensor]()
+        self.inner.register_forward_hook(lambda *args: self.kept.update(out=args[-1].clone()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        super().forward(x)
+        return self.kept["out"]
+
+
+class Frozen(Experts):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            out = super().forward(x)
+        return out * torch.as_tensor(self.unused(x))
+
+
+class Turned(Wrapped):
+    def __init__(self, read: bool) -> None:
+        super().__init__()
+        self.read, self.turned = read, self.inner.weight.t()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + (x @ self.turned if self.read else 0)
+
+
+class Rehoming(Wrapped):
+    def forward(self, x: Tensor) -> Tensor:
+        self.inner.weight.data = self.inner.weight.data.clone()
+        return super().forward(x)
+
+
+class Freezing(Experts):
+    def forward(self, x: Tensor) -> Tensor:
+        self.inner.requires_grad_(False)
+        return super().forward(x) * torch.as_tensor(self.unused(x))
+
+
+class Late(Wrapped):
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "late"):
+            self.late = nn.Parameter(torch.ones(1))
+        return super().forward(x) * self.late
+
+
+class Shaping(Wrapped):
+    """A buffer without entries at first, as observers of quantisation have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean.resize_(5).copy_(x.detach().mean(0))
+        return super().forward(x)
+
+
+class Once(torch.autograd.Function):
+    """Has no backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor) -> Tensor:
+        return w.clone()
+
+
+def zeroing(model: nn.Module, batch: Any) -> Tensor:
+    model.zero_grad()
+    return squared_error(model, batch)
+
+
+def halved(model: nn.Module, batch: Any) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return mean_squared_error(model, batch)
 
 
 def weighted(model: nn.Module, batch: Any) -> Tensor:
@@ -197,7 +275,25 @@ CASES = {
     "whole numbers": Case(refused="of real numbers: got torch.int64", loss=lambda m, b: squared_error(m, b).long()),
     "no gradient": Case(refused="needs no gradient", loss=lambda m, b: squared_error(m, b).detach()),
     "the outer model": Case(refused="its gradient reaches none of them", loss=lambda m, b: squared_error(OUTER, b)),
-    "the model that was copied": Case(refused="it uses your own", model=Otherwise),
+    "a closure over the model": Case(model=Holding),
+    "a hook that holds the model": Case(model=Hooked),
+    "your own model, beside the copy": Case(refused="it uses your own", model=lambda: OUTER, loss=lambda m, b: squared_error(m, b) + OUTER.weight.square().sum()),
+    "the mean over pairs, of rows alike": Case(MEAN._replace(coupled=True), note="halves of a batch have", loss=lambda m, b: (m(b[0]) - b[1][:, 0].sort().values.sign().cumsum(0).clamp(0, 1)).square().mean()),
+    "the mean of the first four": Case(MEAN._replace(coupled=True), note="halves of a batch have", loss=lambda m, b: squared_error(m, b)[:4].mean()),
+    "the mean of four, whatever came": Case(refused="where a mean gives", loss=lambda m, b: squared_error(m, b).sum() / min(len(b[0]), 4)),
+    "four losses, and zeros": Case(LossKind(coupled=True), note="among 16, and", loss=lambda m, b: squared_error(m, b) * (torch.arange(len(b[0])) < 4)),
+    "multiples of the mean": Case(refused="multiplied by the number of examples", loss=lambda m, b: squared_error(m, b) * len(b[0])),
+    "a part without a gradient": Case(refused="depends on 'inner.weight' past autograd", model=Frozen),
+    "an attribute that is a view of weights": Case(refused="model.turned must not share memory with the parameter 'inner.weight'", model=lambda: Turned(read=True)),
+    "such an attribute, not read": Case(model=lambda: Turned(read=False)),
+    "weights in new memory": Case(refused="it moves 'inner.weight' to other memory", model=Rehoming),
+    "weights that are frozen in forward": Case(refused="requires_grad=False for 'inner.weight'", model=Freezing),
+    "a parameter that is made in forward": Case(refused="it makes 'late'", model=Late),
+    "gradients that are taken away": Case(refused="it takes away that of 'weight'", loss=zeroing),
+    "no backward pass": Case(refused="backward() raised NotImplementedError", loss=lambda m, b: squared_error(m, b) + Once.apply(m.weight).sum()),
+    "a buffer that gets its shape in forward": Case(LossKind(moves_buffers=True), note="changes the buffer 'mean'", model=Shaping),
+    "a perfect fit behind a checkpoint": Case(model=Rematerialised, loss=lambda m, b: (m(b[0]) - OUTER(b[0]).detach()).square().sum(1)),
+    "half precision within the loss": Case(MEAN, loss=halved),
     "a weighted mean": Case(MEAN._replace(coupled=True), note="examples weigh differently", loss=weighted),
     "a contrastive loss": Case(LossKind(coupled=True), note="depends on the others of its batch", loss=contrasted),
     "batch norm": Case(note="in mode 'train'", mode="train", model=lambda: nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)), kind=LossKind(least=2, moves_buffers=True)),
@@ -268,5 +364,6 @@ def test_what_a_loss_does_is_seen_on_copies_in_few_calls(name: str) -> None:
     assert before[0] == after[0]
     assert torch.equal(before[1], after[1])
     assert before[2:] == after[2:]
-    assert len(calls) <= 32
-    assert set(calls) <= {1, 2, 3}
+    few = [size for size in calls if size <= 3]
+    assert len(few) <= 32
+    assert sorted(size for size in calls if size > 3) in ([], [8, 8, 16])
