@@ -202,8 +202,18 @@ def _configuration(run: Run) -> list[Html]:
     return [
         paragraph("What differs from the defaults, and the seed:"),
         code(yaml.safe_dump(_settings(run), sort_keys=False)),
+        *_chosen(run.manifest.calibration or {}),
         folded("Every field", code(config.model_dump_json(indent=1))),
     ]
+
+
+def _chosen(calibration: dict[str, Any]) -> list[Html]:
+    """What pilots chose, and why."""
+    reasons = calibration.get("reasons")
+    if not isinstance(reasons, dict):
+        return []
+    text = f"Pilots of {calibration.get('pilot_steps')} steps chose what of this was left open:"
+    return [paragraph(text), pairs((str(name), str(why)) for name, why in reasons.items())]
 
 
 def _again(run: Run) -> list[Html]:

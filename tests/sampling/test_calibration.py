@@ -112,6 +112,17 @@ def test_everything_that_was_chosen_has_its_reason(free: Calibration) -> None:
     assert free.curvature == pytest.approx(float(CURVATURE.max()), rel=0.02)
 
 
+def test_a_bias_above_the_one_that_was_wished_for_is_marked(free: Calibration) -> None:
+    hot = dataclasses.replace(free, bias=1e-9, heat_bias=-0.02, discretisation_bias=0.0)
+    assert hot.missed == ("heat",)
+    assert "+0.00% by the step, -2.00% by minibatches; MISSED" in str(hot)
+    assert "MISSED" in hot.line
+    assert hot.as_dict()["missed"] == ["heat"]
+    kept = dataclasses.replace(hot, bias=0.03)
+    assert not kept.missed
+    assert "MISSED" not in str(kept)
+
+
 def test_the_same_seed_gives_the_same_config(free: Calibration) -> None:
     again = calibrated()
     assert again.config == free.config

@@ -107,6 +107,8 @@ def test_every_output_has_the_values_that_made_the_number(run: ds.Run) -> None:
         data = json.loads(CliRunner().invoke(app, [command, store, "--json"]).stdout)
         assert data["sampler"] == stored["sampler"]
     page = unescape(run_report.render(run))
+    assert run.manifest.calibration is not None
+    assert run.manifest.calibration["reasons"]["sampler.lr"] in page
     (lines,) = re.findall(r"(config = ds\.RunConfig\(.*?\)\n)run =", page, re.DOTALL)
     names: dict[str, Any] = {"ds": ds}
     exec(lines, names)
