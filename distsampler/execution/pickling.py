@@ -36,7 +36,8 @@ def _from_a_file(module: ModuleType) -> bool:
 
 def _importable(module: ModuleType) -> bool:
     """Whether importing the module's name gives this module, here and where the folders are."""
-    specs = (finder.find_spec(module.__name__, None) for finder in sys.meta_path)
+    finders = (each for each in sys.meta_path if hasattr(each, "find_spec"))
+    specs = (finder.find_spec(module.__name__, None) for finder in finders)
     spec = next((spec for spec in specs if spec is not None), None)
     file = getattr(module, "__file__", None)
     return spec is not None and (file is None or not spec.has_location or spec.origin == file)

@@ -1,0 +1,35 @@
+"""What is sent to actors by value: code that they cannot import."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from distsampler.execution.pickling import send_values
+from tests.problems import squared_error
+
+
+def loaded(name: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A module that was loaded from its file, by hand."""
+    file.write_text("value = 1")
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setitem(sys.modules, name, module)
+    return module
+
+
+def test_modules_that_were_loaded_from_files_are_sent_whoever_uses_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helper = loaded("a_helper", tmp_path / "a_helper.py", monkeypatch)
+    shadow = loaded("colorsys", tmp_path / "colors.py", monkeypatch)  # a name that Python has too
+    sent = list[ModuleType]()
+    send_values([squared_error], sent.append)
+    assert helper in sent
+    assert shadow in sent
+    assert not {"torch", "numpy", "distsampler", "tests", "typing"} & {m.__name__ for m in sent}
