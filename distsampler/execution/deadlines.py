@@ -8,7 +8,7 @@ does the work again, with twice the deadline.
 import logging
 import math
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -28,7 +28,7 @@ from distsampler.models.replica import ChainSpec
 
 log = logging.getLogger(__name__)
 ANSWER_WAIT = 0.2  # seconds
-LOST_FOR_GOOD = 5  # losses of the first place, before it has done anything
+LOST_FOR_GOOD = {"fatal": 1, "memory": 1, "hung": 2}  # losses of the first place; of others 5
 FACTOR = 20.0  # a work may take this many times what the slowest of its kind took
 RECENT = 200  # works of a kind among which the slowest is looked for
 FIRST = 6.0  # while none has ended, the first work of a place may take so many start_timeouts
@@ -51,11 +51,12 @@ class Deadlines:
 
     Args:
         config: of the run; ``placement.answer_timeout`` is the shortest deadline.
+        first: how many ``start_timeout`` the first work of all may take.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, first: float = FIRST) -> None:
         self._shortest = config.placement.answer_timeout
-        self._longest_first = FIRST * config.placement.start_timeout
+        self._longest_first = first * config.placement.start_timeout
         self._compiles = config.compile
         self._clock, self._last = 0.0, math.nan
         self._ending: float | None = None  # when the run began to end
@@ -179,15 +180,13 @@ def first_answer(pool: ChainPool, spec: ChainSpec, work: Work) -> Result:
 
     Raises:
         DistsamplerError: if the work failed.
-        RunFailed: if the place was lost, for good or several times, or hung.
+        RunFailed: if the place was lost, for good or several times, or hung twice.
     """
-    deadlines, said = Deadlines(spec.config), False
-    (place,), lost = pool.start(spec, (0,)), 0
+    deadlines = Deadlines(spec.config, first=1.0)
+    (place,), lost, said = pool.start(spec, (0,)), Counter[str](), False
     while True:
-        events = list(pool.wait(ANSWER_WAIT))
-        deadlines.tick(time.monotonic(), Phase.STARTING)
-        for event in events:
-            deadlines.heard(event)
+        hung = {task_of(work): lost["hung"]}
+        for event in (*_reported(pool, deadlines), *deadlines.overdue(hung)):
             match event:
                 case PlaceReady():
                     pool.submit(place, work)
@@ -197,13 +196,19 @@ def first_answer(pool: ChainPool, spec: ChainSpec, work: Work) -> Result:
                 case WorkFailed():
                     raise event.error
                 case PlaceLost():
-                    lost += 1
-                    if event.kind in ("fatal", "memory") or lost == LOST_FOR_GOOD:
+                    lost[event.kind] += 1
+                    if lost[event.kind] == LOST_FOR_GOOD.get(event.kind, 5):
                         raise RunFailed(f"no place could begin: {event.reason}")
                     pool.start(spec, (place,))
-        for late in deadlines.overdue({}):
-            raise RunFailed(f"the model, loss or data must return, and did not: {late.reason}")
-        waiting = deadlines.waiting({})
-        if waiting and not said:
-            log.warning("%s", waiting[place])
-        said = said or bool(waiting)
+        for waiting in deadlines.waiting(hung).values() if not said else ():
+            log.warning("%s", waiting)
+            said = True
+
+
+def _reported(pool: ChainPool, deadlines: Deadlines) -> list[PoolEvent]:
+    """What a pool reports, which the deadlines take in."""
+    events = list(pool.wait(ANSWER_WAIT))
+    deadlines.tick(time.monotonic(), Phase.STARTING)
+    for event in events:
+        deadlines.heard(event)
+    return events

@@ -146,12 +146,19 @@ def test_a_run_that_ends_waits_for_a_work_at_least_five_and_at_most_thirty_secon
     assert clock.lost_after() == pytest.approx(deadline, abs=1.0)
 
 
-def test_a_first_work_that_does_not_return_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_first_work_that_does_not_return_is_tried_twice_and_given_up() -> None:
     model, data = regression()
     soon = ds.PlacementConfig(answer_timeout=0.01, start_timeout=0.01)
-    spec, pool = draft(model, data, squared_error, config(placement=soon)), FlakyPool(1, hangs={0})
-    with pytest.raises(ds.RunFailed, match=r"and did not: the anchor pass's actor on .* pid \d+"):
+    spec, pool = (
+        draft(model, data, squared_error, config(placement=soon)),
+        FlakyPool(1, hangs={0, 1}),
+    )
+    with pytest.raises(
+        ds.RunFailed, match=r"no place could begin: the anchor pass's actor on .* pid \d+"
+    ):
         first_answer(pool, spec, AnchorPass(Part(0, 0, "probe")))
+    result = first_answer(FlakyPool(1, hangs={0}), spec, AnchorPass(Part(0, 0, "probe")))
+    assert isinstance(result, AnchorPart), "it is tried twice"
 
 
 def test_who_is_waited_for_is_named_with_what_is_usual_and_how_long_it_may_still_take() -> None:
