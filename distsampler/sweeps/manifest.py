@@ -177,4 +177,6 @@ def clear_sweep(files: Files) -> None:
             with Lease(own):
                 clear(own)
                 own.remove(CELL)
+        if not any(own.names()):
+            files.remove(f"{CELLS}/{cell.name}")
     files.remove(MANIFEST)
