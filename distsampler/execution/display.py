@@ -55,6 +55,11 @@ class Reporter:
             self._said = time.monotonic()
             self._console.print(_line(snapshot), soft_wrap=True)
 
+    def say(self, line: str) -> None:
+        """Print a line, above the table where there is one."""
+        if not self._quiet:
+            self._console.print(line, soft_wrap=True, markup=False)
+
     def print(self, snapshot: Snapshot) -> None:
         """Print one snapshot as a table."""
         self._console.print(table(snapshot), soft_wrap=True)

@@ -159,8 +159,9 @@ def sample_recipe(
     log: Log | None = None,
 ) -> Run:
     """Sample what a recipe asks for; see ``sample``."""
-    job = plan(recipe, store, pool, resume, (lambda line: None) if quiet else say)
-    with Reporter(quiet) as reporter:
+    reporter = Reporter(quiet)
+    job = plan(recipe, store, pool, resume, reporter.say)
+    with reporter:
         return interruptible(lambda stopped: job.run(_with_log(reporter.show, log), stopped))
 
 
