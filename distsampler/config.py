@@ -108,8 +108,9 @@ class PlacementConfig(Part):
             ``py_modules`` are sent to the cluster when it is joined.
         autoscale: wait up to ``start_timeout`` for the cluster to start nodes for actors that no
             node can hold now, where otherwise that is an error. Needs ``gpus_per_chain``.
-        start_timeout: seconds in which an actor must start; its first work may take six times as
-            long, or, where others have done one, 20 times as long as theirs.
+        start_timeout: seconds in which an actor must start, and the first try of model, loss and
+            data must end; the first work of an actor may take six times as long, or, where others
+            have done one, 20 times as long as theirs.
         answer_timeout: seconds in which an actor that has long reported nothing must say that it
             lives, or it counts as lost. It counts as hung where a block takes longer than this and
             20 times as long as the slowest one before; its chain continues elsewhere.

@@ -14,6 +14,7 @@ import distsampler as ds
 from distsampler.analysis.verdict import Status, Verdict
 from distsampler.execution.metrics import METRICS, Logger, Metrics, logged, measured
 from distsampler.execution.progress import Progress, Snapshot
+from distsampler.store.events import Lost
 from tests.problems import Held, config, regression, squared_error
 from tests.processes import RAY_ENVIRONMENT, actors, committed, until
 from tests.stores import rising
@@ -28,7 +29,7 @@ def snapshot(
         for chain in range(3):
             progress.add(rising(chain, first, 20))
     for _ in range(lost):
-        progress.lost(1)
+        progress.lost(Lost(0, "hung", [1], 1, ""))
     if judged:
         progress.judged(Verdict(Status.NOT_CONVERGED, "R-hat", 1.25, 33.0))
     return progress.snapshot("sampling", retired, (draws, draws - 5, 7))
