@@ -29,6 +29,7 @@ from distsampler.sampling.directory import Resume
 from distsampler.sampling.handle import Running
 from distsampler.sampling.piloted import plan
 from distsampler.sampling.stopping import continuation, interruptible, keyboard_interrupt
+from distsampler.sampling.stored_recipe import trusted_config
 
 
 def sample(  # noqa: PLR0913 (the signature is the public contract)
@@ -95,6 +96,7 @@ def resume(  # noqa: PLR0913 (as sample)
     draws: int | None = None,
     max_draws: int | None = None,
     pool: ChainPool | None = None,
+    trust: bool = False,
     quiet: bool = False,
     log: Log | None = None,
 ) -> Run:
@@ -109,13 +111,15 @@ def resume(  # noqa: PLR0913 (as sample)
             draws="auto": all of them are made, and the gate no longer ends it.
         max_draws: a larger budget for draws="auto".
         pool: where chains run; None: as the run was started.
+        trust: import what the run's own config names (observables, a sampler of the user's), even
+            where the directory is another user's.
         quiet: show no progress.
         log: see ``sample``.
 
     Raises:
         StoreError: if there is no such run, another driver has it, or something differs.
     """
-    config = _longer(Run(store).manifest.config, draws, max_draws)
+    config = _longer(trusted_config(Run(store), trust), draws, max_draws)
     recipe = Recipe(model, data, loss, config)
     with keyboard_interrupt(continuation):
         return sample_recipe(recipe, store, pool, "must", quiet=quiet, log=log)

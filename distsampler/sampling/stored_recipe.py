@@ -5,13 +5,14 @@ without a word only where the directory is the user's own.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from distsampler.analysis.run import Run
 from distsampler.config import RunConfig
 from distsampler.errors import StoreError
 from distsampler.recipe import PARTS, Recipe, reload
 from distsampler.store.manifest import MANIFEST
+
+TRUST = "if you trust who wrote it,"
 
 
 def stored_recipe(
@@ -35,23 +36,39 @@ def stored_recipe(
             f"imported by: continue it there, with distsampler.resume({run.store!r}, model, data, "
             "loss)"
         )
-    names = ", ".join(_named(manifest.recipe, manifest.config))
-    say(f"{run.files.path(MANIFEST)} names, to be imported: {names}")
+    record = manifest.recipe
+    parts = (f"{part} {record.get(part)}" for part in PARTS)
+    names = [*parts, *_named(manifest.config), f"from {record.get('folder')}"]
+    say(f"{run.files.path(MANIFEST)} names, to be imported: {', '.join(names)}")
     if not trust and not run.files.own(MANIFEST):
-        raise StoreError(
-            f"the run in {run.store} must be your own to be continued by what it names, and it is "
-            "another user's, or nobody knows whose: read the line above; if you trust who wrote "
-            "it, add --trust"
-        )
-    return reload(manifest.recipe, manifest.config, changes)
+        raise StoreError(f"{_not_own(run)}: read the line above; {TRUST} add --trust")
+    return reload(record, manifest.config, changes)
 
 
-def _named(record: dict[str, Any], config: RunConfig) -> Iterator[str]:
-    """What is imported or started because a run's directory names it."""
-    yield from (f"{part} {record.get(part)}" for part in PARTS)
+def trusted_config(run: Run, trust: bool) -> RunConfig:
+    """Return the config of a run, whose model, data and loss are given by the caller.
+
+    Raises:
+        StoreError: if it names code of its own, and is another user's and not trusted.
+    """
+    config = run.manifest.config
+    names = ", ".join(_named(config))
+    if names and not trust and not run.files.own(MANIFEST):
+        raise StoreError(f"{_not_own(run)}: {names}; {TRUST} pass trust=True")
+    return config
+
+
+def _not_own(run: Run) -> str:
+    return (
+        f"the run in {run.store} must be your own to be continued by what it names, and it is "
+        "another user's, or nobody knows whose"
+    )
+
+
+def _named(config: RunConfig) -> Iterator[str]:
+    """What is imported or started because the config in a run's directory names it."""
     yield from (f"observable {function}" for function in config.observables.values())
     if ":" in config.sampler.name:
         yield f"sampler {config.sampler.name}"
     if config.placement.runtime_env:
         yield f"runtime_env {config.placement.runtime_env}"
-    yield f"from {record.get('folder')}"

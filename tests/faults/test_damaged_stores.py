@@ -27,6 +27,7 @@ from distsampler.store.large_arrays import WideWriter
 from distsampler.store.manifest import Manifest
 from distsampler.store.trace import Trace
 from tests.faults import fuzz
+from tests.problems import regression, squared_error
 from tests.stores import COUNTED, NBETA, N, autoregressive, counted, make_run
 
 POSTERIOR, CONSTANTS = "trace.zarr/posterior", "trace.zarr/constant_data"
@@ -215,6 +216,10 @@ def test_what_a_store_names_is_said_and_imported_only_if_it_is_trusted() -> None
     assert "observable evil.py:mine" in said[0]
     with pytest.raises(ds.ConfigError, match=r"evil\.py:model' cannot be imported"):
         stored_recipe(ds.open(url), [], True, said.append)
+    with pytest.raises(StoreError, match=r"observable evil\.py:mine; .* pass trust=True"):
+        ds.resume(url, *regression(), squared_error)
+    with pytest.raises(ds.ConfigError, match=r"evil\.py:mine' cannot be imported"):
+        ds.resume(url, *regression(), squared_error, trust=True, pool=ds.SerialPool())
 
 
 def test_an_own_store_is_trusted(store: Path) -> None:
