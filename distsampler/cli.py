@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from distsampler.store.foreign import printable
+from distsampler.store.integrity import printable
 
 if TYPE_CHECKING:
     from distsampler.analysis.run import Run
@@ -130,7 +130,7 @@ def resume(
     trust: Trust = False,
 ) -> None:
     """Continue an interrupted run, or extend a finished one."""
-    from distsampler.sampling.stored_recipe import stored_recipe
+    from distsampler.sampling.directory import stored_recipe
 
     recipe = stored_recipe(_open(store), changes or [], trust, lambda text: _print(text, err=True))
     from distsampler.sampling.sample import sample_recipe

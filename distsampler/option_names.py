@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from distsampler.errors import unknown_name
 
 # Part of a config -> its class; "" is the run's.
-PARTS = {
+HOMES = {
     "": "RunConfig",
     "sampler": "SamplerConfig",
     "gate": "GateConfig",
@@ -139,4 +139,4 @@ def _written(home: str, option: str, part: str) -> str:
     if home == part:
         return repr(option)
     path = f"{home}.{option}" if home else option
-    return f"{PARTS[home]}({option}=...), in YAML {path}"
+    return f"{HOMES[home]}({option}=...), in YAML {path}"

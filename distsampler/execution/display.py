@@ -13,7 +13,7 @@ from rich.text import Text
 
 from distsampler.execution.progress import ChainProgress, Snapshot, StoreStatus
 from distsampler.store.events import losses_named
-from distsampler.store.foreign import printable
+from distsampler.store.integrity import printable
 from distsampler.store.lease import ago
 
 PLAIN_SECONDS = 30.0  # between two lines where there is no terminal

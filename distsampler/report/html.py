@@ -13,7 +13,7 @@ from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from distsampler.store.foreign import printable
+from distsampler.store.integrity import printable
 from distsampler.table import Column, Content, Marked, Table, plain_text
 
 if TYPE_CHECKING:

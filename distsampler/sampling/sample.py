@@ -25,11 +25,10 @@ from distsampler.execution.pool import ChainPool
 from distsampler.execution.progress import Observer, together
 from distsampler.models.loss import LossFn
 from distsampler.recipe import Recipe
-from distsampler.sampling.directory import Resume
+from distsampler.sampling.directory import Resume, trusted_config
 from distsampler.sampling.handle import Running
 from distsampler.sampling.piloted import plan
 from distsampler.sampling.stopping import continuation, interruptible, keyboard_interrupt
-from distsampler.sampling.stored_recipe import trusted_config
 
 
 def sample(  # noqa: PLR0913 (the signature is the public contract)

@@ -4,8 +4,7 @@ In reading order: ``manifest``, run.json, what a run is and how far it is; ``rea
 to open and to read a run directory; ``trace``, the driver's: it makes, commits, repairs and seals;
 ``constants``, what is known before the first draw; ``zarr_arrays``, the draws; ``large_arrays``,
 what is too large to travel to the driver; ``zarr_files``, zarr over files, and the one search for
-damage; ``seals``, by which a file shows that it is what was written in its place;
-``chain_states``, from which chains continue; ``events``, what happened; ``foreign``, how what may
-come from anybody is parsed and shown; ``lease``, one driver a run; ``files``, written whole or not
-at all, in one of ``folders``, local or remote.
+damage; ``integrity``, how what is read is parsed, checked and shown; ``chain_states``, from which
+chains continue; ``events``, what happened; ``lease``, one driver a run; ``files``, written whole or
+not at all, in one of ``folders``, local or remote.
 """

@@ -16,7 +16,7 @@ from distsampler.draws import AtAnchor
 from distsampler.errors import StoreError
 from distsampler.facts import Facts
 from distsampler.store.files import damaged
-from distsampler.store.seals import SEAL
+from distsampler.store.integrity import SEAL
 from distsampler.store.zarr_files import array_of, codecs, missing_in
 
 GROUP, RECORDED = "constant_data", "recorded"  # the attribute that lists them

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from distsampler.errors import StoreError
-from distsampler.store import foreign
+from distsampler.store import integrity
 from distsampler.store.files import Files
 
 EVENTS = "events.jsonl"
@@ -222,7 +222,7 @@ def losses_named(losses: Mapping[str, int]) -> str:
 def _parsed(line: str) -> dict[str, Any] | None:
     """An event, which has a kind and a time; None of anything else."""
     try:
-        parsed = foreign.parsed(line)
+        parsed = integrity.parsed(line)
         whole = isinstance(parsed["event"], str) and 0 <= float(parsed["time"]) < LATEST
     except (ValueError, TypeError, KeyError, OverflowError):
         return None

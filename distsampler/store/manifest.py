@@ -16,9 +16,9 @@ from distsampler.draws import Variable, WideVariable
 from distsampler.errors import StoreError
 from distsampler.facts import Law
 from distsampler.frozen import Frozen
-from distsampler.store import seals
+from distsampler.store import integrity
 from distsampler.store.files import Files
-from distsampler.store.foreign import parsed
+from distsampler.store.integrity import parsed
 
 MANIFEST, SWEEP_MANIFEST = "run.json", "sweep.json"
 READERS = {  # of what a directory may hold: what it is called, the function and the command
@@ -151,7 +151,7 @@ def read(files: Files) -> Manifest:
 
 def write_as(files: Files, name: str, value: Frozen, fsync: bool = False) -> None:
     """Write a manifest, of a run or of more, with its digest; whole or not at all."""
-    document = seals.seal(json.loads(value.model_dump_json()))
+    document = integrity.seal(json.loads(value.model_dump_json()))
     files.write(name, json.dumps(document, indent=1).encode(), fsync=fsync)
 
 
@@ -177,9 +177,9 @@ def read_as(kind: type[M], files: Files, name: str, what: str, repair: str) -> M
                 f"{path} must have schema version {SCHEMA_VERSION}, got {version!r}: read it with "
                 "the version of distsampler that wrote it"
             )
-        if version != UNSEALED or seals.SEAL in document:
-            seals.check(document)
-        return kind.model_validate({k: v for k, v in document.items() if k != seals.SEAL})
+        if version != UNSEALED or integrity.SEAL in document:
+            integrity.check(document)
+        return kind.model_validate({k: v for k, v in document.items() if k != integrity.SEAL})
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(
             f"{files} must be the directory of {what}, but it {_instead(files, name, what)}"

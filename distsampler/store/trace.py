@@ -28,7 +28,7 @@ from distsampler.store.reader import COUNTS, ZARR, TraceReader, sizes
 from distsampler.store.zarr_arrays import NarrowArrays
 from distsampler.store.zarr_files import array_of, codecs, create_root
 
-PARTS = (MANIFEST, ZARR, WIDE, chain_states.FOLDER, events.EVENTS)  # of a run directory
+CONTENTS = (MANIFEST, ZARR, WIDE, chain_states.FOLDER, events.EVENTS)  # of a run directory
 
 
 class Trace(TraceReader):
@@ -289,5 +289,5 @@ def has_draws(files: Files) -> bool:
 
 def clear(files: Files) -> None:
     """Remove a run, first what says that there is one: none that is half there is left."""
-    for part in PARTS:
+    for part in CONTENTS:
         files.remove(part)

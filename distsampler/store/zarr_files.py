@@ -24,7 +24,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 
 from distsampler.draws import Variable, WideVariable
 from distsampler.errors import StoreError
-from distsampler.store import seals
+from distsampler.store import integrity
 from distsampler.store.files import Files, damaged
 
 METADATA = "zarr.json"
@@ -67,9 +67,9 @@ class ZarrFiles(Store):
         except (FileNotFoundError, NotADirectoryError):
             return None
         if _is_metadata(key):
-            self._identity = seals.check_metadata(data, self._identity, name)
+            self._identity = integrity.check_metadata(data, self._identity, name)
         elif self._identity:
-            seals.check_chunk(data, self._identity, name)
+            integrity.check_chunk(data, self._identity, name)
         return prototype.buffer.from_bytes(data[_slice(byte_range, len(data))])
 
     async def get_partial_values(
@@ -86,7 +86,7 @@ class ZarrFiles(Store):
         """Write a key, whole or not at all."""
         name, data = f"{self._under}/{key}", value.to_bytes()
         if self._identity:
-            seal = seals.seal_metadata if _is_metadata(key) else seals.seal_chunk
+            seal = integrity.seal_metadata if _is_metadata(key) else integrity.seal_chunk
             data = seal(data, self._identity, name)
         self._files.write(name, data)
 

@@ -25,7 +25,7 @@ import distsampler as ds
 from distsampler.errors import StoreError
 from distsampler.execution import display
 from distsampler.report import listing, run_report, summary, sweep_report, watch
-from distsampler.store import seals
+from distsampler.store import integrity
 from distsampler.store.files import Files
 from distsampler.store.manifest import write_as
 from distsampler.sweeps.manifest import CELL, CellRecord
@@ -173,7 +173,7 @@ def sealed_anew(change: Change) -> Change:
     def changed(chance: random.Random, data: bytes) -> bytes:
         try:
             document = json.loads(change(chance, data))
-            return json.dumps(seals.seal(document)).encode()
+            return json.dumps(integrity.seal(document)).encode()
         except (ValueError, TypeError, AttributeError, RecursionError):
             return b"{}"
 

@@ -19,8 +19,8 @@ from distsampler.draws import AtAnchor, DrawBlock, WideVariable
 from distsampler.errors import StoreError
 from distsampler.facts import Facts, Posterior
 from distsampler.report import listing, run_report, summary, watch
-from distsampler.sampling.stored_recipe import stored_recipe
-from distsampler.store import manifest, seals
+from distsampler.sampling.directory import stored_recipe
+from distsampler.store import integrity, manifest
 from distsampler.store.events import GateRound
 from distsampler.store.files import Files
 from distsampler.store.large_arrays import WideWriter
@@ -242,7 +242,7 @@ def unsealed(store: Path) -> None:
             del metadata["attributes"]["seal"]
             path.write_text(json.dumps(metadata))
         else:
-            body = path.read_bytes()[: -4 - len(seals._frame(identity, name))]
+            body = path.read_bytes()[: -4 - len(integrity._frame(identity, name))]
             path.write_bytes(body + google_crc32c.value(body).to_bytes(4, "little"))
 
 

@@ -1,9 +1,11 @@
-"""Seals: how a file shows that it is what was written, of this run and in this place.
+"""What is read may come from anybody, and may be damaged: how it is parsed, checked and shown.
 
-A JSON document holds a digest of itself; that of an array also covers the run's identity and the
-file's name. A chunk holds both behind its values, in a frame that every zstd decoder passes over:
-any zarr library reads the arrays. A seal tells damage and mistakes, not malice: anybody can make
-one.
+A JSON text is parsed within bounds, and a text is shown without control characters.
+
+A file shows by a seal that it is what was written, of this run and in this place. A JSON document
+holds a digest of itself; that of an array also covers the run's identity and the file's name. A
+chunk holds both behind its values, in a frame that every zstd decoder passes over: any zarr library
+reads the arrays. A seal tells damage and mistakes, not malice: anybody can make one.
 """
 
 import hashlib
@@ -13,11 +15,58 @@ from typing import Any
 
 import google_crc32c  # which zarr's own codec of this checksum uses
 
-from distsampler.store.foreign import parsed
-
+LARGEST, DEEPEST = 2**26, 64  # bytes and levels of a JSON document
 SEAL = "seal"  # key of a document's digest
 SKIPPED = 0x184D2A50  # magic number of a frame that a zstd decoder passes over
 CHECKSUM = struct.Struct("<I")  # that ends a chunk, as the codec crc32c has it
+
+
+def parsed(data: bytes | str) -> Any:  # noqa: ANN401 (what JSON holds)
+    """Return what a JSON text holds.
+
+    Raises:
+        ValueError: if it is no JSON, or larger or deeper than anything that is written here.
+    """
+    if len(data) > LARGEST:
+        raise ValueError(f"it has {len(data)} bytes, more than {LARGEST}")
+    try:
+        value = json.loads(data)
+    except RecursionError:
+        raise ValueError(f"it is nested deeper than {DEEPEST} levels") from None
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [child for each in level for child in _children(each)]
+        if not level:
+            return value
+    raise ValueError(f"it is nested deeper than {DEEPEST} levels")
+
+
+def printable(text: str) -> str:
+    r"""Return a text as a terminal or page may show it: control characters as escapes.
+
+    Example:
+        >>> printable("red \x1b[31m")
+        'red \\x1b[31m'
+    """
+    lines = (line if line.isprintable() else _escaped(line) for line in text.split("\n"))
+    return "\n".join(lines)
+
+
+def _children(value: object) -> list[Any]:
+    match value:
+        case dict():
+            return list(value.values())
+        case list():
+            return value
+    return []
+
+
+def _escaped(line: str) -> str:
+    return "".join(c if c.isprintable() or c == "\t" else _escape(c) for c in line)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode()
 
 
 def seal(document: dict[str, Any], *place: str) -> dict[str, Any]:
