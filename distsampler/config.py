@@ -31,7 +31,7 @@ _MaskField = Annotated[Mask, PlainValidator(Mask.of), PlainSerializer(str)]
 _NamedField = Annotated[Named, PlainValidator(Named.of), PlainSerializer(str)]
 
 
-class Part(Config):
+class ConfigPart(Config):
     """Part of a run's config, or all of it."""
 
     part: ClassVar[str]  # its field in the run's config; "" for that itself
@@ -42,7 +42,7 @@ class Part(Config):
         return unknown_option(cls.part, name)
 
 
-class SamplerConfig(Part):
+class SamplerConfig(ConfigPart):
     """A sampler by name, and its options.
 
     Options are declared once, in the signature of the sampler's class, and checked against it
@@ -73,7 +73,7 @@ class SamplerConfig(Part):
         return dict(self.model_extra or {})
 
 
-class GateConfig(Part):
+class GateConfig(ConfigPart):
     """When a run counts as converged.
 
     Args:
@@ -94,7 +94,7 @@ class GateConfig(Part):
     relative_error: Positive | None = None
 
 
-class PlacementConfig(Part):
+class PlacementConfig(ConfigPart):
     """Where chains run. Nothing here changes a bit of the trace.
 
     Args:
@@ -140,7 +140,7 @@ class PlacementConfig(Part):
         return self
 
 
-class RunConfig(Part):
+class RunConfig(ConfigPart):
     """All that a run depends on, except model, data and loss.
 
     What "auto" means for draws and burn-in, in numbers, is worked out by ``schedule.Schedule``.
@@ -256,7 +256,7 @@ class RunConfig(Part):
                 return cls(
                     **{k: dict(v) if isinstance(v, Mapping) else v for k, v in config.items()}
                 )
-            case Part() if config.part:
+            case ConfigPart() if config.part:
                 hint = f"write RunConfig({config.part}=...)"
             case _:
                 hint = "a calibration has one, its .config; a YAML file is run by 'distsampler run'"

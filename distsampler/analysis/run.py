@@ -14,7 +14,7 @@ from distsampler.analysis.arviz_bridge import InferenceData, group
 from distsampler.analysis.diagnosis import Diagnosis
 from distsampler.analysis.error_budget import budget, chain_excess, mean_of
 from distsampler.analysis.estimators import LLCEstimate, WBICEstimate
-from distsampler.analysis.verdict import Judged, Verdict, judge
+from distsampler.analysis.verdict import Judgement, Verdict, judge
 from distsampler.errors import ConfigError, NotConverged, NotConvergedWarning, StoreError
 from distsampler.facts import Facts, optimal_nbeta
 from distsampler.store.events import divergences, inspected
@@ -224,7 +224,7 @@ class Run:
         return inference_data.lazy_groups(self._trace)
 
     @cached_property
-    def _judged(self) -> Judged:
+    def _judged(self) -> Judgement:
         return judge(self._groups, self._situation)
 
     @property

@@ -68,7 +68,7 @@ class Verdict:
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
-class Judged(NamedTuple):
+class Judgement(NamedTuple):
     """What is known of draws."""
 
     diagnosis: Diagnosis
@@ -76,7 +76,7 @@ class Judged(NamedTuple):
     budget: ErrorBudget | None  # None: the facts of the run are not known
 
 
-def judge(groups: Mapping[str, xr.Dataset], about: Situation) -> Judged:
+def judge(groups: Mapping[str, xr.Dataset], about: Situation) -> Judgement:
     """Return diagnosis, verdict and error budget of a run's draws: where all three are made.
 
     Of the groups, sample_stats and constant_data may be missing. Without facts, what is to be done
@@ -96,7 +96,7 @@ def judge(groups: Mapping[str, xr.Dataset], about: Situation) -> Judged:
         hop = float(constants["hop_bias"]) if "hop_bias" in constants else None
         parts = budget(posterior, about.facts.posterior.nbeta, diagnosis, stats, why, hop)
         about = replace(about, budget=parts, step=_step(stats, about))
-    return Judged(diagnosis, gate(diagnosis, about, relative_error(posterior, diagnosis)), parts)
+    return Judgement(diagnosis, gate(diagnosis, about, relative_error(posterior, diagnosis)), parts)
 
 
 def gate(diagnosis: Diagnosis, about: Situation, relative_error: float = math.nan) -> Verdict:

@@ -28,7 +28,7 @@ RETRY_SECONDS = (0.1, 0.3, 1.0, 3.0)  # pauses before a remote call that failed 
 TEMPORARY = ".tmp"
 FOLDER = os.O_RDONLY | os.O_DIRECTORY
 T = TypeVar("T")
-Step = Callable[[str], None]  # called with the name of every step of a write
+OnStep = Callable[[str], None]  # called with the name of every step of a write
 
 
 class FencedError(OSError):
@@ -82,7 +82,7 @@ class LocalFolder:
                     raise OSError(errno.EFBIG, f"it has {about.st_size} bytes, more than {most}")
                 return file.read()
 
-    def write(self, name: str, data: bytes, fsync: bool, step: Step) -> None:
+    def write(self, name: str, data: bytes, fsync: bool, step: OnStep) -> None:
         """Replace a file."""
         *folders, last = parts(name)
         temporary = self._temporary()
@@ -195,7 +195,7 @@ class RemoteFolder:
             raise OSError(errno.EFBIG, f"it has more than {most} bytes")
         return data
 
-    def write(self, name: str, data: bytes, fsync: bool, step: Step) -> None:
+    def write(self, name: str, data: bytes, fsync: bool, step: OnStep) -> None:
         """Replace a file; make its folder where the file system wants one."""
         path = f"{self._base}/{name}"
         try:
@@ -240,7 +240,9 @@ def _unwatched(step: str) -> None:
     """Let a step pass."""
 
 
-def create(root: int, name: str, data: bytes, fsync: bool = False, step: Step = _unwatched) -> None:
+def create(
+    root: int, name: str, data: bytes, fsync: bool = False, step: OnStep = _unwatched
+) -> None:
     """Write a new file; what is there already, a link too, is an error."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     with os.fdopen(os.open(name, flags, 0o666, dir_fd=root), "wb") as file:

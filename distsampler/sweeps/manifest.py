@@ -20,7 +20,7 @@ from distsampler.store.trace import clear, has_draws
 from distsampler.sweeps.cells import Cell, Grid
 
 MANIFEST, CELLS, CELL = SWEEP_MANIFEST, "cells", "cell.json"
-MOST_CELLS = 10**6  # of a sweep that is read
+LARGEST_GRID = 10**6  # of a sweep that is read
 # Fields of RunConfig with which a sweep may be continued otherwise than it was started.
 FREE = ("placement", "commit_seconds", "max_seconds", "fsync", "max_state_mb")
 
@@ -93,7 +93,7 @@ def read_manifest(files: Files) -> SweepManifest:
     repair = "delete it and start the same sweep again in another store"
     made = read_as(SweepManifest, files, MANIFEST, "a sweep", repair)
     try:
-        made.grid.check(MOST_CELLS)
+        made.grid.check(LARGEST_GRID)
     except ConfigError as error:
         raise damaged(files.path(MANIFEST), error) from error
     return made
