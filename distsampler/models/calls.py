@@ -2,11 +2,12 @@
 
 import contextlib
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from distsampler.data.trees import as_bytes, map_tensors, tensors_of
 from distsampler.errors import ConfigError
@@ -16,6 +17,7 @@ from distsampler.models.loss_values import MUST, Losses, RowSet
 from distsampler.models.reach import aliases, check_places, graph_of, places_of, unreached
 from distsampler.models.replica import ChainSpec, Replica
 
+FEW = 3  # rows of a batch that is kept for the next call
 AWAY = 0.3  # noise that is added to each parameter, relative to its size
 
 
@@ -26,6 +28,7 @@ class Caller:
         self._replica, self._spec = replica, spec
         self._loss = in_precision(spec.loss, spec.config.precision, replica.device)
         self._own = Attributes(replica.model)
+        self._sizes = [self._own.size()]  # at first, and after the first call
         self._buffers = [
             (module, name, buffer, buffer.clone())
             for module in replica.model.modules()
@@ -40,6 +43,7 @@ class Caller:
         self.changes_batch = False
         self.low = False  # whether something on the way to the loss has low precision
         self._places = places_of(replica.model)
+        self.calls_own: bool | None = None  # whether the user's own model is called; None: not seen
         self._unreached = dict[str, nn.Parameter]()
         self._reached = False
 
@@ -79,7 +83,8 @@ class Caller:
         try:
             with torch.set_grad_enabled(recorded), seeded_globally(device, self._spec.config.seed):
                 seeded = _torch_states(device)
-                losses = self._loss(model, batch)
+                with self._watched():
+                    losses = self._loss(model, batch)
                 if not all(map(torch.equal, seeded, _torch_states(device))):
                     self.stochastic.add(mode)
                 _check_type(losses, len(rows))
@@ -93,6 +98,10 @@ class Caller:
                 f"{type(error).__name__}: {error}"
             ) from error
         self._compare(mode, rows, batch, before)
+        if len(rows) > FEW:
+            del self._batches[rows]
+        if not self._sizes[1:]:
+            self._sizes.append(self._own.size())
         return losses.detach().double().cpu()
 
     def in_double(self, mode: str, every: list[RowSet]) -> Losses:
@@ -104,6 +113,16 @@ class Caller:
         }
         self._loss = self._spec.loss
         return {rows: self.call(mode, rows, recorded=True) for rows in every if rows != (0, 1, 2)}
+
+    def grows(self, mode: str, rows: RowSet) -> bool:
+        """Return whether each call adds to a list or dict of the model."""
+        if self._sizes[0] >= self._sizes[1]:
+            return False
+        sizes = list[int]()
+        for _ in range(2):
+            self.call(mode, rows, recorded=True)
+            sizes.append(self._own.size())
+        return sizes[0] < sizes[1]
 
     def check_kept(self) -> None:
         """Check that the calls have left the parameters that move where they were."""
@@ -150,6 +169,20 @@ class Caller:
             "(no_grad, detach, argmax): freeze what shall stay with requires_grad_(False) or "
             "restrict_to, or let the gradient through"
         )
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """See whether the first call calls parts of the user's own model."""
+        if self.calls_own is not None:
+            yield
+            return
+        own, self.calls_own = set(self._spec.model.modules()), False
+
+        def see(module: nn.Module, _: object) -> None:
+            self.calls_own = self.calls_own or module in own
+
+        with register_module_forward_pre_hook(see):
+            yield
 
     def _batch(self, rows: RowSet) -> object:
         """A batch that nobody has changed."""

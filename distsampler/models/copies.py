@@ -4,6 +4,7 @@ The user's own model is only read: what runs and moves are copies of it.
 """
 
 import copy
+from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import combinations
 from types import CellType, FunctionType, MethodType, ModuleType
@@ -22,6 +23,7 @@ WRAPPERS = {  # class of a module -> what to give in its place
     "FullyShardedDataParallel": "the module before it was sharded",
     "OptimizedModule": "the module before it was compiled (model._orig_mod), and compile=True",
 }
+OF_MODULES = ("_parameters", "_buffers", "_modules")
 
 _OF_TORCH = vars(nn.Module()).keys()
 _FIXED = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
@@ -57,10 +59,11 @@ def _copied(model: nn.Module, memo: dict[int, object]) -> nn.Module:
         for name, value in vars(module).items():
             if isinstance(value, FunctionType):
                 vars(module)[name] = _rebound(value, memo)
-            elif isinstance(value, dict) and name not in ("_parameters", "_buffers", "_modules"):
-                for key, each in value.items():  # hooks, above all
-                    if isinstance(each, FunctionType):
-                        value[key] = _rebound(each, memo)
+            elif isinstance(value, dict | list) and name not in OF_MODULES:
+                places = value if isinstance(value, dict) else range(len(value))
+                for place in places:  # hooks, above all
+                    if isinstance(value[place], FunctionType):
+                        value[place] = _rebound(value[place], memo)
     return made
 
 
@@ -111,6 +114,11 @@ class Attributes:
             for name in self._own(module).keys() - values.keys():
                 delattr(module, name)
             vars(module).update(self._copied(values))
+
+    def size(self) -> int:
+        """Return how many entries the lists and dicts among them have."""
+        values = (value for module, _ in self._modules for value in self._own(module).values())
+        return sum(len(value) for value in values if isinstance(value, list | dict | deque | set))
 
     def _own(self, module: nn.Module) -> dict[str, Any]:
         return {name: value for name, value in vars(module).items() if name not in _OF_TORCH}
@@ -253,7 +261,7 @@ def _attributes(model: nn.Module) -> Iterator[tuple[str, object]]:
     """What each module holds of its own, with its path."""
     for name, module in model.named_modules():
         for key, value in vars(module).items():
-            if key not in ("_parameters", "_buffers", "_modules"):
+            if key not in OF_MODULES:
                 yield f"{name}.{key}".lstrip("."), value
 
 

@@ -81,6 +81,12 @@ class _Inspection:
         per_example, moves_attributes = is_per_example(in_mode), self._moves_attributes()
         if not self._unrepeatable:
             caller.check_unreached(self._mode, self._rows[0])
+        if caller.calls_own:
+            self.notes.append(
+                "loss(model, batch) calls your own model beside its argument, without a gradient: "
+                "what comes from there stays as it is at w*; where that is not meant, call the "
+                "argument"
+            )
         alike = not (self._unrepeatable or self._spec.rows.varies)  # calls can be compared
         needs_graph = self._needs_graph(in_mode, unrecorded)
         judged = self._judged(recorded, needs_graph) if alike else Judged()
@@ -211,13 +217,19 @@ class _Inspection:
             self._unrepeatable = True
             return False
         if caller.differing is None:
-            return False
+            grows = caller.grows(self._mode, self._rows[0])
+            if grows:
+                self.notes.append(
+                    "every forward pass adds to a list or dict that the model keeps, which would "
+                    "grow for as long as the run lasts: it is put back after each"
+                )
+            return grows
         mode, rows = caller.differing
         one, two = (caller.call(mode, rows, recorded=True, restored=True) for _ in range(2))
         if same_bits(one, two):
             self.notes.append(
-                "a forward pass leaves something in the model that changes the next one (a cache "
-                "or a counter): every pass starts from what the model had at first"
+                "a forward pass leaves something in the model that changes the next one (a cache, "
+                "a counter or a generator): every pass starts from what the model had at first"
             )
             return True
         self.notes.append(

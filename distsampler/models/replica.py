@@ -103,6 +103,9 @@ class Replica:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in names)
         moving = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        for module in self.model.modules():
+            if isinstance(module, nn.RNNBase):  # which on CUDA gathers its weights elsewhere
+                vars(module)["flatten_parameters"] = _left_as_they_are
         self.moving = list(moving.values())
         self.flats = _flatten(self.moving)
         self.masks = flat_masks(moving, spec.config.restrict_to, self.flats)
@@ -246,6 +249,10 @@ class Replica:
             module._buffers[name] = buffer
         if self._attributes is not None:
             self._attributes.put_back()
+
+
+def _left_as_they_are() -> None:
+    """Do nothing: parameters that move stay in the flat tensors."""
 
 
 def view_like(parameter: Tensor, home: Tensor, start: int) -> Tensor:

@@ -73,7 +73,7 @@ CASES = {
     "autoencoder": Case(of.Autoencoder, of.VECTORS, of.rebuilt),
     "variational autoencoder": Case(of.Variational, of.VECTORS, of.bound, DRAWING),
     "complex within": Case(of.Spectral, of.VECTORS, of.entropy),
-    "what grows with every call": Case(of.Growing, of.VECTORS, of.entropy),
+    "what grows with every call": Case(of.Growing, of.VECTORS, of.entropy, LossKind(moves_attributes=True), "it is put back after each"),
     "torch.func": Case(of.mlp, of.VECTORS, of.vmapped),
     "focal loss": Case(of.mlp, of.VECTORS, of.focal),
     "hinge loss": Case(of.mlp, of.VECTORS, of.hinge),

@@ -153,6 +153,30 @@ class Rehoming(Wrapped):
         return super().forward(x)
 
 
+class Gathering(nn.RNN):
+    """Does in every pass what CUDA makes of the weights of cells."""
+
+    def __init__(self) -> None:
+        super().__init__(5, 1, batch_first=True)
+
+    def flatten_parameters(self) -> None:
+        for p in self.parameters():
+            p.data = p.data.clone()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        self.flatten_parameters()
+        return super().forward(x[:, None])
+
+
+class Listing(Wrapped):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = [lambda x: self.inner(x)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.calls[0](x))
+
+
 class Freezing(Experts):
     def forward(self, x: Tensor) -> Tensor:
         self.inner.requires_grad_(False)
@@ -247,6 +271,11 @@ OUTER = regression()[0]
 TINY = torch.tensor(1e-5)
 
 
+@torch.no_grad()
+def own_outputs(x: Tensor) -> Tensor:
+    return torch.as_tensor(OUTER(x))
+
+
 @dataclass
 class Case:
     """A model or loss, and what must be seen of it."""
@@ -278,6 +307,7 @@ CASES = {
     "a closure over the model": Case(model=Holding),
     "a hook that holds the model": Case(model=Hooked),
     "your own model, beside the copy": Case(refused="it uses your own", model=lambda: OUTER, loss=lambda m, b: squared_error(m, b) + OUTER.weight.square().sum()),
+    "your own model, without a gradient": Case(note="calls your own model beside its argument", model=lambda: OUTER, loss=lambda m, b: (m(b[0]) - own_outputs(b[0])).square().sum(1) + squared_error(m, b)),
     "the mean over pairs, of rows alike": Case(MEAN._replace(coupled=True), note="halves of a batch have", loss=lambda m, b: (m(b[0]) - b[1][:, 0].sort().values.sign().cumsum(0).clamp(0, 1)).square().mean()),
     "the mean of the first four": Case(MEAN._replace(coupled=True), note="halves of a batch have", loss=lambda m, b: squared_error(m, b)[:4].mean()),
     "the mean of four, whatever came": Case(refused="where a mean gives", loss=lambda m, b: squared_error(m, b).sum() / min(len(b[0]), 4)),
@@ -287,6 +317,8 @@ CASES = {
     "an attribute that is a view of weights": Case(refused="model.turned must not share memory with the parameter 'inner.weight'", model=lambda: Turned(read=True)),
     "such an attribute, not read": Case(model=lambda: Turned(read=False)),
     "weights in new memory": Case(refused="it moves 'inner.weight' to other memory", model=Rehoming),
+    "cells that gather their weights": Case(model=Gathering, loss=lambda m, b: (m(b[0])[0][:, 0] - b[1]).square().sum(1)),
+    "a list of functions over the model": Case(model=Listing),
     "weights that are frozen in forward": Case(refused="requires_grad=False for 'inner.weight'", model=Freezing),
     "a parameter that is made in forward": Case(refused="it makes 'late'", model=Late),
     "gradients that are taken away": Case(refused="it takes away that of 'weight'", loss=zeroing),
