@@ -115,7 +115,7 @@ class Exploding:
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         losses = squared_error(model, batch)
-        if len(losses) != 16:  # anchor pass and probe
+        if len(losses) != 16 or not losses.requires_grad:  # inspection, anchor pass and probe
             return losses
         calls = self.models[id(model)] = self.models.get(id(model), 0) + 1
         mine = list(self.models).index(id(model)) == self.chain
@@ -138,10 +138,11 @@ class Held:
 
     def __call__(self, model: nn.Module, batch: Any) -> torch.Tensor:
         if self.held.exists():
-            size = self.memory if len(batch[0]) == 16 else 0  # a step, not the anchor
+            steps = len(batch[0]) == 16 and torch.is_grad_enabled()  # not inspection, nor anchor
+            size = self.memory if steps else 0
             eaten = torch.ones(size, dtype=torch.uint8, device=batch[0].device)
             time.sleep(self.seconds)
-            if len(batch[0]) == 16:
+            if steps:
                 self._hang_if_asked()
             del eaten
         return squared_error(model, batch)

@@ -112,10 +112,10 @@ class Holding(Wrapped):
     def __init__(self) -> None:
         super().__init__()
         own = self.inner
-        self.call = lambda x: own(x)
+        self.calls = [lambda x: own(x)]
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.as_tensor(self.call(x))
+        return torch.as_tensor(self.calls[0](x))
 
 
 class Hooked(Wrapped):
@@ -166,15 +166,6 @@ class Gathering(nn.RNN):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         self.flatten_parameters()
         return super().forward(x[:, None])
-
-
-class Listing(Wrapped):
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = [lambda x: self.inner(x)]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.as_tensor(self.calls[0](x))
 
 
 class Freezing(Experts):
@@ -318,7 +309,6 @@ CASES = {
     "such an attribute, not read": Case(model=lambda: Turned(read=False)),
     "weights in new memory": Case(refused="it moves 'inner.weight' to other memory", model=Rehoming),
     "cells that gather their weights": Case(model=Gathering, loss=lambda m, b: (m(b[0])[0][:, 0] - b[1]).square().sum(1)),
-    "a list of functions over the model": Case(model=Listing),
     "weights that are frozen in forward": Case(refused="requires_grad=False for 'inner.weight'", model=Freezing),
     "a parameter that is made in forward": Case(refused="it makes 'late'", model=Late),
     "gradients that are taken away": Case(refused="it takes away that of 'weight'", loss=zeroing),
