@@ -245,6 +245,7 @@ def test_a_device_that_never_has_the_memory_ends_the_run_with_advice(tmp_path: P
     assert not ds.open(tmp_path / "run").lost_chains
 
 
+@pytest.mark.filterwarnings("ignore:the step is too large")
 def test_below_min_chains_the_run_fails_with_what_it_has(tmp_path: Path) -> None:
     model, data = regression()
     hot = config(sampler=ds.SamplerConfig(lr=1.0, localization=100.0), thin=1, draws=200)
