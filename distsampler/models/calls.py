@@ -14,7 +14,14 @@ from distsampler.errors import ConfigError
 from distsampler.models.copies import Attributes
 from distsampler.models.loss import in_precision, seeded_globally
 from distsampler.models.loss_values import MUST, Losses, RowSet
-from distsampler.models.reach import aliases, check_places, graph_of, places_of, unreached
+from distsampler.models.reach import (
+    aliases,
+    check_places,
+    graph_of,
+    moving_in,
+    places_of,
+    unreached,
+)
 from distsampler.models.replica import ChainSpec, Replica
 
 FEW = 3  # rows of a batch that is kept for the next call
@@ -45,7 +52,8 @@ class Caller:
         self._places = places_of(replica.model)
         self.calls_own: bool | None = None  # whether the user's own model is called; None: not seen
         self._unreached = dict[str, nn.Parameter]()
-        self._reached = False
+        self._found = False  # whether the graph, or a gradient, leads to something that moves
+        self._reached = False  # whether a gradient was not zero
 
     def losses(self, mode: str, every: list[RowSet], recorded: bool) -> Losses:
         """Return the losses of several sets of rows; a single row may not be possible.
@@ -156,18 +164,21 @@ class Caller:
 
     def check_unreached(self, mode: str, rows: RowSet) -> None:
         """Check that the loss does not depend on what moves and has no gradient."""
-        if not self._unreached:
+        past, share = self._unreached, AWAY
+        if not self._reached:  # all losses are flat here, or a layer lets no gradient through
+            past, share = moving_in(self._replica.model), AWAY / 30
+        if not past:
             return
         before = self.call(mode, rows, recorded=True, restored=True)
-        move(self._unreached.values())
+        move(past.values(), share)
         if same_bits(before, self.call(mode, rows, recorded=True, restored=True)):
             return  # on these rows it is not used, as an expert that is not asked
-        names = list(self._unreached)
+        names = list(past)
         raise ConfigError(
             "what moves must have a gradient where the loss depends on it, but the loss depends on "
             f"{names[0]!r}{f' and {len(names) - 1} others' if names[1:] else ''} past autograd "
-            "(no_grad, detach, argmax): freeze what shall stay with requires_grad_(False) or "
-            "restrict_to, or let the gradient through"
+            "(no_grad, detach, argmax, a quantised layer): freeze what shall stay with "
+            "requires_grad_(False) or restrict_to, or let the gradient through"
         )
 
     @contextlib.contextmanager
@@ -237,11 +248,12 @@ class Caller:
             ) from error
         check_places(self._places, places_of(model))
         gradients = (flat.grad for flat in self._replica.flats if flat.grad is not None)
-        self._reached = found or any(bool(gradient.any()) for gradient in gradients)
+        self._reached = any(bool(gradient.any()) for gradient in gradients)
+        self._found = self._found or found or self._reached
 
     def check_reached(self) -> None:
         """Check that a gradient has reached something that moves, in one of the calls at least."""
-        if not self._reached:
+        if not self._found:
             raise ConfigError(
                 "loss(model, batch) must depend on the parameters that move, but its gradient "
                 "reaches none of them: call the model that is its argument, or let others move "
@@ -250,13 +262,13 @@ class Caller:
 
 
 @torch.no_grad()
-def move(parameters: Iterable[Tensor]) -> None:
+def move(parameters: Iterable[Tensor], share: float = AWAY) -> None:
     """Move weights away from w*, each parameter by a part of its size."""
     generator = torch.Generator().manual_seed(0)
     for p in parameters:
         noise = torch.randn(p.shape, generator=generator).to(p)
         size = p.double().square().mean().sqrt()
-        p.add_(noise * float(AWAY * size if size > 0 else AWAY / 10))
+        p.add_(noise * float(share * size if size > 0 else share / 10))
 
 
 def _check_type(losses: object, size: int) -> None:

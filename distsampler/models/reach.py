@@ -86,15 +86,17 @@ def check_places(before: Places, after: Places) -> None:
         )
 
 
+def moving_in(replica_model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters of a replica that move, by name."""
+    return {name: p for name, p in replica_model.named_parameters() if p.requires_grad}
+
+
 def unreached(replica_model: nn.Module, graph: Graph) -> dict[str, nn.Parameter]:
     """Return the parameters that move and that the gradient does not reach, as far as is seen."""
     if graph.opaque:
         return {}
-    return {
-        name: p
-        for name, p in replica_model.named_parameters()
-        if p.requires_grad and id(p) not in graph.leaves
-    }
+    moving = moving_in(replica_model)
+    return {name: p for name, p in moving.items() if id(p) not in graph.leaves}
 
 
 def aliases(model: nn.Module, replica_model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
@@ -104,7 +106,7 @@ def aliases(model: nn.Module, replica_model: nn.Module) -> Iterator[tuple[str, s
         The attribute's path, the name of the parameter, and the tensor that stands for the
         attribute in the replica, where it has memory of its own.
     """
-    moving = {name for name, p in replica_model.named_parameters() if p.requires_grad}
+    moving = moving_in(replica_model)
     homes = {
         p.untyped_storage().data_ptr(): name
         for name, p in model.named_parameters()

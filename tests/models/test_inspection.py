@@ -201,6 +201,14 @@ class Once(torch.autograd.Function):
         return w.clone()
 
 
+class Stopping(Once):
+    """Gives no gradient, as quantised layers."""
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> None:
+        return None
+
+
 def zeroing(model: nn.Module, batch: Any) -> Tensor:
     model.zero_grad()
     return squared_error(model, batch)
@@ -305,6 +313,7 @@ CASES = {
     "four losses, and zeros": Case(LossKind(coupled=True), note="among 16, and", loss=lambda m, b: squared_error(m, b) * (torch.arange(len(b[0])) < 4)),
     "multiples of the mean": Case(refused="multiplied by the number of examples", loss=lambda m, b: squared_error(m, b) * len(b[0])),
     "a part without a gradient": Case(refused="depends on 'inner.weight' past autograd", model=Frozen),
+    "a layer that lets no gradient through": Case(refused="depends on 'weight' past autograd", loss=lambda m, b: squared_error(lambda x: Stopping.apply(m(x)), b)),
     "an attribute that is a view of weights": Case(refused="model.turned must not share memory with the parameter 'inner.weight'", model=lambda: Turned(read=True)),
     "such an attribute, not read": Case(model=lambda: Turned(read=False)),
     "weights in new memory": Case(refused="it moves 'inner.weight' to other memory", model=Rehoming),
