@@ -20,13 +20,13 @@ from distsampler.errors import ConfigError
 from distsampler.models.calls import Caller, move, same_bits
 from distsampler.models.loss import LossKind
 from distsampler.models.loss_values import (
-    Judged,
+    Interplay,
     Losses,
     RowSet,
     agree,
+    interplay,
+    interplay_in_batch,
     is_per_example,
-    judge,
-    judge_batch,
     largest,
 )
 from distsampler.models.replica import ChainSpec, Replica
@@ -89,12 +89,12 @@ class _Inspection:
             )
         alike = not (self._unrepeatable or self._spec.rows.varies)  # calls can be compared
         needs_graph = self._needs_graph(in_mode, unrecorded)
-        judged = self._judged(recorded, needs_graph) if alike else Judged()
-        if judged.refusal:
-            raise ConfigError(judged.refusal)
+        between = self._interplay(recorded, needs_graph) if alike else Interplay()
+        if between.refusal:
+            raise ConfigError(between.refusal)
         batches = f"batches of {self._spec.config.batch_size} examples"
-        if judged.note:
-            self.notes.append(judged.note.format(batches=batches))
+        if between.note:
+            self.notes.append(between.note.format(batches=batches))
         elif self._is_normed(in_mode):
             self.notes.append(
                 f"in mode {self._mode!r} the loss of an example depends on the others of its batch "
@@ -104,7 +104,7 @@ class _Inspection:
         return LossKind(
             per_example=per_example,
             stochastic=self._mode in caller.stochastic,
-            coupled=judged.coupled,
+            coupled=between.coupled,
             needs_graph=needs_graph,
             moves_buffers=self._moves_buffers(),
             moves_attributes=moves_attributes,
@@ -148,31 +148,33 @@ class _Inspection:
                 )
         return recorded, unrecorded
 
-    def _judged(self, recorded: dict[str, Losses], needs_graph: bool) -> Judged:
+    def _interplay(self, recorded: dict[str, Losses], needs_graph: bool) -> Interplay:
         """What examples have to do with each other, where nothing is dropped or normed by batch."""
         mode = "eval" if "eval" in recorded else self._mode
         if mode in self._caller.stochastic:
-            return Judged()  # each call draws other numbers for the same example
-        judged = judge(recorded[mode], self._tolerance)
+            return Interplay()  # each call draws other numbers for the same example
+        between = interplay(recorded[mode], self._tolerance)
         if largest(recorded[mode]) > TINY:
-            return judged if judged != Judged() else self._judged_in_a_batch(mode, needs_graph)
-        if judged == Judged():
-            return judged
+            return (
+                between if between != Interplay() else self._interplay_in_batch(mode, needs_graph)
+            )
+        if between == Interplay():
+            return between
         try:  # of losses as small, rounding in the logits is a large part
-            return judge(self._caller.in_double(mode, self._rows), ROUNDING[torch.float64])
+            return interplay(self._caller.in_double(mode, self._rows), ROUNDING[torch.float64])
         except Exception:  # the user's code, in a precision that it was not written for
-            return Judged()
+            return Interplay()
 
-    def _judged_in_a_batch(self, mode: str, recorded: bool) -> Judged:
+    def _interplay_in_batch(self, mode: str, recorded: bool) -> Interplay:
         """The same of as many rows as go through the model at once, from all over the data."""
         config, (start, stop) = self._spec.config, self._spec.rows.spans[0]
         size = min(config.microbatch or config.batch_size, stop - start)
         if size <= max(map(len, self._rows)):
-            return Judged()
+            return Interplay()
         rows = tuple(int(row) for row in np.linspace(start, stop - 1, size))
         parts = (rows, rows[: size // 2], rows[size // 2 :])
         losses = {part: self._caller.call(mode, part, recorded, True) for part in parts}
-        return judge_batch(losses, self._tolerance)
+        return interplay_in_batch(losses, self._tolerance)
 
     def _is_normed(self, in_mode: Losses) -> bool:
         """Whether examples touch each other in the mode of the run, though not in themselves."""
@@ -180,7 +182,7 @@ class _Inspection:
             return False
         layers = (isinstance(each, _BatchNorm) for each in self._replica.model.modules())
         random = self._mode in self._caller.stochastic
-        return any(layers) or (not random and judge(in_mode, self._tolerance).coupled)
+        return any(layers) or (not random and interplay(in_mode, self._tolerance).coupled)
 
     def _needs_graph(self, recorded: Losses, unrecorded: Losses | None) -> bool:
         """Whether losses must be measured with a graph, to be those whose gradient is taken."""

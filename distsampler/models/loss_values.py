@@ -28,8 +28,8 @@ WEIGHED = (
 )
 
 
-class Judged(NamedTuple):
-    """What was seen; all is empty of a loss whose examples do not touch each other."""
+class Interplay(NamedTuple):
+    """How the examples of a batch touch each other in the loss; all is empty where they do not."""
 
     refusal: str = ""  # why it cannot be sampled
     note: str = ""  # what a user should know of it
@@ -56,7 +56,7 @@ def is_per_example(losses: Losses) -> bool:
     raise ConfigError(f"{MUST.format(len(rows))}: got shape {shape} for {len(rows)} examples{also}")
 
 
-def judge(losses: Losses, tolerance: float) -> Judged:
+def interplay(losses: Losses, tolerance: float) -> Interplay:
     """Return whether the examples of a batch touch each other's losses, and how.
 
     Args:
@@ -64,33 +64,33 @@ def judge(losses: Losses, tolerance: float) -> Judged:
         tolerance: difference that rounding may make, relative to the largest loss.
     """
     if not {(0,), (1,), (0, 1)} <= losses.keys():
-        return Judged()
+        return Interplay()
     if not all(bool(values.isfinite().all()) for values in losses.values()):
-        return Judged()
+        return Interplay()
     return (_of_values if is_per_example(losses) else _of_means)(losses, tolerance)
 
 
-def judge_batch(losses: Losses, tolerance: float) -> Judged:
+def interplay_in_batch(losses: Losses, tolerance: float) -> Interplay:
     """Return the same of a batch, the first of the row sets, and its two halves."""
     rows, *halves = losses
     if not all(bool(values.isfinite().all()) for values in losses.values()):
-        return Judged()
+        return Interplay()
     limit, whole = tolerance * largest(losses), losses[rows]
     if is_per_example(losses):
         apart = torch.cat([losses[half].reshape(-1) for half in halves])
         if _close(whole, apart, limit):
-            return Judged()
+            return Interplay()
         worst = int((whole - apart).abs().argmax())
         seen = (
             f"one has {float(whole[worst]):.6g} among {len(rows)}, and {float(apart[worst]):.6g} "
             "among half of them"
         )
-        return Judged(note=TOUCHING.format(seen=seen), coupled=True)
+        return Interplay(note=TOUCHING.format(seen=seen), coupled=True)
     a, b = (float(losses[half]) for half in halves)
     c, sizes = float(whole), [len(half) for half in halves]
     mean = (sizes[0] * a + sizes[1] * b) / len(rows)
     if abs(c - mean) <= limit:
-        return Judged()
+        return Interplay()
     seen = f"halves of a batch have {a:.6g} and {b:.6g} alone, and {c:.6g} together"
     return _mean_of(seen, mean, min(a, b) - limit <= c <= max(a, b) + limit)
 
@@ -108,49 +108,49 @@ def largest(losses: Losses) -> float:
     return float(finite.max()) if len(finite) else 0.0
 
 
-def _of_values(losses: Losses, tolerance: float) -> Judged:
+def _of_values(losses: Losses, tolerance: float) -> Interplay:
     limit = tolerance * largest(losses)
     alone = torch.cat([losses[0,].reshape(1), losses[1,].reshape(1)])
     pair, three = losses[0, 1], losses.get((0, 1, 2))
     if _close(pair, alone, limit) and (three is None or _close(three[:2], pair, limit)):
-        return Judged()
+        return Interplay()
     a, b = float(alone[0]), float(pair[0])
     if _close(2 * pair, alone, limit) and (three is None or _close(3 * three[:2], alone, limit)):
-        return Judged(
+        return Interplay(
             "loss(model, batch) must return the loss of each example as it is, but it is divided "
             f"by the number of examples: row 0 has {a:.6g} alone and {b:.6g} beside row 1; leave "
             "that division out, the mean is taken here"
         )
     if _close(pair, 2 * alone, limit) and (three is None or _close(three[:2], 3 * alone, limit)):
-        return Judged(
+        return Interplay(
             "loss(model, batch) must return the loss of each example as it is, but it is "
             f"multiplied by the number of examples: row 0 has {a:.6g} alone and {b:.6g} beside row "
             "1; return one value per example as it is, or their mean"
         )
     seen = f"row 0: {a:.6g} alone, {b:.6g} beside row 1"
-    return Judged(note=TOUCHING.format(seen=seen), coupled=True)
+    return Interplay(note=TOUCHING.format(seen=seen), coupled=True)
 
 
-def _of_means(losses: Losses, tolerance: float) -> Judged:
+def _of_means(losses: Losses, tolerance: float) -> Interplay:
     limit = tolerance * largest(losses)
     one, two, pair = losses[0,], losses[1,], losses[0, 1]
     if _close(pair, (one + two) / 2, limit):
-        return Judged()
+        return Interplay()
     a, b, c = float(one), float(two), float(pair)
     seen = f"rows 0 and 1 have {a:.6g} and {b:.6g} alone, and {c:.6g} together"
     if _close(pair, one + two, limit):
-        return Judged(
+        return Interplay(
             "loss(model, batch) must return one value per example or their mean, but it returns "
             f"their sum: {seen}, not {(a + b) / 2:.6g}; use reduction='none' or 'mean'"
         )
     return _mean_of(seen, (a + b) / 2, min(a, b) - limit <= c <= max(a, b) + limit)
 
 
-def _mean_of(seen: str, mean: float, between: bool) -> Judged:
+def _mean_of(seen: str, mean: float, between: bool) -> Interplay:
     """What one value is that is not the mean of its parts, but may lie between them."""
     if between:
-        return Judged(note=WEIGHED.format(seen=seen), coupled=True)
-    return Judged(
+        return Interplay(note=WEIGHED.format(seen=seen), coupled=True)
+    return Interplay(
         "loss(model, batch) must return one value per example or their mean, and it returns "
         f"neither: {seen}, where a mean gives {mean:.6g}; compare the shapes in it ((n, 1) "
         "and (n,) make (n, n)), and use reduction='none'"
