@@ -18,7 +18,9 @@ from distsampler.draws import Variable, WideVariable
 from distsampler.errors import StoreError
 from distsampler.seeding import probe_rows
 from distsampler.store.constants import DIMS
+from distsampler.store.files import damaged
 from distsampler.store.large_arrays import WEIGHTS
+from distsampler.store.manifest import MANIFEST
 from distsampler.store.reader import TraceReader
 from distsampler.store.zarr_arrays import GROUPS, WARMUP
 
@@ -130,6 +132,9 @@ def _lazy_wide(trace: TraceReader, variable: WideVariable) -> xr.DataArray:
         if facts is None:
             raise StoreError(f"{trace.files} holds no draw yet: the run has only been started")
         coords["example"] = probe_rows(config.seed, facts.n, config.probe)
+        if variable.shape != (len(coords["example"]),):
+            why = f"{variable.name} has the shape {variable.shape} a draw, not one value an example"
+            raise damaged(trace.files.path(MANIFEST), why)
     return xr.DataArray(_lazy(trace, variable, rows), coords=coords, name=variable.name)
 
 

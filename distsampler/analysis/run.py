@@ -15,12 +15,13 @@ from distsampler.analysis.diagnosis import Diagnosis
 from distsampler.analysis.error_budget import budget, chain_excess, mean_of
 from distsampler.analysis.estimators import LLCEstimate, WBICEstimate
 from distsampler.analysis.verdict import Judgement, Verdict, judge
+from distsampler.draws import EXCESS_LOSS, PROBE_LOSS
 from distsampler.errors import ConfigError, NotConverged, NotConvergedWarning, StoreError
 from distsampler.facts import Facts, optimal_nbeta
 from distsampler.store.events import divergences, inspected
-from distsampler.store.files import Files
+from distsampler.store.files import Files, damaged
 from distsampler.store.large_arrays import LOSSES
-from distsampler.store.manifest import Manifest
+from distsampler.store.manifest import MANIFEST, Manifest
 from distsampler.store.reader import TraceReader
 
 NO_DRAW = "holds no loss at w*: it ended before any draw was made"
@@ -221,7 +222,11 @@ class Run:
     @cached_property
     def _groups(self) -> dict[str, xr.Dataset]:
         """The groups, of which only what an estimate needs is read: a trace may be large."""
-        return inference_data.lazy_groups(self._trace)
+        groups = inference_data.lazy_groups(self._trace)
+        lacking = sorted({EXCESS_LOSS, PROBE_LOSS} - groups["posterior"].keys())
+        if lacking:
+            raise damaged(self.files.path(MANIFEST), f"its draws lack {' and '.join(lacking)}")
+        return groups
 
     @cached_property
     def _judged(self) -> Judgement:
