@@ -28,7 +28,8 @@ from distsampler.models.replica import ChainSpec
 
 log = logging.getLogger(__name__)
 ANSWER_WAIT = 0.2  # seconds
-LOST_FOR_GOOD = {"fatal": 1, "memory": 1, "hung": 2}  # losses of the first place; of others 5
+LOST_FOR_GOOD = {"fatal": 1, "memory": 1, "hung": 2}  # losses before the first work; of others 5
+NOBODY = -1  # no place
 FACTOR = 20.0  # a work may take this many times what the slowest of its kind took
 RECENT = 200  # works of a kind among which the slowest is looked for
 FIRST = 6.0  # while none has ended, the first work of a place may take so many start_timeouts
@@ -174,35 +175,53 @@ def _owner(work: Work) -> str:
 
 
 def first_answer(pool: ChainPool, spec: ChainSpec, work: Work) -> Result:
-    """Start the first place of a pool, let it do one work, and return what came of it.
+    """Start the places of a pool, let the first that is up do one work, and return what it gave.
 
-    The place stays; it may be started with another recipe.
+    The places stay, and may be started with another recipe.
 
     Raises:
         DistsamplerError: if the work failed.
-        RunFailed: if the place was lost, for good or several times, or hung twice.
+        RunFailed: if no place could do it.
     """
     deadlines = Deadlines(spec.config, first=1.0)
-    (place,), lost, said = pool.start(spec, (0,)), Counter[str](), False
+    started = set(pool.start(spec, range(len(spec.config.packs))))
+    lost, asked, up, said = Counter[str](), NOBODY, deque[int](), False
     while True:
         hung = {task_of(work): lost["hung"]}
         for event in (*_reported(pool, deadlines), *deadlines.overdue(hung)):
             match event:
-                case PlaceReady():
-                    pool.submit(place, work)
-                    deadlines.given(place, work)
+                case PlaceReady(place):
+                    up.append(place)
                 case WorkDone():
                     return event.result
                 case WorkFailed():
                     raise event.error
-                case PlaceLost():
-                    lost[event.kind] += 1
-                    if lost[event.kind] == LOST_FOR_GOOD.get(event.kind, 5):
-                        raise RunFailed(f"no place could begin: {event.reason}")
-                    pool.start(spec, (place,))
+                case PlaceLost(place):
+                    up = deque(other for other in up if other != place)
+                    if asked not in (NOBODY, place):
+                        started.discard(place)  # it is started again with the run
+                        continue
+                    asked, lost[event.kind] = NOBODY, lost[event.kind] + 1
+                    _replace(pool, spec, event, lost[event.kind], started)
+        if asked == NOBODY and up:
+            asked = up.popleft()
+            pool.submit(asked, work)
+            deadlines.given(asked, work)
         for waiting in deadlines.waiting(hung).values() if not said else ():
             log.warning("%s", waiting)
             said = True
+
+
+def _replace(
+    pool: ChainPool, spec: ChainSpec, event: PlaceLost, losses: int, started: set[int]
+) -> None:
+    """Start a lost place again, unless it is lost for good; RunFailed: there is no other."""
+    if losses < LOST_FOR_GOOD.get(event.kind, 5):
+        pool.start(spec, (event.place,))
+        return
+    started.discard(event.place)
+    if event.kind in ("memory", "hung") or not started:
+        raise RunFailed(f"no place could begin: {event.reason}")
 
 
 def _reported(pool: ChainPool, deadlines: Deadlines) -> list[PoolEvent]:

@@ -86,9 +86,10 @@ class RayPool:
         Actors that have nothing to do take another recipe over.
         """
         if spec is not self._recipe:
-            self._dismiss()
+            self._dismiss(starting=False)
             places = places[: self._prepare(spec, len(places))]
             self._slots = {place: self._adopted() or self._new(spec.run, place) for place in places}
+            self._discard_unlent()
             return places
         for place in places:
             if place in self._slots:  # draining, or hung
@@ -162,19 +163,24 @@ class RayPool:
     def stop(self) -> None:
         """End the actors, and Ray if this pool started it."""
         self._dismiss()
-        if not self._lent and ray.is_initialized():
-            self.discard(self._stock, 0)
+        self._discard_unlent()
         self._recipe, self._spec, self._at_anchor = None, None, (None, None)
         self._cluster.leave()
 
-    def _dismiss(self) -> None:
-        """End the actors that are at work; the others are left to who comes next."""
+    def _dismiss(self, starting: bool = True) -> None:
+        """End the actors at work, and those that are starting; the others stay in stock."""
         for slot in self._slots.values() if ray.is_initialized() else ():
-            if slot.ready and not (slot.call or slot.probe):
+            idle = slot.ready and not (slot.call or slot.probe)
+            if idle or not (starting or slot.ready):
                 self._stock.append(slot.actor)
             else:
                 end(slot.actor)
         self._slots = {}
+
+    def _discard_unlent(self) -> None:
+        """End the actors in stock, unless they go to the next run of a sweep."""
+        if not self._lent and ray.is_initialized():
+            self.discard(self._stock, 0)
 
     def inspect_shards(
         self, sources: Sequence[Shard], rows: Sequence[NDArray[np.int64] | None]

@@ -62,6 +62,7 @@ class Job:
         if self._finished:
             return
         again = draft.pilot or (recipe is not None and recipe.calibration is not None)
+        draft = replace(draft, run=self._files.name)
         spec = inspected(draft, self._pool, say=not again)
         together = stored.together if stored and draft.config.pack == "auto" else None
         places = pool.place_count() if isinstance(pool, KnowsPlaces) else None
@@ -69,7 +70,7 @@ class Job:
             self._packing = packing.choose_pack(spec, places, together)
         self._asked = draft.config.pack
         config = spec.config.replaced(pack=self._packing.pack)
-        self._spec = replace(spec, config=config, run=self._files.name)
+        self._spec = replace(spec, config=config)
         self._manifest = _manifest(self._spec, recipe)
 
     def run(self, observer: Observer, stopped: Stopped) -> Run:
