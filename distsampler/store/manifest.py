@@ -118,8 +118,9 @@ class Manifest(Frozen):
         if self.sampler and not isinstance(self.sampler.get("name"), str):
             yield f"sampler must have a name, got {self.sampler}"
         variables: list[Variable | WideVariable] = [*self.variables, *self.wide]
-        if len({variable.name for variable in variables}) != len(variables):
-            yield "variables must have different names"
+        places = {(getattr(variable, "group", ""), variable.name) for variable in variables}
+        if len(places) != len(variables):  # a sampler may measure what a draw holds too
+            yield "variables of one group must have different names"
         yield from filter(None, map(_impossible, variables))
 
 

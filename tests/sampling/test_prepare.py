@@ -207,3 +207,10 @@ def test_a_finished_run_is_returned_without_a_call_of_its_loss(tmp_path: Path) -
     sample(MODEL, loss, store=tmp_path / "run", resume="auto")
     assert len(calls) == made
     assert_same(one, other)
+
+
+def test_a_sampler_may_measure_what_a_draw_holds_too() -> None:
+    sampler = ds.SamplerConfig(lr=1e-4, distance=True)
+    run = sample(MODEL, squared_error, sampler=sampler)
+    stats = run.inference_data["sample_stats"]
+    assert np.allclose(stats["distance"], run.posterior["distance"])
