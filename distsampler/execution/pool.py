@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from distsampler.chains.worker import ALONE, Result, Work, Worker
 from distsampler.config import RunConfig
 from distsampler.data.shards import Shard, ShardSummary
-from distsampler.errors import ConfigError, DistsamplerError
+from distsampler.errors import ConfigError, DistsamplerError, RunFailed
 from distsampler.execution.placement import CUBLAS
 from distsampler.models.replica import ChainSpec
 
@@ -112,6 +112,14 @@ class KnowsPlaces(Protocol):
 
 
 @runtime_checkable
+class AnswersAtOnce(Protocol):
+    """A pool whose place is this process, which needs no start to do a work."""
+
+    def answer(self, spec: ChainSpec, work: Work) -> Result:
+        """Do one work, and return what came of it."""
+
+
+@runtime_checkable
 class InspectsShards(Protocol):
     """A pool that can inspect shards of data where its chains will run."""
 
@@ -171,17 +179,26 @@ class SerialPool:
         Raises:
             ConfigError: if the config wants a GPU and there is none.
         """
-        config = spec.config
-        if config.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(
-                "device 'cuda' needs a GPU that torch sees, and here is none: use cpu"
-            )
-        device = torch.device("cuda" if config.device == "cuda" else "cpu")
-        if device.type == "cuda" and config.deterministic:
-            os.environ.setdefault(*CUBLAS)
-        self._worker = Worker(spec, device, capacity=config.chains)
+        device = _device(spec.config)
+        self._worker = Worker(spec, device, capacity=spec.config.chains)
         self._events.append(PlaceReady(places[0], place_info(device)))
         return places[:1]
+
+    def answer(self, spec: ChainSpec, work: Work) -> Result:
+        """Do one work, and return what came of it.
+
+        Raises:
+            DistsamplerError: if the work failed.
+        """
+        with ALONE:
+            done = perform(Worker(spec, _device(spec.config)), 0, work)
+        match done:
+            case WorkDone():
+                return done.result
+            case WorkFailed():
+                raise done.error
+            case PlaceLost():
+                raise RunFailed(f"no place could begin: {done.reason}")
 
     def submit(self, place: int, work: Work) -> None:
         """Keep the work until the next wait."""
@@ -203,6 +220,16 @@ class SerialPool:
         """Drop the worker and its work."""
         self._worker = None
         self._queue.clear()
+
+
+def _device(config: RunConfig) -> torch.device:
+    """The device of a run in this process."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device 'cuda' needs a GPU that torch sees, and here is none: use cpu")
+    device = torch.device("cuda" if config.device == "cuda" else "cpu")
+    if device.type == "cuda" and config.deterministic:
+        os.environ.setdefault(*CUBLAS)
+    return device
 
 
 def perform(worker: Worker, place: int, work: Work) -> WorkDone | WorkFailed | PlaceLost:

@@ -20,7 +20,7 @@ from distsampler.data.kinds import as_rows
 from distsampler.data.rows import Rows
 from distsampler.errors import ConfigError
 from distsampler.execution.deadlines import first_answer
-from distsampler.execution.pool import ChainPool, InspectsShards
+from distsampler.execution.pool import AnswersAtOnce, ChainPool, InspectsShards
 from distsampler.facts import optimal_nbeta
 from distsampler.models import sampler as by_name
 from distsampler.models.copies import check_model
@@ -109,6 +109,8 @@ def inspected(spec: ChainSpec, pool: ChainPool | None, say: bool = True) -> Chai
         worker = Worker(spec, next(spec.model.parameters()).device)
         with ALONE:
             inspection = worker.perform(Inspect())
+    elif isinstance(pool, AnswersAtOnce):
+        inspection = pool.answer(spec, Inspect())
     else:
         inspection = first_answer(pool, spec, Inspect())
     if not isinstance(inspection, Inspection):

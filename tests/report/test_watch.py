@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -127,7 +128,7 @@ def test_a_run_that_is_driven_is_running(folder: Path) -> None:
     (home / "lease.json").write_text(json.dumps(old | {"time": time.time() - 100}))
     assert listing.entries(home)[0].status == "silent"
     assert "silent" in display.line(watch.Follower(home).read())
-    assert "last heartbeat 100 s ago" in display.line(watch.Follower(home).read())
+    assert re.search(r"last heartbeat 1\d\d s ago", display.line(watch.Follower(home).read()))
 
 
 def test_draws_that_are_missing_give_no_number(folder: Path) -> None:
