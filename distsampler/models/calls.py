@@ -52,7 +52,7 @@ class Caller:
         self._places = places_of(replica.model)
         self.calls_own: bool | None = None  # whether the user's own model is called; None: not seen
         self._unreached = dict[str, nn.Parameter]()
-        self._found = False  # whether the graph, or a gradient, leads to something that moves
+        self._leads = False  # whether the graph, or a gradient, leads to something that moves
         self._reached = False  # whether a gradient was not zero
 
     def losses(self, mode: str, every: list[RowSet], recorded: bool) -> Losses:
@@ -234,8 +234,8 @@ class Caller:
                 "loss may hold the other one)"
             )
         self.low, self._unreached = graph.low, unreached(model, graph)
-        found = not graph.leaves.isdisjoint(map(id, self._replica.moving))
-        if not found and not graph.opaque:
+        leads = not graph.leaves.isdisjoint(map(id, self._replica.moving))
+        if not leads and not graph.opaque:
             self.check_reached()
         try:
             self._replica.backward(losses)
@@ -249,11 +249,11 @@ class Caller:
         check_places(self._places, places_of(model))
         gradients = (flat.grad for flat in self._replica.flats if flat.grad is not None)
         self._reached = any(bool(gradient.any()) for gradient in gradients)
-        self._found = self._found or found or self._reached
+        self._leads = self._leads or leads or self._reached
 
     def check_reached(self) -> None:
         """Check that a gradient has reached something that moves, in one of the calls at least."""
-        if not self._found:
+        if not self._leads:
             raise ConfigError(
                 "loss(model, batch) must depend on the parameters that move, but its gradient "
                 "reaches none of them: call the model that is its argument, or let others move "

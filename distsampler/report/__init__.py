@@ -3,7 +3,7 @@
 In reading order:
 
 ``summary``       what is said about a run or a sweep, as tables, lines and JSON
-``plots``         figures on matplotlib Axes
+``plots``         figures on matplotlib Axes, of what ``subjects`` accepts; ``curves``: their series
 ``html``          one page that needs nothing else, with figures in its own colours
 ``run_report``    the page about a run
 ``sweep_report``  the page about a sweep

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from distsampler.analysis.heatmap import Heatmap
 from distsampler.analysis.run import Run
 from distsampler.draws import ACCEPTANCE, DISTANCE, EXCESS_LOSS, PROBE_LOSS
 from distsampler.errors import ConfigError
+from distsampler.report.curves import autocorrelation, decayed, settled, thinned
 from distsampler.report.subjects import HasHeatmap, Store, heatmap_of, run_of, table_of
 from distsampler.sweeps.results import Sweep
 
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 SIZE = (6.4, 3.8)  # inches, of a figure of its own
 RANK_BINS = 20
-MOST_POINTS = 6_000  # of all lines of a picture; what lies between is drawn as its extremes
-LEAST_POINTS = 200  # of a line
 PLOTTED_NORMS = ("grad_norm", "noise_norm", "weight_norm")  # of those that samplers can record
 NAMED = 8  # chains that a legend names, at most
 MARKS = {
@@ -80,11 +78,11 @@ def plot_running_llc(run: Run | Store, ax: Axes | None = None) -> Axes:
     with _figure(ax, "Running LLC", "draws after burn-in", "running LLC") as ax:
         _plot_chains(ax, run, running, first=1, lw=0.9)
         if running.size:
-            at, mean = _thinned(running.mean(axis=0), 1)
+            at, mean = thinned(running.mean(axis=0), 1)
             ax.plot(at + 1, mean, color="black", lw=2.0, label="all chains")
             reach = 2 * np.nan_to_num(estimate.se) * np.sqrt(running.shape[1] / (at + 1))
             ax.fill_between(at + 1, mean - reach, mean + reach, color="0.5", alpha=0.25, lw=0)
-            ax.set_ylim(*_settled(running, estimate.se))
+            ax.set_ylim(*settled(running, estimate.se))
             _name_extremes(ax, running[:, -1], estimate.chains)
     return ax
 
@@ -112,9 +110,9 @@ def plot_rank(run: Run | Store, ax: Axes | None = None) -> Axes:
 def plot_autocorrelation(run: Run | Store, ax: Axes | None = None) -> Axes:
     """Plot the autocorrelation of the probe loss within each chain, against the lag in draws."""
     run = run_of(run)
-    lags = _autocorrelation(np.asarray(run.posterior[PROBE_LOSS].values, np.float64))
+    lags = autocorrelation(np.asarray(run.posterior[PROBE_LOSS].values, np.float64))
     with _figure(ax, "Autocorrelation, probe loss", "lag in draws", "autocorrelation") as ax:
-        _plot_chains(ax, run, lags[:, : _decayed(lags)])
+        _plot_chains(ax, run, lags[:, : decayed(lags)])
         ax.axhline(0.0, color="black", lw=0.8, ls=":")
         ax.locator_params(axis="x", integer=True)
     return ax
@@ -146,7 +144,7 @@ def plot_norms(run: Run | Store, ax: Axes | None = None) -> Axes:
     with _figure(ax, "Norms", "draws after burn-in", "Euclidean norm") as ax:
         for number, (name, values) in enumerate(norms(run)):
             ordered = np.sort(values, axis=0)
-            at, middle = _thinned(np.median(ordered, axis=0), 10)
+            at, middle = thinned(np.median(ordered, axis=0), 10)
             ax.plot(at, middle, color=f"C{number}", lw=0.9, label=name.replace("_", " "))
             low, high = (ordered[row][at] for row in (0, -1))
             ax.fill_between(at, low, high, color=f"C{number}", alpha=0.25, lw=0)
@@ -290,7 +288,7 @@ def _label(ax: Axes, title: str, xlabel: str, ylabel: str) -> None:
 def _plot_chains(ax: Axes, run: Run, values: NDArray[Any], first: int = 0, lw: float = 1.0) -> None:
     """A line per chain."""
     for line, style in _chains(run, values):
-        at, drawn = _thinned(line, len(values))
+        at, drawn = thinned(line, len(values))
         ax.plot(at + first, drawn, lw=lw, alpha=0.8, **style)
 
 
@@ -353,21 +351,6 @@ def _curves(dataset: xr.Dataset) -> Iterator[tuple[str, xr.Dataset]]:
         yield ", ".join(named), dataset.isel(chosen)
 
 
-def _thinned(line: NDArray[Any], lines: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Positions and values: all, or of each bin its least and its largest in their order."""
-    size = max(LEAST_POINTS, MOST_POINTS // max(lines, 1) // 2 * 2)
-    if len(line) <= size:
-        return np.arange(len(line)), np.asarray(line, np.float64)
-    edges = np.linspace(0, len(line), size // 2 + 1).astype(int)
-    picked = [
-        start + extreme
-        for start, stop in pairwise(edges)
-        for extreme in sorted({int(np.argmin(line[start:stop])), int(np.argmax(line[start:stop]))})
-    ]
-    at = np.unique([0, *picked, len(line) - 1])
-    return at, np.asarray(line, np.float64)[at]
-
-
 def _name_extremes(ax: Axes, last: NDArray[np.float64], chains: tuple[int, ...]) -> None:
     """The chains that end highest and lowest, by number, where a legend would be too long."""
     if len(last) < NAMED:
@@ -376,33 +359,3 @@ def _name_extremes(ax: Axes, last: NDArray[np.float64], chains: tuple[int, ...])
         end = ax.get_xlim()[1], float(last[row])
         text = f"chain {chains[row]}"
         ax.annotate(text, end, ha="right", va=side, fontsize="small", color="black")
-
-
-def _settled(running: NDArray[np.float64], se: float) -> tuple[float, float]:
-    """Bounds for the eye, without the wild first tenth."""
-    late = running[:, running.shape[1] // 10 :]
-    mean = float(running[:, -1].mean())
-    reach = 3 * se if np.isfinite(se) else 0.0
-    low, high = min(late.min(), mean - reach), max(late.max(), mean + reach)
-    margin = 0.1 * max(float(high - low), 1e-12)
-    return float(low - margin), float(high + margin)
-
-
-def _autocorrelation(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Autocorrelation of each chain, (chain, lag), by FFT; zeros where nothing varies."""
-    draws = values.shape[1]
-    if not values.size:
-        return np.zeros_like(values)
-    moved = values - values.mean(axis=1, keepdims=True)
-    power = np.abs(np.fft.rfft(moved, n=2 * draws, axis=1)) ** 2
-    covariance = np.fft.irfft(power, axis=1)[:, :draws]
-    first = covariance[:, :1]
-    return np.asarray(covariance / np.where(first > 0, first, 1.0))
-
-
-def _decayed(lags: NDArray[np.float64]) -> int:
-    """Lags to show: three times as far as the slowest chain's falls to a tenth; at least 20."""
-    draws = lags.shape[1]
-    low = lags < 0.1
-    slowest = max((int(np.argmax(row)) if row.any() else draws for row in low), default=draws)
-    return int(min(draws, max(20, 3 * slowest)))

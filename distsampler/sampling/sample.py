@@ -73,7 +73,7 @@ def sample(  # noqa: PLR0913 (the signature is the public contract)
         ConfigError: if something cannot be sampled as asked; nothing has been written then.
         PlacementError: if the cluster cannot hold a chain; nothing has been written then.
         StoreError: if the store cannot be used.
-        RunFailed: if fewer than ``min_chains`` chains were left, or pilots found no step.
+        RunFailed: if fewer than ``min_chains`` chains were left, or no step suited the pilots.
         KeyboardInterrupt: after Ctrl-C and a clean end; its ``run`` is what was committed, and
             ``start`` is the way to do other things meanwhile.
 

@@ -157,7 +157,7 @@ class LocalFolder:
 
     @contextlib.contextmanager
     def _fenced(self) -> Iterator[None]:
-        """Tell a desk that is gone from anything else that was not found within."""
+        """Tell a desk that is gone from anything else that is missing within."""
         try:
             yield
         except FileNotFoundError as error:

@@ -15,7 +15,7 @@ import xarray as xr
 import distsampler as ds
 from distsampler import recipe
 from distsampler.execution.display import Reporter
-from distsampler.report import html, plots, run_report, sweep_report
+from distsampler.report import curves, html, run_report, sweep_report
 from distsampler.sampling.job import Job
 from distsampler.sampling.prepare import prepare
 from distsampler.store.events import Lost, Retired, Started
@@ -219,11 +219,11 @@ def test_what_was_not_recorded_is_not_drawn(run: ds.Run) -> None:
 
 def test_the_autocorrelation_is_that_of_the_process(run: ds.Run) -> None:
     long = autoregressive(4, 20_000, 0.8)
-    found = plots._autocorrelation(long).mean(axis=0)
+    found = curves.autocorrelation(long).mean(axis=0)
     assert found[:10] == pytest.approx(0.8 ** np.arange(10), abs=0.05)
     exact = [np.corrcoef(row[:-3], row[3:])[0, 1] for row in long]
-    assert plots._autocorrelation(long)[:, 3] == pytest.approx(exact, abs=1e-3)
-    assert not plots._autocorrelation(np.ones((2, 50)))[:, 1:].any()
+    assert curves.autocorrelation(long)[:, 3] == pytest.approx(exact, abs=1e-3)
+    assert not curves.autocorrelation(np.ones((2, 50)))[:, 1:].any()
 
 
 def test_of_many_chains_the_outermost_are_named() -> None:
@@ -236,8 +236,8 @@ def test_of_many_chains_the_outermost_are_named() -> None:
 
 def test_a_thinned_line_keeps_its_extremes() -> None:
     line = np.random.default_rng(0).standard_normal(100_000)
-    at, values = plots._thinned(line, 4)
-    assert len(at) <= plots.MOST_POINTS // 4 + 2
+    at, values = curves.thinned(line, 4)
+    assert len(at) <= curves.MOST_POINTS // 4 + 2
     assert (values.min(), values.max()) == (line.min(), line.max())
     assert (at[0], at[-1]) == (0, len(line) - 1)
     assert (np.diff(at) > 0).all()
