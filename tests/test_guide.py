@@ -116,9 +116,9 @@ def test_the_example_of_the_readme_runs(
 
 
 def test_the_readme_shows_a_line_as_it_is_printed() -> None:
-    (line,) = re.findall(r"^    (LLC .*)$", README.read_text(), re.MULTILINE)
+    (line,) = re.findall(r"^(LLC .*)$", README.read_text(), re.MULTILINE)
     assert re.match(README_LINE, line)
-    assert re.search(r"\| n \d+, nbeta [\d.]+, gamma \d+$", line)
+    assert re.search(r"\| n \d+, nbeta [\d.]+, gamma \d+, sgld lr [\de.-]+$", line)
 
 
 @pytest.mark.ray

@@ -10,6 +10,8 @@ import distsampler as ds
 from distsampler import recipe
 from distsampler.report import run_report
 from distsampler.sampling.calibration import calibrate_recipe, continued
+from distsampler.sampling.directory import continues
+from distsampler.store.files import as_files
 
 BIAS = 0.02  # of the LLC, that a step and its minibatches may bring: less would need longer chains
 
@@ -23,7 +25,8 @@ def main() -> None:
     model = demo.model
     print(f"network: {sum(p.numel() for p in model.parameters()):,} parameters, "
           f"trained in {time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
-    demo = continued(demo, str(store)) or calibrated(demo)
+    begun = continues(as_files(store), "auto")
+    demo = continued(demo, str(store)) if begun else calibrated(demo)
     run = ds.sample(model, demo.data, demo.loss, demo.config, store=store, resume="auto")
     estimate = run.llc("ignore")
     figure(run, store / "demo.png")
