@@ -1,4 +1,4 @@
-"""What to do about a verdict that refuses: the levers that apply to this run, and the call for it.
+"""Advice on a verdict that refuses: the levers that apply to this run, and the call for it.
 
 ``advise`` alone decides, so that no lever contradicts another. In its order:
 
@@ -35,7 +35,7 @@ LENGTHS = {"draws", "max_draws"}  # fields that a run which has begun can change
 
 
 class Criterion(StrEnum):
-    """What a verdict asks for."""
+    """A condition that a verdict checks."""
 
     CHAINS = "chains"  # enough of them for R-hat
     LENGTH = "length"  # enough draws for a verdict
@@ -65,7 +65,7 @@ class Failure:
 
 
 class Lever(StrEnum):
-    """What can be changed about a run."""
+    """A part of a run that can be changed."""
 
     CONTINUE = "continue"  # nothing: it is made to its end
     DRAWS = "draws"
@@ -92,7 +92,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Advice:
-    """What to do, all of it together; empty where there is nothing to do."""
+    """Measures that belong together, and the call that takes them; empty where none is needed."""
 
     measures: tuple[Measure, ...] = ()
     alternatives: tuple[Measure, ...] = ()  # each in place of the measures, in a new run
@@ -130,7 +130,7 @@ class Advice:
 
 @dataclass(frozen=True)
 class Situation:
-    """What an advice depends on beside the diagnosis; the defaults are those of a run under way."""
+    """The facts of a run on which advice depends; the defaults are those of a run under way."""
 
     config: RunConfig
     facts: Facts | None = None  # None: not asked for, or not known yet
@@ -232,7 +232,7 @@ def notes(about: Situation) -> tuple[str, ...]:
 
 
 def _lost(kinds: set[Criterion], remedies: list[Measure], about: Situation) -> Iterator[Measure]:
-    """What is missing are chains: those that were lost, or more of them."""
+    """Yield what brings back the chains that are missing, or adds some."""
     failed = about.status == "failed" and about.lost
     if remedies or not (failed or kinds & {Criterion.CHAINS, Criterion.BOTH_SIDES}):
         return
@@ -279,7 +279,7 @@ def _draws(
 def _instead(
     factor: float, kinds: set[Criterion], diagnosis: Diagnosis, about: Situation
 ) -> Iterator[Measure]:
-    """What needs fewer draws: more chains, a larger step where there is room, more localization."""
+    """Yield what saves draws: more chains, a larger step where there is room, localization."""
     config, facts, step = about.config, about.facts, about.step
     if kinds <= ONLY_COUNTED:
         chains = math.ceil(config.chains * factor)
@@ -370,7 +370,7 @@ def _by_part(changes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict
 
 
 def _resumes(changes: Mapping[str, Any], about: Situation) -> bool:
-    """Whether a run that has begun can change so: longer, and with no other adaptation."""
+    """Return whether a run that has begun can change so: longer, its adaptation the same."""
     lengths = {name for name in changes if name in LENGTHS or name.startswith("gate.")}
     if lengths != changes.keys() or not LENGTHS & changes.keys():
         return False

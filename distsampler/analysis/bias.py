@@ -44,7 +44,7 @@ class Steepness:
 
     @property
     def too_large(self) -> bool:
-        """Whether the step is too large there."""
+        """Tell whether the step is too large there."""
         return self.share > BEARABLE
 
     @property
@@ -54,7 +54,7 @@ class Steepness:
 
     @property
     def reason(self) -> str:
-        """Why a step is too large that is."""
+        """Say why the step is too large."""
         return (
             f"the step is too large: lr (nbeta h + gamma) / {self.limit:.3g} reached "
             f"{self.share:.2g}, beyond {BEARABLE}, where the largest curvature h was "
@@ -82,7 +82,7 @@ def steepness(curvature: NDArray[np.float64], facts: Facts) -> Steepness | None:
 
 @dataclass(frozen=True)
 class Slower:
-    """What to lower where a chain has diverged."""
+    """The smaller step that is advised where a chain has diverged."""
 
     lr: float | None  # step size that was used; None: the sampler has no such option
     gentle_lr: float | None  # step size to start with; None: likewise

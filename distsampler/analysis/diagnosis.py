@@ -188,7 +188,7 @@ class Diagnosis:
         return plain({**asdict(self), "gate": self.gate.model_dump()})
 
     def _cells(self, row: Row) -> Iterator[Content]:
-        """What the table says of a quantity."""
+        """Yield a quantity's cells of the table."""
         yield "*" if row.gated else ""
         yield row.name
         yield from (f"{value:.4g}" for value in (row.mean, row.sd, row.mcse))

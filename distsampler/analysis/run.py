@@ -242,7 +242,7 @@ class Run:
     @property
     def _situation(self) -> Situation:
         """What an advice depends on beside the draws."""
-        manifest, lost = self.manifest, self.lost_chains
+        manifest, lost, events = self.manifest, self.lost_chains, self.events
         return Situation(
             manifest.config,
             self._trace.facts(),
@@ -251,8 +251,8 @@ class Run:
             manifest.recipe is not None,
             manifest.status,
             lost,
-            divergences(self.events) if lost else {},
-            inspected(self.events),
+            divergences(events) if lost else {},
+            inspected(events),
         )
 
     def _warn(self, on_unconverged: OnUnconverged) -> None:

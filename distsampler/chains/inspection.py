@@ -1,4 +1,4 @@
-"""Inspection: what the user gives is tried at w*, on a replica, before anything starts."""
+"""Inspection: the user's model, loss and observables are tried on replicas before a run."""
 
 from dataclasses import dataclass, replace
 

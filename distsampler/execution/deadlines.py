@@ -66,6 +66,7 @@ class Deadlines:
         self._warm: defaultdict[int, set[object]] = defaultdict(set)  # what it has done before
         # seconds for each draw or row, and seconds of the longest first work, by kind
         self._paces: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
+        self._slowest: dict[str, float] = {}  # of these paces, by kind: asked for at every event
         self._firsts: dict[str, float] = {}
 
     def given(self, place: int, work: Work) -> None:
@@ -123,10 +124,11 @@ class Deadlines:
             self._firsts[kind] = max(seconds, self._firsts.get(kind, 0.0))
         else:
             self._paces[kind].append(seconds / _size(ended.work))
+            self._slowest[kind] = max(self._paces[kind])
 
     def _usual(self, work: Work) -> float:
         """Seconds that the slowest recent work of this size took; 0: there was none."""
-        return max(self._paces[_kind(work)], default=0.0) * _size(work)
+        return self._slowest.get(_kind(work), 0.0) * _size(work)
 
     def _left(self, place: int, hung: Mapping[Task, int]) -> float:
         """Seconds until a place counts as hung."""
@@ -134,7 +136,7 @@ class Deadlines:
         work, usual = under_way.work, self._usual(under_way.work)
         limit = max(self._shortest, FACTOR * usual) * 2.0 ** hung.get(task_of(work), 0)
         kind, since = _kind(work), under_way.since
-        if under_way.first or not self._paces[kind]:
+        if under_way.first or kind not in self._slowest:
             first = self._firsts.get(kind)
             limit = max(limit, self._longest_first if first is None else FACTOR * first)
         left = since + limit - self._clock

@@ -101,14 +101,26 @@ class RayPool:
 
     def _prepare(self, spec: ChainSpec, places: int) -> int:
         """Send the recipe to the cluster, and return how many of these places it has room for."""
-        send_by_value(spec, cloudpickle.register_pickle_by_value)
-        check_picklable(spec, cloudpickle.dumps)
+        if not self._has_sent(spec):
+            send_by_value(spec, cloudpickle.register_pickle_by_value)
+            check_picklable(spec, cloudpickle.dumps)
         self._cluster.join()
         self._options, room = self._cluster.options(spec.config)
         self._device = choose_device(spec.config, self._options["num_gpus"])
         self._capacity = max(1, self._placement.chains_per_actor // spec.config.together)
         self._recipe, self._spec = spec, ray.put(self._cluster.located(spec))
         return min(math.ceil(places / self._capacity), room, self._most)
+
+    def _has_sent(self, spec: ChainSpec) -> bool:
+        """Whether all that is the user's in a recipe went to the cluster with the one before."""
+        before, functions = self._recipe, spec.config.observables
+        return before is not None and (
+            before.model is spec.model
+            and before.loss is spec.loss
+            and before.rows is spec.rows
+            and before.sampler is spec.sampler
+            and before.config.observables == functions
+        )
 
     def _adopted(self) -> Slot | None:
         """An actor of the stock, if there is one."""

@@ -58,7 +58,8 @@ class Job:
         self._continues = continues(self._files, resume)
         stored = Trace(self._files).manifest.config if self._continues else None
         self._pool = ray_pool(draft.config) if pool is None else pool
-        self._finished = stored is not None and _is_finished(self._files, draft, stored)
+        marks = fingerprint(draft)  # of the user's parts, which are read whole for it
+        self._finished = stored is not None and _is_finished(self._files, draft, stored, marks)
         if self._finished:
             return
         again = draft.pilot or (recipe is not None and recipe.calibration is not None)
@@ -71,7 +72,7 @@ class Job:
         self._asked = draft.config.pack
         config = spec.config.replaced(pack=self._packing.pack)
         self._spec = replace(spec, config=config)
-        self._manifest = _manifest(self._spec, recipe)
+        self._manifest = _manifest(self._spec, marks, recipe)
 
     def run(self, observer: Observer, stopped: Stopped) -> Run:
         """Run it to its end, or until ``stopped`` says why it must end early."""
@@ -164,22 +165,22 @@ def warn_of_autocast() -> None:
         )
 
 
-def _is_finished(files: Files, draft: ChainSpec, stored: RunConfig) -> bool:
+def _is_finished(files: Files, draft: ChainSpec, stored: RunConfig, marks: dict[str, str]) -> bool:
     """Return whether a stored run is the one that is asked for, and all of it is there.
 
     Whether its curvature is watched, and how its chains are packed, was settled when it began.
     """
     config = draft.config.replaced(pack=stored.pack, watch=stored.watch)
-    asked = _manifest(replace(draft, config=config), None)
+    asked = _manifest(replace(draft, config=config), marks)
     return check_same(files, asked).finished(config)
 
 
-def _manifest(spec: ChainSpec, recipe: Recipe | None) -> Manifest:
-    """The manifest of a run that has not begun."""
+def _manifest(spec: ChainSpec, marks: dict[str, str], recipe: Recipe | None = None) -> Manifest:
+    """The manifest of a run that has not begun; ``marks`` is its fingerprint."""
     config = spec.config
     return Manifest(
         config=config,
-        fingerprint=fingerprint(spec),
+        fingerprint=marks,
         variables=variables(spec),
         wide=wide_variables(spec),
         law=spec.facts.law,

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from torch import Tensor
@@ -428,7 +429,6 @@ def test_a_batch_keeps_its_types_on_a_device() -> None:
 
 
 def test_data_frames_of_pandas_are_columns() -> None:
-    pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"a": x[:, 0], "b": x[:, 1], "label": y, "name": ["n"] * N})
     first, second = as_rows((frame[["a", "b"]], frame["label"])).take(ROWS)  # type: ignore[misc]
     assert torch.equal(first, X[ROWS, :2])
