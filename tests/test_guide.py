@@ -95,8 +95,9 @@ def test_every_block_has_a_test() -> None:
     for page, line in there:
         assert any(page == p and line.startswith(start) for p, start in tested), (page, line)
     languages = {kind for page in PAGES for kind, _ in BLOCK.findall(page.read_text())}
-    assert languages == {"python", "yaml"}
+    assert languages == {"python", "text", "yaml"}
     assert [page for page, _ in blocks("yaml")] == ["sweeps"]
+    assert [page for page, _ in blocks("text")] == ["README"]  # the line that its example prints
 
 
 @pytest.mark.ray
