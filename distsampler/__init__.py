@@ -14,6 +14,7 @@ Rooms, from top to bottom; each imports only what stands below it:
 ``report``      plots, HTML pages, progress of runs read from their stores (watch, ls), the guide
 ``sweeps``      many runs: checkpoints x restrictions x settings x data sets
 ``truth``       models whose LLC is known exactly, and ``certify``, which holds samplers to them
+``lm``          language models: losses of their tokens, texts as data
 ``sampling``    sample, resume, start, calibrate: puts model, data, cluster and store together
 ``execution``   the driver, which alone commits; ``transition``: what it decides when an actor dies
                 or a gate round is due; ``placement``: what an actor asks of the cluster; Ray
@@ -21,7 +22,7 @@ Rooms, from top to bottom; each imports only what stands below it:
                 the anchor pass; what is measured at a draw; packs; hopping over shards
 ``curvature``   Hessian and gradient noise, by Lanczos, at w* and along a chain
 ``models``      a user's model: its copy, what of it moves, several stacked for one call
-``data``        a user's data: rows, batches, shards
+``data``        a user's data: rows, batches, shards, tokens that count
 ``analysis``    from a store to numbers: R-hat, ESS, drift, verdict, LLC, its error and bias
 ``store``       the run directory: arrays, manifest, events, chain states, the driver's lease
 ``optim``       the samplers: torch optimizers, each with its step in one file; usable alone
@@ -70,6 +71,8 @@ def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'distsampler' has no attribute {name!r}")
     module, attribute = _HOMES[name]
+    if module == __name__:  # a room that is public as a whole
+        return import_module(f"{module}.{attribute}")
     value: object = getattr(import_module(module), attribute)
     return value
 

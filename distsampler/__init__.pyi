@@ -1,4 +1,5 @@
 # The public names of the package, for type checkers and for __init__.py, which resolves them.
+from distsampler import lm as lm
 from distsampler.analysis.diagnosis import Diagnosis as Diagnosis
 from distsampler.analysis.estimators import LLCEstimate as LLCEstimate
 from distsampler.analysis.estimators import WBICEstimate as WBICEstimate

@@ -4,5 +4,6 @@
 ``rows``     numbered examples, and the batch of some of them
 ``batches``  the rows of a minibatch, as a function of chain and step
 ``shards``   data cut into shards, of which a process holds one at a time
+``tokens``   which tokens of a batch count
 ``trees``    batches as tensors in tuples, lists, mappings and dataclasses
 """
