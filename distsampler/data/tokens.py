@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from distsampler.errors import ConfigError
@@ -24,11 +25,11 @@ def counted(batch: object) -> Tensor:
         ConfigError: if the batch is none of these.
     """
     ids, mask, labels = token_ids(batch), column(batch, MASK), column(batch, LABELS)
-    counts = ids.new_ones((len(ids), ids.shape[1] - 1), dtype=bool)
+    counts = ids.new_ones((len(ids), ids.shape[1] - 1), dtype=torch.bool)
     if mask is not None:
         real = mask != 0
         counts = real[:, 1:] & real[:, :-1]
-    return counts if labels is None else counts & (labels[:, 1:] != IGNORED)
+    return counts if labels is None else counts & labels[:, 1:].ne(IGNORED)
 
 
 def token_ids(batch: object) -> Tensor:
