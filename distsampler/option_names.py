@@ -18,6 +18,7 @@ HOMES = {
 SAMPLER_OPTIONS = (
     *("lr", "nbeta", "localization", "noise_level", "weight_decay", "friction", "preconditioner"),
     *("diffusion_factor", "scheme", "beta1", "beta2", "stability", "freeze_after"),
+    *("initial_scale", "bias_correction"),
     *("gradient_variance", "bounding_box_size", "optimize_over", "save_noise", "save_mala_vars"),
     *("noise_norm", "grad_norm", "weight_norm", "distance"),
 )

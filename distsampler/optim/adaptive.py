@@ -61,17 +61,21 @@ class Adaptive(Sampler):
                 torch._foreach_addcmul_(v, at.step, at.step, value=1 - beta2)
         if layout.derived.get("adapted") != group["adapted"]:
             layout.derived["adapted"] = group["adapted"]
-            _put_root(layout, 1 - group["beta2"] ** group["adapted"], group["stability"])
+            _put_root(layout, self._learnt(group), group["stability"])
+
+    def _learnt(self, group: dict[str, Any]) -> float:
+        """Return the share of v that is of gradients, by which it is divided: 1 - beta2^t."""
+        return float(1 - group["beta2"] ** group["adapted"])
 
 
-def _put_root(layout: Layout, unbiased: float, stability: float) -> None:
-    """Root <- 1 / sqrt(sqrt(v / unbiased) + a), the root of P (Li et al. 2016)."""
+def _put_root(layout: Layout, learnt: float, stability: float) -> None:
+    """Root <- 1 / sqrt(sqrt(v / learnt) + a), the root of P (Li et al. 2016)."""
     v = layout.column("square_avg")
     if "root" not in layout.columns:
         layout.columns["root"] = [torch.empty_like(each) for each in v]
     root = layout.columns["root"]
     torch._foreach_copy_(root, v)
-    torch._foreach_div_(root, unbiased)
+    torch._foreach_div_(root, learnt)
     torch._foreach_sqrt_(root)
     torch._foreach_add_(root, stability)
     torch._foreach_sqrt_(root)

@@ -359,6 +359,8 @@ class Sampler(Optimizer):
         """After torch's own loading: precision, shared anchors, masks, the random stream."""
         anchoring.restore(self, saved, anchors)
         for group in self.param_groups:
+            for option, default in self.defaults.items():  # newer than what was saved
+                group.setdefault(option, default)
             self._normalise(group)
         if "generator" in saved:
             continue_stream(self.generator, saved["generator"])

@@ -78,14 +78,16 @@ class LawCase:
 
 _SGNHT = {"lr": 0.01, "diffusion_factor": 0.1}
 _RMSPROP = {"lr": 0.05, "freeze_after": 30, "stability": 0.3}
+_FROM_ONE = {**_RMSPROP, "initial_scale": 1.0, "bias_correction": False}
 _ADAM = {"lr": 2.0, "freeze_after": 1, "stability": 100.0, "beta1": 0.9}
 CASES = {
     "sgld": LawCase("sgld", 150, {"lr": 0.05}),
     "lmsgld": LawCase("lmsgld", 120, {"lr": 0.08}),
     "rmsprop_sgld": LawCase("rmsprop_sgld", 400, _RMSPROP),
+    "rmsprop_sgld from 1": LawCase("rmsprop_sgld", 400, _FROM_ONE),
     "adam_sgld": LawCase("adam_sgld", 1500, _ADAM),
     "sghmc": LawCase("sghmc", 150, {"lr": 0.02, "friction": 0.3}),
     "sgnht": LawCase("sgnht", 600, _SGNHT),
     "sgnht badodab": LawCase("sgnht", 600, {**_SGNHT, "scheme": "badodab"}),
 }
-"""By title: a sampler's name, with its scheme where that is not the default."""
+"""By title: a sampler's name, with its form where that is not the default."""

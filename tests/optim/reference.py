@@ -64,9 +64,12 @@ class Reference:
 
     def _preconditioner(self, o: dict[str, float], g: Tensor) -> Tensor:
         updates = min(self.steps, int(o["freeze_after"]))
+        if self.steps == 1:
+            self.square = torch.full_like(g, o.get("initial_scale", 0.0))
         if self.steps <= o["freeze_after"]:
             self.square = o["beta2"] * self.square + (1 - o["beta2"]) * g**2
-        return 1 / ((self.square / (1 - o["beta2"] ** updates)).sqrt() + o["stability"])
+        learnt = 1 - o["beta2"] ** updates if o.get("bias_correction", True) else 1.0
+        return 1 / ((self.square / learnt).sqrt() + o["stability"])
 
     def _preconditioned(
         self, o: dict[str, float], drift: Tensor, noise: Tensor, scale: Tensor

@@ -302,6 +302,22 @@ def rmsprop_sgld_freeze_after() -> None:
     close(adaptive(RMSPropSGLD, freeze_after=1)[1], -0.005 * 10 / (3 + 0.1))
 
 
+def rmsprop_sgld_bias_correction() -> None:
+    """As devinterp 1.3.2 and 2.0.1 have it."""
+    first, second = adaptive(RMSPropSGLD, bias_correction=False)
+    close(first, -0.005 * 10 * 3 / (math.sqrt(0.5 * 9) + 0.1))
+    close(second, -0.005 * 10 / (math.sqrt(0.25 * 9 + 0.5) + 0.1))
+
+
+def rmsprop_sgld_initial_scale() -> None:
+    """As Hitchcock & Hoogland have it, and with another v."""
+    for start in (1.0, 4.0):
+        form = {"initial_scale": start, "bias_correction": False}
+        first, second = adaptive(RMSPropSGLD, **form)
+        close(first, -0.005 * 10 * 3 / (math.sqrt(0.5 * start + 0.5 * 9) + 0.1))
+        close(second, -0.005 * 10 / (math.sqrt(0.25 * start + 0.25 * 9 + 0.5) + 0.1))
+
+
 def adam_sgld_beta1() -> None:
     mean = (0.25 * 3 + 0.5) / 0.75
     close(adaptive(AdamSGLD, beta1=0.5, beta2=0.0)[1], -0.005 * 10 * mean / 1.1)
@@ -350,6 +366,8 @@ ROWS = [
     rmsprop_sgld_beta2,
     rmsprop_sgld_stability,
     rmsprop_sgld_freeze_after,
+    rmsprop_sgld_bias_correction,
+    rmsprop_sgld_initial_scale,
     adam_sgld_beta1,
     lmsgld_preconditioner,
 ]
@@ -404,6 +422,9 @@ def test_what_is_legal_but_hardly_meant_warns_once(
         (SGNHT, {"scheme": "euler"}, "'ding' or 'badodab'"),
         (RMSPropSGLD, {"freeze_after": 0}, "freeze_after must be a whole number"),
         (RMSPropSGLD, {"freeze_after": 3, "beta2": 1.0}, "beta2 must lie in"),
+        (RMSPropSGLD, {"freeze_after": 3, "initial_scale": 1.0}, "pass bias_correction=False"),
+        (RMSPropSGLD, {"freeze_after": 3, "initial_scale": -1.0}, "initial_scale must be"),
+        (RMSPropSGLD, {"freeze_after": 3, "bias_correction": 1}, "must be True or False; got 1"),
         (LMSGLD, {"preconditioner": [torch.zeros(D)]}, "preconditioner must be positive"),
         (LMSGLD, {"nbeta": lambda _: math.nan}, r"nbeta\(step\) must be"),
     ],

@@ -15,10 +15,12 @@ from tests.optim.reference import Reference
 
 pytestmark = pytest.mark.filterwarnings("ignore:the noise of SGNHT")
 
+RMSPROP = {"noise_level": 1.0, "beta2": 0.9, "stability": 0.3, "freeze_after": 2}
 OPTIONS = {
     "sgld": {"noise_level": 1.0},
     "lmsgld": {"noise_level": 1.0},
-    "rmsprop_sgld": {"noise_level": 1.0, "beta2": 0.9, "stability": 0.3, "freeze_after": 2},
+    "rmsprop_sgld": RMSPROP,
+    "rmsprop_sgld from 1": {**RMSPROP, "initial_scale": 1.0, "bias_correction": False},
     "adam_sgld": {
         "noise_level": 1.0,
         "beta1": 0.8,
@@ -104,7 +106,7 @@ def set_gradients(spec: dict, params: list[Tensor], source: torch.Generator) -> 
     return gradients
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("title", OPTIONS)
 @settings(max_examples=40, deadline=None)
 @given(
     specs=st.lists(group_strategy, min_size=1, max_size=3),
@@ -112,11 +114,11 @@ def set_gradients(spec: dict, params: list[Tensor], source: torch.Generator) -> 
     seed=st.integers(0, 2**20),
 )
 def test_the_kernels_are_the_plain_loop(
-    name: str, specs: list[dict], chunk_bytes: int, seed: int
+    title: str, specs: list[dict], chunk_bytes: int, seed: int
 ) -> None:
     source = torch.Generator().manual_seed(seed)
     groups = [make_group(spec, source) for spec in specs]
-    options = {"lr": 0.05, "nbeta": 4.0, **OPTIONS[name]}
+    name, options = title.split()[0], {"lr": 0.05, "nbeta": 4.0, **OPTIONS[title]}
     with mock.patch.dict(planning.NOISE_CHUNK_BYTES, {"cpu": chunk_bytes}):
         sampler = SAMPLERS[name](groups, save_noise=True, generator=source, **options)
         loops = references(sampler)

@@ -38,6 +38,7 @@ CONTROLS: dict[str, list[dict[str, Any]]] = {
     "sgld": NOISE + HOT,
     "lmsgld": NOISE + HOT,
     "rmsprop_sgld": NOISE + HOT,
+    "rmsprop_sgld from 1": NOISE + HOT,
     "adam_sgld": [*NOISE, {"beta1": 0.8}],
     "sghmc": [*HOT, {"friction": 0.6}],
     "sgnht": [*HOT, {"diffusion_factor": 0.2}],
