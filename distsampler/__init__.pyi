@@ -1,5 +1,6 @@
 # The public names of the package, for type checkers and for __init__.py, which resolves them.
 from distsampler import lm as lm
+from distsampler import presets as presets
 from distsampler.analysis.diagnosis import Diagnosis as Diagnosis
 from distsampler.analysis.estimators import LLCEstimate as LLCEstimate
 from distsampler.analysis.estimators import WBICEstimate as WBICEstimate

@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from distsampler import option_names
+from distsampler import option_names, presets
 from distsampler.errors import ConfigError
 from distsampler.frozen import NUMBER, Config
 from distsampler.references import Mask, Named, patterns_or_masks
@@ -243,6 +243,20 @@ class RunConfig(ConfigPart):
     max_state_mb: Annotated[float, Field(ge=0)] = 64.0
     divergence_factor: Annotated[float, Field(gt=1)] | None = 100.0
     pack: CountOrAuto = 1
+
+    @classmethod
+    def from_preset(cls, name: str, **changes: Any) -> Self:  # noqa: ANN401 (fields)
+        """Return the config of a published setting, with changes.
+
+        Args:
+            name: a name in ``presets.PRESETS``.
+            **changes: fields; those of the sampler are merged: ``sampler={"lr": 1e-4}``.
+
+        Example:
+            >>> RunConfig.from_preset("pythia-70m-2510.12077", seed=1).draws
+            100
+        """
+        return cls.of(presets.named(name).values).merged(changes)
 
     @classmethod
     def of(cls, config: object) -> Self:

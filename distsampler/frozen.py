@@ -47,6 +47,30 @@ class Config(Frozen):
             """Return a copy; pydantic's own would not validate what is changed."""
             return self.replaced(**update) if update else super().model_copy(deep=deep)
 
+    def merged(self, changes: Mapping[str, Any]) -> Self:
+        """Return a copy with other values, validated; a part keeps what is not changed in it.
+
+        Args:
+            changes: fields; those of a part nested (``{"sampler": {"lr": 1e-4}}``) or by path
+                (``{"sampler.lr": 1e-4}``).
+
+        Raises:
+            ConfigError: if there is no such field, or a value cannot be.
+        """
+        values: dict[str, Any] = {}
+        for path, value in changes.items():
+            home, _, option = path.partition(".")
+            if home not in type(self).model_fields:
+                raise ConfigError(self.unknown(home))
+            before = values.get(home, getattr(self, home))
+            if isinstance(before, Config) and (option or isinstance(value, Mapping)):
+                values[home] = before.replaced(**({option: value} if option else value))
+            elif option:
+                raise ConfigError(f"{path}: {home} holds no options")
+            else:
+                values[home] = value
+        return self.replaced(**values)
+
     @classmethod
     def unknown(cls, name: str) -> str:
         """Return a sentence for an option that the config does not have."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from distsampler.config import RunConfig, unknown_option
+from distsampler.config import RunConfig
 from distsampler.data.kinds import as_rows
 from distsampler.data.shards import is_made
 from distsampler.errors import ConfigError
@@ -139,31 +139,15 @@ def make_plan(request: SweepRequest) -> Plan:
 
 
 def altered(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
-    """Return a config with the fields of a setting, validated again.
-
-    Args:
-        config: the sweep's.
-        overrides: fields, nested (``{"sampler": {"lr": 1e-4}}``) or by path (``{"sampler.lr":
-            1e-4}``).
+    """Return a config with the fields of a setting, validated again; see ``Config.merged``.
 
     Raises:
         ConfigError: if there is no such field, or it belongs to the sweep as a whole.
     """
-    changes: dict[str, Any] = {}
-    for path, value in overrides.items():
-        home, _, option = path.partition(".")
-        if home not in RunConfig.model_fields:
-            raise ConfigError(unknown_option("", home))
-        if home in SHARED:
+    for path in overrides:
+        if (home := path.partition(".")[0]) in SHARED:
             raise ConfigError(f"{home} must be the same for all cells: set it in the config")
-        before = changes.get(home, getattr(config, home))
-        if isinstance(before, Config) and (option or isinstance(value, Mapping)):
-            changes[home] = before.replaced(**({option: value} if option else value))
-        elif option:
-            raise ConfigError(f"{path}: {home} holds no options")
-        else:
-            changes[home] = value
-    return config.replaced(**changes)
+    return config.merged(overrides)
 
 
 def _manifest(request: SweepRequest, configs: Mapping[tuple[str, str], RunConfig]) -> SweepManifest:
