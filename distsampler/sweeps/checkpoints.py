@@ -1,4 +1,4 @@
-"""Checkpoints of one model: looked up as files, folders of steps or by name; read; checked."""
+"""Checkpoints of one model: files, folders of steps, revisions on the Hub; read and checked."""
 
 import glob
 import re
@@ -12,15 +12,17 @@ from torch import Tensor, nn
 
 from distsampler.errors import ConfigError
 from distsampler.models.copies import copied
+from distsampler.sweeps import hub
+from distsampler.sweeps.hub import INDEX, Revision
+from distsampler.sweeps.keys import fitted
 
 CheckpointWeights = Mapping[str, Tensor] | nn.Module
 Load = Callable[[str], CheckpointWeights]
-CheckpointSource = CheckpointWeights | str | Path
+CheckpointSource = CheckpointWeights | str | Path | Revision
 Sources = str | Path | Sequence[str | Path] | Mapping[str, CheckpointSource] | None
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
-IN_FOLDER = ("model.safetensors", "pytorch_model.bin", "model.pt")  # of a step, by preference
+IN_FOLDER = (*hub.FILES, "model.pt")  # of a step, by preference
 WRAPPED = ("state_dict", "model_state_dict", "model")  # where a training loop may put it
-SHOWN = 5  # keys in an error
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Checkpoint:
     """Where the weights of one checkpoint come from."""
 
     name: str  # its label
-    # a file, the weights themselves, or, for ``load``, a name; None: the model's own
+    # a file, a revision, the weights themselves, or, for ``load``, a name; None: the model's own
     source: CheckpointSource | None
     load: Load | None = None  # reads what the source names; None: it is a file or the weights
 
@@ -44,9 +46,11 @@ def find(sources: Sources, load: Load | None = None, folder: Path = Path()) -> l
 
     Args:
         sources: a file; a glob; a folder of files, or of folders of steps (``step1000``,
-            ``checkpoint-500``) that hold ``model.safetensors`` or ``pytorch_model.bin``; a list of
-            those; a mapping from names to files, state dicts or models; None: the model as it is.
-            What a folder or a glob gives is sorted by the number that each name ends in.
+            ``checkpoint-500``) that hold ``model.safetensors`` or ``pytorch_model.bin``, or the
+            index of their parts; ``owner/repo@revision`` on the Hugging Face Hub, where that is no
+            file here; a list of those; a mapping from names to files, revisions, state dicts or
+            models; None: the model as it is. What a folder or a glob gives is sorted by the number
+            that each name ends in.
         load: reads the weights by each name of a list or mapping; no file is looked up then.
         folder: where relative paths start.
 
@@ -60,7 +64,7 @@ def find(sources: Sources, load: Load | None = None, folder: Path = Path()) -> l
     listed = [sources] if isinstance(sources, str | Path) else list(sources)
     if load is not None:
         return [Checkpoint(str(name), str(name), load) for name in listed]
-    return [Checkpoint(_label(path), path) for name in listed for path in _files(name, folder)]
+    return [each for name in listed for each in _meant(name, folder)]
 
 
 def check(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -71,7 +75,7 @@ def check(model: nn.Module, checkpoint: Checkpoint) -> None:
     """
     weights = None if checkpoint.load else _weights(checkpoint, "meta")
     if weights is not None:
-        _check_fit(model, weights, checkpoint.name)
+        fitted(model, weights, checkpoint.name)
 
 
 def loaded(model: nn.Module, checkpoint: Checkpoint) -> nn.Module:
@@ -83,7 +87,7 @@ def loaded(model: nn.Module, checkpoint: Checkpoint) -> nn.Module:
     weights = _weights(checkpoint, "cpu")
     if weights is None:
         return model
-    _check_fit(model, weights, checkpoint.name)
+    weights = fitted(model, weights, checkpoint.name)
     if isinstance(weights, nn.Module):
         return weights
     filled = copied(model)
@@ -94,10 +98,18 @@ def loaded(model: nn.Module, checkpoint: Checkpoint) -> nn.Module:
 def _named(name: str, source: CheckpointSource, load: Load | None, folder: Path) -> Checkpoint:
     if load is not None or not isinstance(source, str | Path):
         return Checkpoint(name, source, load)
-    files = _files(source, folder)
-    if len(files) != 1:
-        raise ConfigError(f"checkpoint {name!r} must be one file, got {len(files)}: {source}")
-    return Checkpoint(name, files[0])
+    each = _meant(source, folder)
+    if len(each) != 1:
+        raise ConfigError(f"checkpoint {name!r} must be one file, got {len(each)}: {source}")
+    return Checkpoint(name, each[0].source)
+
+
+def _meant(source: str | Path, folder: Path) -> list[Checkpoint]:
+    """The checkpoints that a path, a folder, a glob or a name on the Hub means."""
+    revision = Revision.of(str(source))
+    if revision is not None and not (folder / source).exists():
+        return [Checkpoint(revision.label, revision)]
+    return [Checkpoint(_label(path), path) for path in _files(source, folder)]
 
 
 def _files(source: str | Path, folder: Path) -> list[Path]:
@@ -112,8 +124,8 @@ def _files(source: str | Path, folder: Path) -> list[Path]:
         if matches:
             return [file for match in matches for file in _files(match, Path())]
     raise ConfigError(
-        f"a checkpoint must be a file or folder that exists, or a glob: got {source}, and there is "
-        f"no {path}"
+        "a checkpoint must be a file or folder that exists, a glob, or owner/repo@revision on the "
+        f"Hugging Face Hub: got {source}, and there is no {path}"
     )
 
 
@@ -127,8 +139,7 @@ def _in_folder(path: Path) -> list[Path]:
     if not files and not steps:
         raise ConfigError(
             f"a folder of checkpoints must hold files ({', '.join(SUFFIXES)}), or folders with one "
-            f"of {', '.join(IN_FOLDER)} each; {path} holds none (weights in several pieces: give "
-            "load)"
+            f"of {', '.join(IN_FOLDER)} each; {path} holds none"
         )
     return sorted(files or [_in_folder(step)[0] for step in steps], key=_order)
 
@@ -146,6 +157,8 @@ def _weights(checkpoint: Checkpoint, device: str) -> CheckpointWeights | None:
     """What a checkpoint holds, if anything; of a file on device "meta" only names and shapes."""
     source = checkpoint.source
     if checkpoint.load is None:
+        if isinstance(source, Revision):
+            source = source.file()
         return _read(Path(source), device) if isinstance(source, str | Path) else source
     try:
         return checkpoint.load(source)  # type: ignore[arg-type]  # what it was given as a name
@@ -157,11 +170,14 @@ def _weights(checkpoint: Checkpoint, device: str) -> CheckpointWeights | None:
 
 
 def _read(path: Path, device: str) -> Mapping[str, Tensor]:
-    """A state dict from a file."""
+    """A state dict from a file, or from those that an index names."""
+    if path.name.endswith(INDEX):
+        return {key: w for part in hub.parts(path) for key, w in _read(part, device).items()}
     advice = "give load, a function from a name to a state dict"
+    content: Any  # whatever the file holds
     try:
         if path.suffix == ".safetensors":
-            content = _read_safetensors(path)
+            content = _read_safetensors(path, device)
         else:
             content = torch.load(path, map_location=device, weights_only=True)
     except ConfigError:
@@ -179,45 +195,16 @@ def _read(path: Path, device: str) -> Mapping[str, Tensor]:
     return content
 
 
-def _read_safetensors(path: Path) -> Any:  # noqa: ANN401 (the package may be absent)
+def _read_safetensors(path: Path, device: str) -> dict[str, Tensor]:
     try:
+        from safetensors import safe_open
         from safetensors.torch import load_file
     except ImportError:
         raise ConfigError(
             f"checkpoint {path} needs the package safetensors: install it, or give load"
         ) from None
-    return load_file(path)
-
-
-def _check_fit(model: nn.Module, weights: object, name: str) -> None:
-    """Check that weights have the keys and shapes of a model."""
-    own = model.state_dict()
-    if isinstance(weights, nn.Module):
-        weights = weights.state_dict()
-    if not isinstance(weights, Mapping):
-        raise ConfigError(
-            f"checkpoint {name!r} must be a state dict or a module, got {type(weights).__name__}"
-        )
-    shared = {own[key].data_ptr() for key in own if key in weights}
-    differences = {
-        "missing keys": [  # one of several tied weights is enough
-            key for key in own if key not in weights and own[key].data_ptr() not in shared
-        ],
-        "unexpected keys": [key for key in weights if key not in own],
-        "other shapes": [
-            f"{key}: {tuple(weights[key].shape)}, not {tuple(own[key].shape)}"
-            for key in own
-            if key in weights and weights[key].shape != own[key].shape
-        ],
-    }
-    lines = [f"{what}: {_shortened(keys)}" for what, keys in differences.items() if keys]
-    if lines:
-        raise ConfigError(
-            f"checkpoint {name!r} must have the architecture of the model, {type(model).__name__}, "
-            f"and does not; {'; '.join(lines)}"
-        )
-
-
-def _shortened(keys: Sequence[str]) -> str:
-    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-    return ", ".join(keys[:SHOWN]) + more
+    if device != "meta":
+        return dict(load_file(path))
+    with safe_open(path, framework="pt") as file:
+        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (no mapping)
+    return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections import deque
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import pytest
 import torch
 import xarray as xr
 import yaml
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -404,20 +404,15 @@ def test_a_file_that_holds_no_state_dict_is_named(tmp_path: Path) -> None:
 def test_safetensors_are_read_where_the_package_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = tmp_path / "step7/model.safetensors"
-    file.parent.mkdir()
-    file.touch()
+    (tmp_path / "step7").mkdir()
+    save_file(weights(2.0), tmp_path / "step7/model.safetensors")
     (found,) = checkpoints.find(tmp_path)
     assert (found.name, found.step) == ("step7", 7)
+    checkpoints.check(MODEL, found)
+    assert loaded(found) == pytest.approx(2.0, abs=1e-5)
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(ConfigError, match="needs the package safetensors: install it"):
         checkpoints.check(MODEL, found)
-    package = ModuleType("safetensors.torch")
-    package.load_file = lambda path: weights(2.0)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "safetensors", ModuleType("safetensors"))
-    monkeypatch.setitem(sys.modules, "safetensors.torch", package)
-    assert loaded(found) == pytest.approx(2.0, abs=1e-5)
 
 
 def test_tied_weights_may_be_saved_once() -> None:
