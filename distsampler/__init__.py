@@ -27,11 +27,11 @@ Rooms, from top to bottom; each imports only what stands below it:
 ``store``       the run directory: arrays, manifest, events, chain states, the driver's lease
 ``optim``       the samplers: torch optimizers, each with its step in one file; usable alone
 
-At the door: ``config`` (what a run is), ``frozen`` (what configs have in common), ``presets``
-(published settings), ``option_names`` (what others call their options), ``schedule`` (what "auto"
-means in draws), ``recipe`` (YAML files), ``references`` (functions by name, masks), ``facts`` (the
-posterior, nbeta), ``seeding`` (randomness as a function of seed, chain and step), ``draws`` (what
-is recorded), ``table`` (as text), ``errors``.
+At the door: ``config`` (what a run is), ``probes`` (how a named probe is measured), ``frozen``
+(what configs have in common), ``presets`` (published settings), ``option_names`` (what others call
+their options), ``schedule`` (what "auto" means in draws), ``recipe`` (YAML files), ``references``
+(functions by name, masks), ``facts`` (the posterior, nbeta), ``seeding`` (randomness as a function
+of seed, chain and step), ``draws`` (what is recorded), ``table`` (as text), ``errors``.
 
 Eight words:
 

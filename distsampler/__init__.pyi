@@ -3,6 +3,7 @@ from distsampler import lm as lm
 from distsampler import presets as presets
 from distsampler.analysis.diagnosis import Diagnosis as Diagnosis
 from distsampler.analysis.estimators import LLCEstimate as LLCEstimate
+from distsampler.analysis.estimators import ProbeEstimate as ProbeEstimate
 from distsampler.analysis.estimators import WBICEstimate as WBICEstimate
 from distsampler.analysis.run import Run as Run
 from distsampler.analysis.run import open as open
@@ -24,6 +25,7 @@ from distsampler.execution.ray_pool import RayPool as RayPool
 from distsampler.facts import optimal_nbeta as optimal_nbeta
 from distsampler.optim import SGLD as SGLD
 from distsampler.optim import SGNHT as SGNHT
+from distsampler.probes import ProbeConfig as ProbeConfig
 from distsampler.report.plots import plot_acceptance as plot_acceptance
 from distsampler.report.plots import plot_autocorrelation as plot_autocorrelation
 from distsampler.report.plots import plot_budget as plot_budget

@@ -144,14 +144,20 @@ def llc(
     budget: Annotated[
         bool, typer.Option("--budget", help="Print what the error is made of.")
     ] = False,
+    probe: Annotated[
+        str | None, typer.Option(help="Read this named probe.", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Print the LLC of a run, with its error, its verdict and the sampler's options."""
-    from distsampler.report.summary import llc_text
+    from distsampler.report.summary import llc_as_dict, llc_text
 
     run = _open(store)
-    estimate = run.llc("ignore")
-    _print(json.dumps(estimate.as_dict()) if as_json else llc_text(estimate, budget))
+    if probe is not None:
+        reading = run.llc("ignore", probe=probe)
+        _print(json.dumps(reading.as_dict()) if as_json else str(reading))
+    else:
+        _print(json.dumps(llc_as_dict(run)) if as_json else llc_text(run, budget))
     raise typer.Exit(_code(run))
 
 

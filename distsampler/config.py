@@ -16,19 +16,18 @@ from pydantic import (
 
 from distsampler import option_names, presets
 from distsampler.errors import ConfigError
-from distsampler.frozen import NUMBER, Config
-from distsampler.references import Mask, Named, patterns_or_masks
+from distsampler.frozen import NUMBER, Config, Count, NamedField
+from distsampler.probes import ProbeConfig, check_names
+from distsampler.references import Mask, patterns_or_masks
 
 HOP_EVERY = 100  # steps, where not given
 AUTO_GATE = {"every": 400, "relative_error": 0.05}  # with draws="auto", where not given
 
-Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 _Auto = Annotated[Literal["auto"], Tag("auto")]
 _AUTO = Discriminator(lambda value: "auto" if value == "auto" else NUMBER)
 CountOrAuto = Annotated[Annotated[int, Field(ge=1), Tag(NUMBER)] | _Auto, _AUTO]
 _MaskField = Annotated[Mask, PlainValidator(Mask.of), PlainSerializer(str)]
-_NamedField = Annotated[Named, PlainValidator(Named.of), PlainSerializer(str)]
 
 
 class ConfigPart(Config):
@@ -173,8 +172,10 @@ class RunConfig(ConfigPart):
             batch (dropout, batch norm in mode "train"), each draw costs a second pass, at w*.
         probe: number of fixed examples whose losses the gate reads.
         observables: your own measurements, by name: ``fn(model, batch)`` on the probe at every
-            draw, a tensor of one shape; in YAML "module:callable" or "path/to/file.py:callable".
-            Up to 64 numbers go to the posterior, larger tensors to ``Run.wide``.
+            draw, or ``fn(model, batch, losses)``, with the probe's losses there; a tensor of one
+            shape. In YAML "module:callable" or "path/to/file.py:callable". Up to 64 numbers go to
+            the posterior, larger tensors to ``Run.wide``.
+        probes: how the named probes are measured whose data ``sample(..., probes=...)`` is given.
         save_losses: keep the probe's per-example losses at every draw, for ``Run.losses``.
         save_weights_every: keep the parameters that move at every k-th draw, counted from the
             chain's start, for ``Run.weights``.
@@ -224,7 +225,8 @@ class RunConfig(ConfigPart):
     init_radius: Positive | None = None
     mode: Literal["eval", "train"] = "eval"
     probe: Annotated[int, Field(ge=8)] = 256
-    observables: dict[str, _NamedField] = Field(default_factory=dict)
+    observables: dict[str, NamedField] = Field(default_factory=dict)
+    probes: dict[str, ProbeConfig] = Field(default_factory=dict)
     save_losses: bool = False
     save_weights_every: Count | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -283,6 +285,11 @@ class RunConfig(ConfigPart):
     @classmethod
     def _patterns_or_masks(cls, value: object) -> object:
         return patterns_or_masks(value)
+
+    @field_validator("probes", mode="before")
+    @classmethod
+    def _names_of_probes(cls, value: object) -> object:
+        return check_names(value)
 
     @model_validator(mode="before")
     @classmethod

@@ -24,6 +24,9 @@ HEAT_BIAS = "heat_bias"
 # Recorded where it is asked for, beside what else a sampler measures of its steps.
 ACCEPTANCE = "acceptance"
 
+# Stands for the loss of a token that does not count: a draw never holds it otherwise.
+NOT_COUNTED = np.inf
+
 Group = Literal["posterior", "sample_stats"]
 
 
@@ -41,13 +44,14 @@ class Variable:
 
 @dataclass(frozen=True)
 class WideVariable:
-    """One quantity too large to travel: the chain's owner writes it to the store, as float32."""
+    """One quantity too large to travel: the chain's owner writes it to the store."""
 
     name: str
     meaning: str  # one line for people
     dims: tuple[str, ...]  # names of the dimensions behind (chain, draw)
     shape: tuple[int, ...]
     every: int = 1  # saved at every k-th draw, counted from the chain's start
+    dtype: str = "float32"  # or "float16", "float64"
 
     def saved(self, draws: int) -> int:
         """Return at how many of a chain's first draws it was saved."""
@@ -97,6 +101,29 @@ class DrawBlock:
 
 
 @dataclass(frozen=True)
+class ProbeAtAnchor:
+    """What the anchor pass measures of a named probe at w*."""
+
+    rows: NDArray[np.int64]  # numbers of its examples in the user's data, (example,)
+    # (example,) or (example, token), float32 or float64; NOT_COUNTED where a token does not count
+    losses: NDArray[np.floating]
+    # place in the sequence of each token that is predicted, (token,); None: one loss an example
+    tokens: NDArray[np.int64] | None = None
+    token_ids: NDArray[np.int64] | None = None  # of these tokens, (example, token), if known
+
+    @property
+    def counted(self) -> NDArray[np.bool_]:
+        """Which of the losses exist."""
+        counted: NDArray[np.bool_] = self.losses != NOT_COUNTED
+        return counted
+
+    @property
+    def mean(self) -> float:
+        """Mean of the losses that exist, in float64."""
+        return float(self.losses[self.counted].mean(dtype=np.float64))
+
+
+@dataclass(frozen=True)
 class AtAnchor:
     """What the anchor pass measures at w*."""
 
@@ -115,3 +142,4 @@ class AtAnchor:
     # predicted relative error that hopping brings: of the LLC as chains read it, and of the
     # LLC read on all data; None if not predicted
     hop_bias: tuple[float, float] | None = None
+    named: Mapping[str, ProbeAtAnchor] = field(default_factory=dict)  # probe -> its losses

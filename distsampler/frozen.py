@@ -1,14 +1,25 @@
 """Frozen values with checked fields; those that a user makes say in sentences what is wrong."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+)
 from pydantic_core import ErrorDetails
 
 from distsampler.errors import ConfigError, unknown_name
+from distsampler.references import Named
 
 NUMBER = "number"  # tags what is not "auto"; errors leave it out
+
+Count = Annotated[int, Field(ge=1)]
+NamedField = Annotated[Named, PlainValidator(Named.of), PlainSerializer(str)]
 
 
 class Frozen(BaseModel):

@@ -27,6 +27,7 @@ ARGUMENTS = {
     "model": "a line of the YAML",
     "data": "a line of the YAML",
     "loss": "a line of the YAML",
+    "probes": "a block of the YAML",
     "store": "--store",
     "resume": "--resume",
     "pool": "the options of placement",

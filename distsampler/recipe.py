@@ -5,7 +5,7 @@ What is wrong in the file, or in what it names, is a ConfigError that says where
 
 import functools
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from distsampler.errors import ConfigError
 from distsampler.references import Named, find_callable
 
 PARTS = ("model", "data", "loss")
+PROBE_PARTS = ("data", "data_kwargs")  # of a named probe, beside its settings
 CALIBRATION = "calibration"  # key of a record in older stores: what pilots chose
 
 
@@ -29,6 +30,7 @@ class Recipe:
     data: object  # the data set; see ``sample``
     loss: Callable[..., Any]  # ``loss(model, batch)``
     config: RunConfig  # what to sample, and for how long
+    probes: Mapping[str, object] = field(default_factory=dict)  # data of the named probes
     # the names of model, data and loss in a YAML file, and its folder, which a run
     # remembers; empty if they come from Python
     record: dict[str, Any] = field(default_factory=dict)
@@ -71,6 +73,7 @@ def of_fields(fields: dict[str, Any], path: str | Path) -> Recipe:
             raise ConfigError(f"{path}: {unknown_option('', str(key), known)}")
         if isinstance(value, dict):
             _check_options(path, key, value)
+    _take_probes(path, fields, record)
     record["restrict_to"] = fields.get("restrict_to")  # a file of masks: configs hold digests
     return _resolve(record, fields)
 
@@ -85,6 +88,8 @@ def reload(record: dict[str, Any], config: RunConfig, changes: Sequence[str] = (
     fields = {**config.model_dump(mode="json"), "restrict_to": record["restrict_to"]}
     for change in changes:
         set_field(fields, change)
+    record = {**record}
+    _take_probes("run.json", fields, record)
     return _resolve(record, fields)
 
 
@@ -100,6 +105,11 @@ def write(recipe: Recipe, path: str | Path) -> None:
     fields |= recipe.config.model_dump(mode="json", exclude_unset=True)
     for name, function in fields.get("observables", {}).items():
         fields["observables"][name] = _seen_from(out, function, folder)
+    for name, options in fields.get("probes", {}).items():
+        if options.get("loss") is not None:
+            options["loss"] = _seen_from(out, options["loss"], folder)
+        made = dict(record.get("probes", {}).get(name, {}))
+        fields["probes"][name] = made | options | {"data": _seen_from(out, made["data"], folder)}
     if record["restrict_to"] is not None:
         moves = record["restrict_to"]
         fields["restrict_to"] = str((folder / moves).resolve()) if isinstance(moves, str) else moves
@@ -107,7 +117,7 @@ def write(recipe: Recipe, path: str | Path) -> None:
 
 
 def with_functions(config: RunConfig, folder: Path) -> RunConfig:
-    """Return the config with the observables imported that it only names.
+    """Return the config with observables and losses of probes imported that it only names.
 
     Args:
         config: what to sample, and for how long.
@@ -123,7 +133,15 @@ def with_functions(config: RunConfig, folder: Path) -> RunConfig:
                 "sample(model, data, loss, config, store=..., resume='must') where a run goes on"
             ) from error
         functions[name] = Named(named.name, function)
-    return config.replaced(observables=functions) if functions else config
+    if functions:
+        config = config.replaced(observables=functions)
+    probes = {}
+    for name, probe in config.probes.items():
+        probes[name] = probe
+        if probe.loss is not None and probe.loss.function is None:
+            loss = find_callable(f"probes.{name}.loss", probe.loss.name, folder)
+            probes[name] = probe.replaced(loss=Named(probe.loss.name, loss))
+    return config.replaced(probes=probes) if probes else config
 
 
 def restriction(restrict_to: object, folder: Path) -> object:
@@ -183,8 +201,30 @@ def _resolve(record: dict[str, Any], fields: dict[str, Any]) -> Recipe:
         call("data", data, record["data_kwargs"]),
         functools.partial(loss, **bound) if bound else loss,
         config,
+        {name: _data_of(name, made, folder) for name, made in record.get("probes", {}).items()},
         record,
     )
+
+
+def _take_probes(path: str | Path, fields: dict[str, Any], record: dict[str, Any]) -> None:
+    """Take what makes the data of the named probes from the fields into the record."""
+    before, probes = record.get("probes", {}), fields.get("probes") or {}
+    _check_options(path, "probes", probes)
+    made, settings = dict[str, Any](), dict[str, Any]()
+    for name, options in probes.items():
+        _check_options(path, f"probes.{name}", options)
+        made[name] = before.get(name, {}) | {k: options[k] for k in PROBE_PARTS if k in options}
+        settings[name] = {k: v for k, v in options.items() if k not in PROBE_PARTS}
+        _check_options(path, f"probes.{name}.data_kwargs", made[name].get("data_kwargs") or {})
+    if probes:
+        record["probes"], fields["probes"] = made, settings
+
+
+def _data_of(name: str, made: dict[str, Any], folder: Path) -> object:
+    """The data of a named probe."""
+    part = f"probes.{name}.data"
+    function = find_callable(part, made.get("data"), folder)
+    return call(part, function, made.get("data_kwargs") or {})
 
 
 def _check_options(path: str | Path, name: str, options: object) -> None:

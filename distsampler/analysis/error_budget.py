@@ -153,12 +153,12 @@ def budget(
     drift = _halves(np.asarray(posterior[PROBE_LOSS].values, np.float64))
     return ErrorBudget(
         within=nbeta * float(np.max(errors)) if errors else math.nan,
-        between=nbeta * _error(excess),
+        between=nbeta * spread_error(excess),
         discretisation=means.get(DISCRETISATION_BIAS),
         heat=means.get(HEAT_BIAS),
-        bias_se=_error(total) if len(total) > 1 else 0.0,
+        bias_se=spread_error(total) if len(total) > 1 else 0.0,
         drift=nbeta * mean_of(drift),
-        drift_se=nbeta * _error(drift),
+        drift_se=nbeta * spread_error(drift),
         hop=None if hop is None else hop * nbeta * mean_of(excess),
         unpredicted={**missing, **(unpredicted or {})},
         llc=nbeta * mean_of(excess),
@@ -194,8 +194,8 @@ def _halves(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(values[:, -half:].mean(axis=1) - values[:, :half].mean(axis=1))
 
 
-def _error(values: NDArray[np.float64]) -> float:
-    """Standard error of the mean of independent values."""
+def spread_error(values: NDArray[np.float64]) -> float:
+    """Return the standard error of the mean of independent values; NaN of a single one."""
     if len(values) < 2:
         return math.nan
     return float(values.std(ddof=1) / math.sqrt(len(values)))

@@ -6,8 +6,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
-from distsampler.analysis.error_budget import ErrorBudget
+from distsampler.analysis import arviz_bridge
+from distsampler.analysis.convergence import MIN_FOR_R_HAT
+from distsampler.analysis.error_budget import ErrorBudget, mean_of, spread_error
 from distsampler.analysis.json_values import plain
 from distsampler.analysis.verdict import Verdict
 
@@ -112,6 +115,87 @@ class WBICEstimate:
             f"WBIC {plus_minus(self.mean, self.se)} | n {self.n}, gamma {self.localization:g}, "
             f"{self.verdict.status}"
         )
+
+
+@dataclass(frozen=True)
+class ProbeEstimate:
+    """The data-refined reading of a named probe: ``nbeta (E[L_q(w)] - L_q(w*))``, q its data.
+
+    The expectation is over the run's posterior, that of the training data, and nbeta is the
+    training data's. So it says how much of the posterior's excess loss shows on this data, and is
+    the LLC where they are the training data. The data-refined LLC of Wang et al. (2410.02984)
+    samples the posterior of q itself: for that, give q as the data of a run.
+
+    Args:
+        probe: name of the probe.
+        mean: the estimate: nbeta times the mean excess loss over chains, draws and what counts.
+        se: Monte-Carlo standard error of the mean: the larger of ArviZ's and the chains' spread's.
+        per_chain: the estimate of each chain.
+        chains: indices of these chains.
+        lost: indices of the chains that are not in it.
+        draws: draws of each chain at which the probe was measured.
+        examples: examples of the probe.
+        tokens: tokens of the probe that count; None: its loss is one value an example.
+        init_loss: mean loss of the probe at w*.
+        nbeta: inverse temperature times n, of the run.
+        n: number of examples of the training data.
+        localization: gamma of the posterior.
+        verdict: verdict on the run, of which no named probe decides.
+    """
+
+    probe: str
+    mean: float
+    se: float
+    per_chain: tuple[float, ...]
+    chains: tuple[int, ...]
+    lost: tuple[int, ...]
+    draws: int
+    examples: int
+    tokens: int | None
+    init_loss: float
+    nbeta: float
+    n: int
+    localization: float
+    verdict: Verdict
+
+    @property
+    def converged(self) -> bool:
+        """Whether the run's verdict is CONVERGED."""
+        return self.verdict.converged
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the estimate for JSON; numbers that are not finite as None."""
+        values = asdict(self)
+        renamed = {"data_refined_llc": values.pop("mean"), "lost_chains": values.pop("lost")}
+        verdict = {"verdict": self.verdict.as_dict(), "converged": self.converged}
+        return plain({**renamed, **values, **verdict})
+
+    def __str__(self) -> str:
+        tokens = "" if self.tokens is None else f", {self.tokens} tokens"
+        total = len(self.chains) + len(self.lost)
+        return (
+            f"data-refined LLC {plus_minus(self.mean, self.se)} on {self.probe}, {self.examples} "
+            f"examples{tokens} | {len(self.chains)} of {total} chains, {self.draws} draws, "
+            f"{self.verdict.status} | nbeta {self.nbeta:.6g} and n {self.n} of the training data, "
+            f"gamma {self.localization:g}"
+        )
+
+
+def mean_and_error(values: xr.DataArray) -> tuple[float, float, tuple[float, ...]]:
+    """Return mean, Monte-Carlo error and chain means of a scalar of dims (chain, draw).
+
+    The error is the larger of ArviZ's MCSE and that of the chains' spread; NaN: too few draws.
+    """
+    values = values.astype(np.float64).load()
+    if not values.size:
+        return math.nan, math.nan, (math.nan,) * values.sizes["chain"]
+    per_chain = np.asarray(values.mean("draw").values)
+    errors = [math.nan]
+    if values.sizes["draw"] >= MIN_FOR_R_HAT:
+        within = arviz_bridge.mcse(xr.Dataset({"values": values.variable}))
+        errors = [float(within["values"])]
+        errors += [spread_error(per_chain)] if len(per_chain) > 1 else []
+    return mean_of(per_chain), float(np.max(errors)), tuple(per_chain.tolist())
 
 
 def sampler_line(sampler: Mapping[str, Any]) -> str:

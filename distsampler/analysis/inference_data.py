@@ -14,14 +14,14 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from distsampler.analysis.arviz_bridge import InferenceData, container
-from distsampler.draws import Variable, WideVariable
+from distsampler.draws import NOT_COUNTED, Variable, WideVariable
 from distsampler.errors import StoreError
 from distsampler.seeding import probe_rows
-from distsampler.store.constants import DIMS
+from distsampler.store.constants import DIMS, probe_array
 from distsampler.store.files import damaged
-from distsampler.store.large_arrays import WEIGHTS
+from distsampler.store.large_arrays import PROBES, WEIGHTS
 from distsampler.store.manifest import MANIFEST
-from distsampler.store.reader import TraceReader
+from distsampler.store.reader import ZARR, TraceReader
 from distsampler.store.zarr_arrays import GROUPS, WARMUP
 
 
@@ -83,7 +83,7 @@ class CommittedArray(BackendArray):
         self._trace, self._variable = trace, variable
         self._chains, self._rows = _chains(trace), np.array(rows, np.int64)
         self.shape = (len(self._chains), len(rows), *variable.shape)
-        self.dtype = np.dtype(getattr(variable, "dtype", np.float32))
+        self.dtype = np.dtype(variable.dtype)
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:  # noqa: ANN401 (as xarray has it)
         """Read a selection."""
@@ -93,7 +93,38 @@ class CommittedArray(BackendArray):
     def _read(self, key: tuple[Any, ...]) -> NDArray[Any]:
         """Values by integers, slices and 1-d arrays of integers, one a dimension."""
         chains, rows = self._chains[key[0]], self._rows[key[1]]
-        return self._trace.rows(self._variable).read(chains, rows, key[2:])
+        values = self._trace.rows(self._variable).read(chains, rows, key[2:])
+        return _counted(values) if self._variable.dims[-1:] == ("token",) else values
+
+
+class ConstantArray(BackendArray):
+    """Constants of a named probe, read when they are used."""
+
+    def __init__(self, trace: TraceReader, name: str, shape: tuple[int, ...], kind: str) -> None:
+        self._trace, self._name = trace, name
+        self.shape, self.dtype = shape, np.dtype(kind)
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:  # noqa: ANN401 (as xarray has it)
+        """Read a selection."""
+        support = indexing.IndexingSupport.BASIC
+        return indexing.explicit_indexing_adapter(key, self.shape, support, self._read)
+
+    def _read(self, key: tuple[Any, ...]) -> NDArray[Any]:
+        values = self._trace.constants.array(self._name)
+        if values is None or values.shape != self.shape:
+            got = "none" if values is None else f"one of shape {values.shape}"
+            where = self._trace.files.path(f"{ZARR}/constant_data")
+            raise damaged(where, f"it must hold {self._name} of shape {self.shape}, got {got}")
+        selected: NDArray[Any] = _counted(values.astype(self.dtype))[key]
+        return selected
+
+
+def _counted(values: NDArray[Any]) -> NDArray[Any]:
+    """The values; of losses, NaN where a token does not count."""
+    if values.dtype.kind != "f":
+        return values
+    counted: NDArray[Any] = np.where(values == NOT_COUNTED, np.array(np.nan, values.dtype), values)
+    return counted
 
 
 def _lazy(trace: TraceReader, variable: Variable | WideVariable, rows: range) -> xr.Variable:
@@ -127,7 +158,9 @@ def _lazy_wide(trace: TraceReader, variable: WideVariable) -> xr.DataArray:
         "draw": np.array([variable.draw(row) - burn_in for row in rows], np.int64),
         **_coords(variable),
     }
-    if "example" in coords:  # the rows of the data that are the probe
+    if variable.name.startswith(f"{PROBES}/"):
+        coords |= _of_probe(trace, variable)
+    elif "example" in coords:  # the rows of the data that are the probe
         config, facts = trace.manifest.config, trace.facts()
         if facts is None:
             raise StoreError(f"{trace.files} holds no draw yet: the run has only been started")
@@ -136,6 +169,23 @@ def _lazy_wide(trace: TraceReader, variable: WideVariable) -> xr.DataArray:
             why = f"{variable.name} has the shape {variable.shape} a draw, not one value an example"
             raise damaged(trace.files.path(MANIFEST), why)
     return xr.DataArray(_lazy(trace, variable, rows), coords=coords, name=variable.name)
+
+
+def _of_probe(trace: TraceReader, variable: WideVariable) -> dict[str, Any]:
+    """The coordinates of a named probe's losses; only those of its dimensions are read."""
+    probe, constants = variable.name.removeprefix(f"{PROBES}/"), trace.constants
+    rows = constants.array(probe_array(probe, "rows"))
+    tokens = constants.array(probe_array(probe, "tokens"))
+    if rows is None:
+        raise StoreError(f"{trace.files} holds no draw yet: the run has only been started")
+    lazy = {"losses_at_anchor": ("losses", "float64")}
+    if probe_array(probe, "token_ids") in constants:
+        lazy["token_ids"] = ("token_ids", "int64")
+    coords: dict[str, Any] = {"example": rows} | ({} if tokens is None else {"token": tokens})
+    for name, (field, kind) in lazy.items():
+        array = ConstantArray(trace, probe_array(probe, field), variable.shape, kind)
+        coords[name] = (variable.dims, indexing.LazilyIndexedArray(array))
+    return coords
 
 
 def _constants(trace: TraceReader) -> xr.Dataset:

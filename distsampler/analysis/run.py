@@ -4,8 +4,9 @@ import math
 import warnings
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
+import numpy as np
 import xarray as xr
 
 from distsampler.analysis import inference_data
@@ -13,14 +14,20 @@ from distsampler.analysis.advice import Situation
 from distsampler.analysis.arviz_bridge import InferenceData, group
 from distsampler.analysis.diagnosis import Diagnosis
 from distsampler.analysis.error_budget import budget, chain_excess, mean_of
-from distsampler.analysis.estimators import LLCEstimate, WBICEstimate
+from distsampler.analysis.estimators import (
+    LLCEstimate,
+    ProbeEstimate,
+    WBICEstimate,
+    mean_and_error,
+)
 from distsampler.analysis.verdict import Judgement, Verdict, judge
-from distsampler.draws import EXCESS_LOSS, PROBE_LOSS
+from distsampler.draws import EXCESS_LOSS, NOT_COUNTED, PROBE_LOSS
 from distsampler.errors import ConfigError, NotConverged, NotConvergedWarning, StoreError
 from distsampler.facts import Facts, optimal_nbeta
+from distsampler.store.constants import probe_array
 from distsampler.store.events import divergences, inspected
 from distsampler.store.files import Files, damaged
-from distsampler.store.large_arrays import LOSSES
+from distsampler.store.large_arrays import LOSSES, MEAN_EXCESS, PROBES
 from distsampler.store.manifest import MANIFEST, Manifest
 from distsampler.store.reader import TraceReader
 
@@ -104,6 +111,30 @@ class Run:
             raise StoreError(f"{self.store} holds no losses: sample with save_losses=True")
         return self.wide[LOSSES]
 
+    @property
+    def probes(self) -> tuple[str, ...]:
+        """Names of the named probes whose losses the run measured."""
+        names = (variable.name for variable in self.manifest.wide)
+        return tuple(n.removeprefix(f"{PROBES}/") for n in names if n.startswith(f"{PROBES}/"))
+
+    def losses_of(self, probe: str) -> xr.DataArray:
+        """Return the losses of a named probe, dims (chain, draw, example[, token]), lazy.
+
+        They are NaN where a token does not count. ``example`` is the example's row in the probe's
+        data, ``token`` the place in the sequence of the token that is predicted. Coordinates that
+        are lazy too: ``losses_at_anchor``, of the same examples and tokens at w*, and, where the
+        batches have ``input_ids``, ``token_ids``, of the tokens that are predicted.
+
+        Raises:
+            ConfigError: if the run measured no such probe.
+
+        Example:
+            >>> losses = run.losses_of("code")  # doctest: +SKIP
+            >>> (losses - losses.losses_at_anchor).mean(("chain", "draw"))  # doctest: +SKIP
+        """
+        self._check_probe(probe)
+        return self.wide[f"{PROBES}/{probe}"]
+
     @cached_property
     def weights(self) -> xr.Dataset:
         """The weights at the draws that ``save_weights_every`` kept, by parameter name, lazy.
@@ -157,16 +188,30 @@ class Run:
         known = {k: v for k, v in facts.items() if k in ("lr", "nbeta", "localization")}
         return {"name": config.name, "correct_heat": config.correct_heat, **config.options, **known}
 
-    def llc(self, on_unconverged: OnUnconverged = "warn") -> LLCEstimate:
+    @overload
+    def llc(self, on_unconverged: OnUnconverged = "warn", *, probe: None = None) -> LLCEstimate: ...
+
+    @overload
+    def llc(self, on_unconverged: OnUnconverged = "warn", *, probe: str) -> ProbeEstimate: ...
+
+    def llc(
+        self, on_unconverged: OnUnconverged = "warn", *, probe: str | None = None
+    ) -> LLCEstimate | ProbeEstimate:
         """Return the Local Learning Coefficient, with its error and its verdict.
 
         Args:
             on_unconverged: what to do if the verdict is not CONVERGED.
+            probe: name of a named probe, for its data-refined reading; None: the LLC.
 
         Raises:
             NotConverged: if asked to.
+            ConfigError: if the run measured no such probe.
         """
+        if probe is not None:
+            self._check_probe(probe)
         self._warn(on_unconverged)
+        if probe is not None:
+            return self._probe_estimate(probe)
         init_loss, facts, parts = self.facts["init_loss"], self._facts, self._judged.budget
         assert parts is not None, "there are facts"
         per_chain = facts.posterior.nbeta * chain_excess(self._groups["posterior"])
@@ -210,6 +255,38 @@ class Run:
         mean = n * (init_loss + mean_of(chain_excess(posterior)))
         se = budget(posterior, n, self.diagnosis).se
         return WBICEstimate(mean, se, n, facts.posterior.localization, self.verdict)
+
+    def _probe_estimate(self, probe: str) -> ProbeEstimate:
+        """What a named probe reads."""
+        excess, facts = self.wide[f"{MEAN_EXCESS}/{probe}"], self._facts
+        losses = self._trace.constants.array(probe_array(probe, "losses"))
+        assert losses is not None, "there are facts"
+        counted, nbeta = losses[losses != NOT_COUNTED], facts.posterior.nbeta
+        mean, se, per_chain = mean_and_error(nbeta * excess)
+        return ProbeEstimate(
+            probe=probe,
+            mean=mean,
+            se=se,
+            per_chain=per_chain,
+            chains=self._trace.chains,
+            lost=tuple(sorted(self.lost_chains)),
+            draws=excess.sizes["draw"],
+            examples=len(losses),
+            tokens=counted.size if losses.ndim == 2 else None,
+            init_loss=float(counted.mean(dtype=np.float64)),
+            nbeta=nbeta,
+            n=facts.n,
+            localization=facts.posterior.localization,
+            verdict=self.verdict,
+        )
+
+    def _check_probe(self, name: str) -> None:
+        if name not in self.probes:
+            measured = ", ".join(map(repr, self.probes)) or "none"
+            raise ConfigError(
+                f"the run in {self.store} measured no probe {name!r}, it has {measured}: sample "
+                f"with probes={{{name!r}: data}}"
+            )
 
     @property
     def advisories(self) -> tuple[str, ...]:

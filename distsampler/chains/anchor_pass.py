@@ -6,7 +6,7 @@ part.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, assert_never
 
@@ -16,18 +16,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distsampler.chains import hop, probe
-from distsampler.chains.probe import Probe
+from distsampler.chains.probe import NamedLosses, Probe
 from distsampler.curvature import gradient_noise
 from distsampler.draws import AtAnchor
-from distsampler.models.replica import ChainSpec, Replica
+from distsampler.models.replica import ChainSpec, NamedProbe, Replica
 
-What = Literal["losses", "probe", "gradient noise", "shard gradient", "shard curvature"]
+What = Literal[
+    "losses", "probe", "named probe", "gradient noise", "shard gradient", "shard curvature"
+]
 BLOCK = 1024  # rows of a block: fixed, so that the result's bits are too
 PIECES = 4  # parts for each place, so that none waits for long
 
 
 class Part(NamedTuple):
-    """A part of the pass: rows of the data, the probe, batches of the gradient noise, a shard."""
+    """A part of the pass: rows of the data, a probe, batches of the gradient noise, a shard.
+
+    The rows of named probes are numbered through all of them.
+    """
 
     start: int
     stop: int
@@ -39,10 +44,10 @@ class AnchorPart:
     """What was measured in one part of the pass."""
 
     part: Part
-    # losses, per example or the mean of each block (of each part of the probe), float64; or the
-    # gradient's variance between examples, one for each entry, float32; or a shard's gradient, or
-    # its curvatures
-    values: NDArray[np.float64] | NDArray[np.float32]
+    # losses, per example or the mean of each block (of each part of the probe), float64; those of a
+    # named probe; or the gradient's variance between examples, one for each entry, float32; or a
+    # shard's gradient, or its curvatures
+    values: NDArray[np.floating]
 
 
 def parts_of(spec: ChainSpec, places: int) -> tuple[Part, ...]:
@@ -56,6 +61,7 @@ def parts_of(spec: ChainSpec, places: int) -> tuple[Part, ...]:
     curved = shards if spec.config.watch else ()
     return (
         Part(0, 0, "probe"),
+        *(part for part, _ in _named(spec)),
         *(Part(*rows) for span in spec.rows.spans for rows in _runs(blocks(*span), places)),
         *(Part(*batches, "gradient noise") for batches in noise),
         *(Part(*span, "shard gradient") for span in shards),
@@ -102,6 +108,8 @@ def measure(replica: Replica, spec: ChainSpec, part: Part) -> AnchorPart:
     match what:
         case "probe":
             return AnchorPart(part, Probe(replica, spec).losses())
+        case "named probe":
+            return AnchorPart(part, NamedLosses(replica, dict(_named(spec))[part]).measure())
         case "losses":
             losses = [_losses(replica, spec, *block) for block in blocks(start, stop)]
             return AnchorPart(part, np.concatenate(losses))
@@ -119,7 +127,7 @@ def reduce(parts: Iterable[AnchorPart], spec: ChainSpec) -> AtAnchor:
     """Return L_n(w*) and what the chains subtract, from all parts in any order."""
     ordered = sorted(parts, key=lambda each: each.part)
 
-    def values(what: What) -> list[NDArray[np.float64] | NDArray[np.float32]]:
+    def values(what: What) -> list[NDArray[np.floating]]:
         return [each.values for each in ordered if each.part.what == what]
 
     probe_losses = np.asarray(values("probe")[0], np.float64)
@@ -141,7 +149,19 @@ def reduce(parts: Iterable[AnchorPart], spec: ChainSpec) -> AtAnchor:
         gradient_variance=gradient_noise.reduce(noise) if noise else None,
         shard_gradients=np.asarray(gradients, np.float32) if gradients else None,
         hop_bias=hop.predict(curved, spec) if curved else None,
+        named={
+            each.name: probe.at_anchor(each, losses)
+            for each, losses in zip(spec.probes, values("named probe"), strict=True)
+        },
     )
+
+
+def _named(spec: ChainSpec) -> Iterator[tuple[Part, NamedProbe]]:
+    """The parts that are named probes."""
+    start = 0
+    for each in spec.probes:
+        yield Part(start, start + len(each.rows), "named probe"), each
+        start += len(each.rows)
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ from distsampler.errors import WorkFailedError
 from distsampler.models.replica import ChainSpec, Replica
 from distsampler.models.sampler import Ground, build, mover
 from distsampler.seeding import noise_seed
-from distsampler.store.large_arrays import WideWriter
+from distsampler.store.large_arrays import PROBES, WideWriter
 
 
 class Chain:
@@ -236,6 +236,8 @@ class Chain:
     def _fault(self, values: Values) -> str | None:
         """What is wrong with a draw; None if it is sound."""
         for name, value in values.items():
+            if name.startswith(f"{PROBES}/"):
+                continue  # it marks what does not count; the mean of the rest stands beside it
             if not np.isfinite(value).all():
                 return f"{name} is not finite"
         factor = self.spec.config.divergence_factor

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distsampler.chains import probe
-from distsampler.chains.probe import Probe
+from distsampler.chains.probe import NamedLosses, Probe, named_variables
 from distsampler.chains.user_observables import UserObservables, dims_of
 from distsampler.curvature.watch import watched
 from distsampler.draws import (
@@ -65,7 +65,8 @@ def variables(spec: ChainSpec) -> tuple[Variable, ...]:
 def wide_variables(spec: ChainSpec) -> tuple[WideVariable, ...]:
     """Return what of a draw is too large to travel."""
     users = (each for each in spec.observed if isinstance(each, WideVariable))
-    return (*_saved_losses(spec), *_saved_weights(spec), *users)
+    named = (variable for each in spec.probes for variable in named_variables(each))
+    return (*_saved_losses(spec), *_saved_weights(spec), *named, *users)
 
 
 def _saved_losses(spec: ChainSpec) -> Iterator[WideVariable]:
@@ -122,6 +123,7 @@ class DrawMeter:
         self._spec, self._replica, self._at_anchor, self._chain = spec, replica, at_anchor, chain
         self._anchors, self._coupled = anchors, spec.coupled
         self._probe = Probe(replica, spec)
+        self._named = [(each, NamedLosses(replica, each)) for each in spec.probes]
         self._loss_directions = _loss_directions(spec)
         self._entries, self._weight_directions = _weight_directions(
             spec.config.seed, replica.moving_entries()
@@ -134,7 +136,8 @@ class DrawMeter:
     def measure(self, losses: Tensor, rows: NDArray[np.int64], step: int) -> Values:
         """Return the draw at the replica's present weights, with a minibatch's losses there."""
         batch = losses.detach().double().cpu().numpy()
-        probe_losses = self._probe.losses(self._chain, step)
+        on_device = self._probe.tensor(self._chain, step)
+        probe_losses = on_device.double().cpu().numpy()
         moved = self._picked(self._replica.flats) - self._entries_at_anchor
         return {
             LOSS: float(batch.mean()),
@@ -145,7 +148,8 @@ class DrawMeter:
             WEIGHT_PROJECTIONS: self._weight_directions @ moved,
             STEP: step,
             **self._wide(probe_losses, step),
-            **self._user.measure(step),
+            **self._named_probes(step),
+            **self._user.measure(step, on_device),
         }
 
     def _wide(self, probe_losses: NDArray[np.float64], step: int) -> Values:
@@ -159,6 +163,14 @@ class DrawMeter:
                 if p.requires_grad:
                     copied = p.detach().to("cpu", torch.float32, copy=True)
                     values[f"{WEIGHTS}/{name}"] = copied.numpy()
+        return values
+
+    def _named_probes(self, step: int) -> Values:
+        """The losses of the named probes that are measured at this draw."""
+        draws, values = step // self._spec.config.thin + 1, Values()
+        for each, losses in self._named:
+            if draws % each.config.every == 0:
+                values |= losses.values(self._at_anchor.named[each.name])
         return values
 
     def _losses_at_anchor(self, rows: NDArray[np.int64], step: int) -> NDArray[np.floating] | float:

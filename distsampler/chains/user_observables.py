@@ -1,9 +1,13 @@
 """Users' own observables: ``fn(model, batch)`` on the probe, a tensor of one shape at every draw.
 
+One with a third argument is given the probe's losses there, which every draw has anyway.
+
 They are tried at w* before a run starts: that gives their shape, and shows most mistakes at once.
 A small one is a variable of the posterior; a larger one is written to the store where the chain is.
 """
 
+import functools
+import inspect
 import math
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -13,15 +17,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from distsampler.chains.probe import Probe
 from distsampler.draws import Variable, WideVariable
 from distsampler.errors import ConfigError, WorkFailedError
 from distsampler.models.replica import ChainSpec, Replica
 from distsampler.seeding import probe_rows
-from distsampler.store.large_arrays import LOSSES, WEIGHTS
+from distsampler.store.large_arrays import LOSSES, MEAN_EXCESS, PROBES, WEIGHTS
 
 SMALL = 64  # numbers of a draw that may travel with it
-RESERVED = {"chain", "draw", "example", LOSSES, WEIGHTS}
-Function = Callable[[nn.Module, object], object]
+RESERVED = {"chain", "draw", "example", "token", LOSSES, WEIGHTS, PROBES, MEAN_EXCESS}
+Function = Callable[[nn.Module, object, Tensor], object]
 
 
 def try_observables(
@@ -42,8 +47,8 @@ def try_observables(
         return ()
     names = RESERVED.union(*((each.name, *each.dims) for each in taken))
     replica = Replica(spec, device)
-    batch = _probe_batch(replica, spec)
-    return tuple(_variable(name, f, names, replica, batch) for name, f in _functions(spec))
+    given = _probe_batch(replica, spec), Probe(replica, spec).tensor()
+    return tuple(_variable(name, f, names, replica, given) for name, f in _functions(spec))
 
 
 def dims_of(name: str, count: int) -> tuple[str, ...]:
@@ -60,18 +65,22 @@ class UserObservables:
         self._shapes = {each.name: each.shape for each in spec.observed}
         self._batch = _probe_batch(replica, spec) if self._functions else None
 
-    def measure(self, step: int) -> dict[str, NDArray[np.floating]]:
-        """Return their values at the replica's present weights.
+    def measure(self, step: int, losses: Tensor) -> dict[str, NDArray[np.floating]]:
+        """Return their values at the replica's present weights, where the probe has these losses.
 
         Raises:
             WorkFailedError: if one raises, or returns another shape than at w*.
         """
-        return {name: self._value(name, f, step) for name, f in self._functions}
+        return {name: self._value(name, f, step, losses) for name, f in self._functions}
 
-    def _value(self, name: str, function: Function, step: int) -> NDArray[np.floating]:
+    def _value(
+        self, name: str, function: Function, step: int, losses: Tensor
+    ) -> NDArray[np.floating]:
         where = f"observable {name!r} of chain {self._chain} at draw {step // self._thin}"
         try:
-            value = self._replica.evaluate(function, self._batch, self._chain, step)
+            value = self._replica.evaluate(
+                lambda model, batch: function(model, batch, losses), self._batch, self._chain, step
+            )
         except torch.OutOfMemoryError:
             raise  # the place's fault, not the chain's
         except Exception as error:  # the user's code: anything can come
@@ -88,7 +97,7 @@ class UserObservables:
 
 
 def _variable(
-    name: str, function: Function, taken: set[str], replica: Replica, batch: object
+    name: str, function: Function, taken: set[str], replica: Replica, given: tuple[object, Tensor]
 ) -> Variable | WideVariable:
     """What one observable is."""
     if not name.isidentifier():
@@ -97,7 +106,7 @@ def _variable(
         raise ConfigError(
             f"observables: {name!r} is taken by what every draw holds: give it another name"
         )
-    value = _value_at_anchor(name, function, replica, batch)
+    value = _value_at_anchor(name, function, replica, *given)
     meaning, dims = f"{name}, an observable of the user's", dims_of(name, value.ndim)
     if math.prod(value.shape) <= SMALL:
         return Variable(name, "posterior", meaning, dims, value.shape)
@@ -105,14 +114,16 @@ def _variable(
 
 
 def _value_at_anchor(
-    name: str, function: Function, replica: Replica, batch: object
+    name: str, function: Function, replica: Replica, batch: object, losses: Tensor
 ) -> NDArray[np.floating]:
     """The value at w*, checked."""
     what = f"observables.{name}: {getattr(function, '__qualname__', function)}(model, batch)"
     before = [flat.detach().clone() for flat in replica.flats]
     try:
         with torch.no_grad():
-            value = replica.evaluate(function, batch, 0, 0)
+            value = replica.evaluate(
+                lambda model, batch: function(model, batch, losses), batch, 0, 0
+            )
     except Exception as error:  # the user's code: anything can come
         raise ConfigError(
             f"{what} must work on the probe, but it raised {type(error).__name__}: {error}"
@@ -144,7 +155,34 @@ def _functions(spec: ChainSpec) -> Iterator[tuple[str, Function]]:
     for name, each in spec.config.observables.items():
         if each.function is None:
             raise ConfigError(f"observables.{name}: {each.name!r} was not imported")
-        yield name, each.function
+        yield name, _with_losses(each.function)
+
+
+def _with_losses(function: Callable[..., object]) -> Function:
+    """The function as one of model, batch and losses, whether it takes these or not."""
+    if _takes_losses(function):
+        return function
+
+    @functools.wraps(function)
+    def without(model: nn.Module, batch: object, _: Tensor) -> object:
+        return function(model, batch)
+
+    return without
+
+
+def _takes_losses(function: Callable[..., object]) -> bool:
+    """Whether a function has a third argument, without a default unless it is called losses."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # of C
+        return False
+    positional = [
+        each
+        for each in parameters.values()
+        if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+    ]
+    third = positional[2] if len(positional) > 2 else None
+    return third is not None and (third.default is third.empty or third.name == "losses")
 
 
 def _probe_batch(replica: Replica, spec: ChainSpec) -> object:

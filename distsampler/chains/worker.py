@@ -160,6 +160,7 @@ def _what(work: Work) -> str:
     start, stop, what = work.part
     over = {
         "probe": "the probe",
+        "named probe": f"a named probe, rows {start}..{stop} of them all",
         "losses": f"rows {start}..{stop}",
         "gradient noise": f"the gradients of batches {start}..{stop}",
     }

@@ -14,7 +14,7 @@ Dumps = Callable[[object], object]
 
 def send_by_value(spec: ChainSpec, register: Callable[[ModuleType], None]) -> None:
     """Send user code that no actor can import, such as a config's file.py, with the recipe."""
-    parts = [spec.loss, *_observables(spec).values(), spec.rows, *spec.model.modules()]
+    parts = [spec.loss, *_others(spec).values(), spec.rows, *spec.model.modules()]
     send_values([*parts, spec.sampler], register)
 
 
@@ -64,7 +64,7 @@ def check_picklable(spec: ChainSpec, dumps: Dumps) -> None:
     Raises:
         ConfigError: names the attribute that cannot be pickled.
     """
-    parts = {"model": spec.model, "loss": spec.loss, "data": spec.rows, **_observables(spec)}
+    parts = {"model": spec.model, "loss": spec.loss, "data": spec.rows, **_others(spec)}
     for name, value in parts.items():
         error = _pickle_error(value, dumps)
         if error is not None:
@@ -75,9 +75,14 @@ def check_picklable(spec: ChainSpec, dumps: Dumps) -> None:
             )
 
 
-def _observables(spec: ChainSpec) -> dict[str, object]:
-    """The user's observables, by what they are called in errors."""
-    return {f"observable {name}": each.function for name, each in spec.config.observables.items()}
+def _others(spec: ChainSpec) -> dict[str, object]:
+    """The user's observables and probes, by what they are called in errors."""
+    observables = spec.config.observables.items()
+    return {
+        **{f"observable {name}": each.function for name, each in observables},
+        **{f"data of the probe {each.name}": each.rows for each in spec.probes},
+        **{f"loss of the probe {each.name}": each.loss for each in spec.probes},
+    }
 
 
 def _culprit(value: object, path: str, dumps: Dumps) -> str:

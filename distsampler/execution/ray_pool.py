@@ -120,6 +120,7 @@ class RayPool:
             and before.rows is spec.rows
             and before.sampler is spec.sampler
             and before.config.observables == functions
+            and [(p.rows, p.loss) for p in before.probes] == [(p.rows, p.loss) for p in spec.probes]
         )
 
     def _adopted(self) -> Slot | None:

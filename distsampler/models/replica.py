@@ -4,8 +4,9 @@ The recipe, a ChainSpec, is a frozen value that travels to wherever chains run.
 """
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -22,7 +23,22 @@ from distsampler.models.loss import SIMPLE, LossFn, LossKind, in_precision, seed
 from distsampler.models.numerics import ProcessSettings
 from distsampler.models.restriction import flat_masks, selected
 from distsampler.models.sampler import facts_of, posterior_of
+from distsampler.probes import ProbeConfig
 from distsampler.seeding import step_seed
+
+
+@dataclass(frozen=True)
+class NamedProbe:
+    """A user's set of examples whose losses are measured along the chains."""
+
+    name: str
+    rows: Rows  # the examples
+    numbers: NDArray[np.int64] = field(compare=False)  # of the examples in the user's data
+    loss: LossFn  # ``loss(model, batch)``: per-example or per-token losses
+    config: ProbeConfig  # how it is measured
+    batch_size: int  # most examples that go through the model at once
+    kind: LossKind = SIMPLE  # what model and loss were seen to do
+    shape: tuple[int, ...] = ()  # of its losses: (examples,) or (examples, tokens)
 
 
 @dataclass(frozen=True)
@@ -38,6 +54,7 @@ class ChainSpec:
     kind: LossKind = SIMPLE  # what model and loss were seen to do
     metrics: tuple[str, ...] = ()  # names of what is recorded of the step that leaves each draw
     observed: tuple[Variable | WideVariable, ...] = ()  # what the user's own observables return
+    probes: tuple[NamedProbe, ...] = ()  # what else is measured at the draws
     notes: tuple[str, ...] = ()  # what a user should know of model and loss, in sentences
     run: str = "run"  # name of the run, for dashboards and logs
     pilot: bool = False  # whether it is a trial, whose step may turn out too large
@@ -77,6 +94,10 @@ class ChainSpec:
         """Whether a forward pass may move the model's buffers, as batch norm does."""
         return self._trains_buffers or self.kind.moves_buffers
 
+    def of_probe(self, probe: NamedProbe) -> "ChainSpec":
+        """Return the recipe with the data and the loss of a named probe."""
+        return replace(self, rows=probe.rows, loss=probe.loss, kind=probe.kind, probes=())
+
     @property
     def _trains_buffers(self) -> bool:
         return self.config.mode == "train" and any(True for _ in self.model.buffers())
@@ -92,11 +113,7 @@ class Replica:
     """
 
     def __init__(self, spec: ChainSpec, device: torch.device) -> None:
-        self._spec, self.device = spec, device
-        self.batch = spec.rows.taker(device)
-        """Return the batch of some rows, on this device."""
-        loss = torch.compile(spec.loss, dynamic=False) if spec.config.compile else spec.loss
-        self._loss = in_precision(loss, spec.config.precision, device)
+        self.device = device
         self.model = copied(spec.model).to(device)
         self.model.train(spec.config.mode == "train")
         names = selected(self.model, spec.config.restrict_to)
@@ -109,6 +126,15 @@ class Replica:
         self.moving = list(moving.values())
         self.flats = _flatten(self.moving)
         self.masks = flat_masks(moving, spec.config.restrict_to, self.flats)
+        self._look_at(spec)
+
+    def _look_at(self, spec: ChainSpec) -> None:
+        """Take data and loss from a recipe, and how they are called."""
+        self._spec = spec
+        self.batch = spec.rows.taker(self.device)
+        """Return the batch of some rows, on this device."""
+        loss = torch.compile(spec.loss, dynamic=False) if spec.config.compile else spec.loss
+        self._loss = in_precision(loss, spec.config.precision, self.device)
         self._buffers = [
             (module, name, buffer)
             for module in self.model.modules()
@@ -119,6 +145,15 @@ class Replica:
         kind = spec.kind
         self._pure = not (self._buffers or kind.stochastic or kind.moves_attributes)
         self._plain = self._pure and not (kind.needs_graph or kind.changes_batch)
+
+    def of_probe(self, probe: NamedProbe) -> "Replica":
+        """Return the same copy of the model, seen with the data and the loss of a named probe.
+
+        What moves this replica moves that one. To be made while the model is as the user gave it.
+        """
+        other = copy.copy(self)
+        other._look_at(self._spec.of_probe(probe))
+        return other
 
     def moving_entries(self) -> list[Tensor]:
         """Return a boolean tensor for each flat one, True where an entry moves."""

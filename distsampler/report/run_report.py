@@ -28,6 +28,7 @@ from distsampler.report.html import (
     paragraph,
     table,
 )
+from distsampler.report.summary import readings
 from distsampler.store.events import Draining, Lost, Started, losses, losses_named
 from distsampler.store.files import Files
 from distsampler.table import Column, Table
@@ -96,6 +97,7 @@ def _header(run: Run, estimate: LLCEstimate) -> Html:
         *(paragraph(f"Note: {advisory}") for advisory in run.advisories),
         paragraph(f"95 % interval {low:.5g} .. {high:.5g}: {estimate.budget.covers}."),
         paragraph(str(estimate), "faint"),
+        *(paragraph(str(reading), "faint") for reading in readings(run)),
         paragraph(f"Run {run.manifest.status}: {_state(run)}", "faint"),
     )
 

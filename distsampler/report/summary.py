@@ -7,17 +7,29 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from distsampler.analysis.estimators import LLCEstimate, plus_minus, sampler_line
+from distsampler.analysis.estimators import ProbeEstimate, plus_minus, sampler_line
 from distsampler.analysis.run import Run
 from distsampler.store.events import Lost, Retired, losses, losses_named
 from distsampler.table import Column, Content, Marked, Table
 
 
-def llc_text(estimate: LLCEstimate, budget: bool) -> str:
+def llc_text(run: Run, budget: bool) -> str:
     """Return an LLC with its sampler, why it cannot be trusted, and what its error is made of."""
-    lines = [str(estimate), sampler_line(estimate.sampler)]
+    estimate = run.llc("ignore")
+    lines = [str(estimate), *map(str, readings(run)), sampler_line(estimate.sampler)]
     lines += [] if estimate.converged else [str(estimate.verdict)]
     return "\n".join([*lines, str(estimate.budget)] if budget else lines)
+
+
+def llc_as_dict(run: Run) -> dict[str, Any]:
+    """Return what ``llc_text`` says, for JSON."""
+    probes = {each.probe: each.as_dict() for each in readings(run)}
+    return run.llc("ignore").as_dict() | ({"probes": probes} if probes else {})
+
+
+def readings(run: Run) -> list[ProbeEstimate]:
+    """Return what the named probes of a run read."""
+    return [run.llc("ignore", probe=name) for name in run.probes]
 
 
 def diagnosis_text(run: Run) -> str:
@@ -29,6 +41,7 @@ def diagnosis_text(run: Run) -> str:
         f"{diagnosis.chains} chains of {diagnosis.draws} draws after a burn-in of {run.burn_in}, "
         + losses_named(losses(run.events)),
         sampler_line(run.sampler),
+        *map(str, readings(run)),
         str(run.verdict),
     ]
     return "\n".join(lines)
@@ -44,6 +57,7 @@ def diagnosis_as_dict(run: Run) -> dict[str, Any]:
         "status": run.manifest.status,
         "burn_in": run.burn_in,
         "sampler": run.sampler,
+        "probes": {each.probe: each.as_dict() for each in readings(run)},
         "lost_chains": run.lost_chains,
         "events": [event for event in run.events if event["event"] in (Lost.kind, Retired.kind)],
         **run.diagnosis.as_dict(),

@@ -137,7 +137,8 @@ def stored_recipe(
         )
     record = manifest.recipe
     parts = (f"{part} {record.get(part)}" for part in PARTS)
-    names = [*parts, *_named(manifest.config), f"from {record.get('folder')}"]
+    probes = (f"data {made.get('data')}" for made in record.get("probes", {}).values())
+    names = [*parts, *probes, *_named(manifest.config), f"from {record.get('folder')}"]
     say(f"{run.files.path(MANIFEST)} names, to be imported: {', '.join(names)}")
     if not trust and not run.files.own(MANIFEST):
         raise StoreError(f"{_not_own(run)}: read the line above; {TRUST} add --trust")
@@ -167,6 +168,8 @@ def _not_own(run: Run) -> str:
 def _named(config: RunConfig) -> Iterator[str]:
     """What is imported or started because the config in a run's directory names it."""
     yield from (f"observable {function}" for function in config.observables.values())
+    losses = {name: probe.loss for name, probe in config.probes.items() if probe.loss is not None}
+    yield from (f"loss {loss} of the probe {name}" for name, loss in losses.items())
     if ":" in config.sampler.name:
         yield f"sampler {config.sampler.name}"
     if config.placement.runtime_env:

@@ -45,6 +45,14 @@ def fingerprint(spec: ChainSpec) -> dict[str, str]:
             f"observables.{name}": _function_digest(each.function)
             for name, each in spec.config.observables.items()
         },
+        **{
+            f"probes.{each.name}.{part}": digest
+            for each in spec.probes
+            for part, digest in {
+                "data": f"{len(each.rows)} examples, {each.rows.digest()}",
+                "loss": _function_digest(each.loss),
+            }.items()
+        },
     }
 
 

@@ -141,7 +141,7 @@ def check(recipe: Recipe, store: str | Path | None, pool: ChainPool | None, resu
     pool = ray_pool(recipe.config) if pool is None else pool
     warn_of_autocast()
     with stopped_on_error(pool):
-        spec = draft(recipe.model, recipe.data, recipe.loss, recipe.config, pool)
+        spec = draft(recipe.model, recipe.data, recipe.loss, recipe.config, pool, recipe.probes)
         return Job(spec, store, pool, resume, recipe)
 
 

@@ -146,7 +146,7 @@ def _speed(spec: ChainSpec, count: int) -> float:
     plain = spec.config.replaced(
         pack=count, watch=False, init="anchor", init_radius=None, divergence_factor=None
     )
-    spec = replace(spec, config=plain)
+    spec = replace(spec, config=plain, probes=())
     device = next(spec.model.parameters()).device
     base, draws = Replica(spec, device), 0
     with numerics(spec):

@@ -65,7 +65,9 @@ class PilotedJob:
         self._recipe, self._store, self._resume, self._say = recipe, store, resume, say
         self._pool, self._lasting = _lasting(pool, recipe.config)
         with stopped_on_error(self._pool):
-            self._spec = prepare(recipe.model, recipe.data, recipe.loss, recipe.config, self._pool)
+            self._spec = prepare(
+                recipe.model, recipe.data, recipe.loss, recipe.config, self._pool, recipe.probes
+            )
             self._allowance = allowance(self._spec.config)
 
     def run(self, observer: Observer, stopped: Stopped) -> Run:

@@ -154,6 +154,7 @@ def short(config: RunConfig, sampler: SamplerConfig, draws: int, *, thin: int = 
         fsync=False,
         pack=1,
         observables={},
+        probes={},
         save_losses=False,
         save_weights_every=None,
     )

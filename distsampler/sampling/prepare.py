@@ -5,13 +5,14 @@ Every mistake that can be seen before a run starts is an error here, which says 
 
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
 from distsampler.chains import hop, sampler_trial
-from distsampler.chains.inspection import Inspection
+from distsampler.chains.inspection import Inspection, with_seen
 from distsampler.chains.worker import ALONE, Inspect, Worker
 from distsampler.config import RunConfig
 from distsampler.curvature import gradient_noise
@@ -26,10 +27,12 @@ from distsampler.models import sampler as by_name
 from distsampler.models.copies import check_model
 from distsampler.models.loss import LossFn
 from distsampler.models.numerics import ProcessSettings, on_device, plain_modes
-from distsampler.models.replica import ChainSpec
+from distsampler.models.replica import ChainSpec, NamedProbe
 from distsampler.models.restriction import selected
 from distsampler.optim.checks import check_parameter
+from distsampler.probes import MOST_ROWS, ProbeConfig, check_names
 from distsampler.recipe import with_functions
+from distsampler.seeding import probe_rows
 
 VARIES = (
     "the data are others at each reading (random augmentation, or a collate_fn that draws): two "
@@ -46,12 +49,13 @@ def prepare(
     loss: LossFn,
     config: RunConfig,
     pool: ChainPool | None = None,
+    probes: Mapping[str, object] | None = None,
 ) -> ChainSpec:
     """Check model, data, loss and config against each other, and return what chains are made of.
 
     Model and loss are called on a place of the pool; None: in this process.
     """
-    return inspected(draft(model, data, loss, config, pool), pool)
+    return inspected(draft(model, data, loss, config, pool, probes), pool)
 
 
 def draft(
@@ -60,8 +64,12 @@ def draft(
     loss: LossFn,
     config: RunConfig,
     pool: ChainPool | None = None,
+    probes: Mapping[str, object] | None = None,
 ) -> ChainSpec:
-    """Return a recipe that was checked as far as it can be without calling model and loss."""
+    """Return a recipe that was checked as far as it can be without calling model and loss.
+
+    ``probes`` has the data of the named probes; None: none is measured, whatever the config says.
+    """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
     if not callable(loss):
@@ -77,6 +85,8 @@ def draft(
         check_model(model, moving)
         for name in sorted(moving):
             check_parameter(model.get_parameter(name))
+        if probes is not None:
+            config = _with_probes(config, probes)
         config = with_functions(config, Path())
         sampler = by_name.resolve(config.sampler.name)
         nbeta = config.sampler.options.get("nbeta")
@@ -97,7 +107,8 @@ def draft(
             settings=settings,
         )
         _check_batches(spec)
-        return spec
+        named = (_named_probe(name, data, spec) for name, data in sorted((probes or {}).items()))
+        return replace(spec, probes=tuple(named))
 
 
 def inspected(spec: ChainSpec, pool: ChainPool | None, say: bool = True) -> ChainSpec:
@@ -116,7 +127,8 @@ def inspected(spec: ChainSpec, pool: ChainPool | None, say: bool = True) -> Chai
     if not isinstance(inspection, Inspection):
         raise TypeError(f"a place must answer with an Inspection, got {inspection!r}")
     kind, observed, notes = inspection.kind, inspection.observed, inspection.notes
-    spec = replace(spec, kind=kind, observed=observed, notes=(*spec.notes, *notes))
+    probes = with_seen(spec.probes, inspection.probes)
+    spec = replace(spec, kind=kind, observed=observed, probes=probes, notes=(*spec.notes, *notes))
     _check_loss(spec)
     for note in spec.notes if say else ():
         warnings.warn(note, stacklevel=5)
@@ -153,6 +165,54 @@ def _with_batch_size(config: RunConfig, rows: Rows) -> RunConfig:
             f"{config.batch_size}"
         )
     return config
+
+
+def _with_probes(config: RunConfig, probes: Mapping[str, object]) -> RunConfig:
+    """Return the config with settings for each named probe, in the order of their names."""
+    if not isinstance(probes, Mapping):
+        raise ConfigError(f"probes must be data by name, got {type(probes).__name__}")
+    check_names(probes)
+    if lacking := sorted(config.probes.keys() - probes.keys()):
+        raise ConfigError(
+            f"probes must give the data of {lacking[0]!r}, which the config says how to measure: "
+            f"sample(..., probes={{{lacking[0]!r}: data}}), or in a YAML file a line 'data' there"
+        )
+    settings = {name: config.probes.get(name, ProbeConfig()) for name in sorted(probes)}
+    return config.replaced(probes=settings) if settings else config
+
+
+def _named_probe(name: str, data: object, spec: ChainSpec) -> NamedProbe:
+    """A named probe, as far as it is known before its loss is called."""
+    settings, config, where = spec.config.probes[name], spec.config, f"probes.{name}"
+    try:
+        rows = as_rows(data)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    n = len(rows)
+    if rows.varies:
+        raise ConfigError(
+            f"{where}: its data must be the same at each reading, for the losses at w* are "
+            "subtracted, and they are others (random augmentation, or a collate_fn that draws): "
+            "read them once and give tensors"
+        )
+    if settings.rows is None and n > MOST_ROWS:
+        raise ConfigError(
+            f"{where}: its data hold {n} examples, and every draw would measure them all: ask for "
+            f"some, RunConfig(probes={{{name!r}: {{'rows': 256}}}}), or for all with 'rows': {n}"
+        )
+    if settings.rows is not None and settings.rows > n:
+        raise ConfigError(f"{where}: rows must be at most {n}, all there are: {settings.rows}")
+    # Not the run's seed: runs of one sweep, and of several seeds, measure the same examples.
+    numbers = probe_rows(0, n, settings.rows or n)
+    own = None if settings.loss is None else settings.loss.function
+    return NamedProbe(
+        name,
+        rows if len(numbers) == n else rows.picked(numbers),
+        numbers,
+        spec.loss if own is None else on_device(own, spec.settings.device),
+        settings,
+        settings.batch_size or rows.batch_size or config.microbatch or config.batch_size,
+    )
 
 
 def _check_batches(spec: ChainSpec) -> None:

@@ -40,6 +40,7 @@ def sample(  # noqa: PLR0913 (the signature is the public contract)
     store: str | Path | None = None,
     pool: ChainPool | None = None,
     resume: Resume = "never",
+    probes: Mapping[str, object] | None = None,
     quiet: bool = False,
     log: Log | None = None,
 ) -> Run:
@@ -61,6 +62,9 @@ def sample(  # noqa: PLR0913 (the signature is the public contract)
         pool: where chains run; None: ``RayPool(config.placement)``.
         resume: "auto" continues a run whose draws the store holds (a finished one is returned as
             it is), "must" insists that there is a run.
+        probes: named probes: name -> data, each as ``data`` is, whose losses are measured at the
+            draws, and decide nothing; see ``RunConfig.probes``, ``Run.losses_of`` and
+            ``Run.llc(probe=...)``.
         quiet: show no progress, and do not say what pilots chose.
         log: ``log(step, values)``, called at each commit and gate round: step is the number of
             draws that every chain has, values are numbers by name, those of the running LLC
@@ -81,7 +85,7 @@ def sample(  # noqa: PLR0913 (the signature is the public contract)
         >>> run = sample(model, train_set, loss, RunConfig(), store="runs/one")  # doctest: +SKIP
         >>> print(run.llc())  # doctest: +SKIP
     """
-    recipe = Recipe(model, data, loss, RunConfig.of(config))
+    recipe = Recipe(model, data, loss, RunConfig.of(config), probes=probes or {})
     with keyboard_interrupt(continuation):
         return sample_recipe(recipe, store, pool, resume, quiet=quiet, log=log)
 
@@ -95,6 +99,7 @@ def resume(  # noqa: PLR0913 (as sample)
     draws: int | None = None,
     max_draws: int | None = None,
     pool: ChainPool | None = None,
+    probes: Mapping[str, object] | None = None,
     trust: bool = False,
     quiet: bool = False,
     log: Log | None = None,
@@ -110,6 +115,7 @@ def resume(  # noqa: PLR0913 (as sample)
             draws="auto": all of them are made, and the gate no longer ends it.
         max_draws: a larger budget for draws="auto".
         pool: where chains run; None: as the run was started.
+        probes: data of the named probes that the run started with.
         trust: import what the run's own config names (observables, a sampler of the user's), even
             where the directory is another user's.
         quiet: show no progress.
@@ -119,7 +125,7 @@ def resume(  # noqa: PLR0913 (as sample)
         StoreError: if there is no such run, another driver has it, or something differs.
     """
     config = _longer(trusted_config(Run(store), trust), draws, max_draws)
-    recipe = Recipe(model, data, loss, config)
+    recipe = Recipe(model, data, loss, config, probes=probes or {})
     with keyboard_interrupt(continuation):
         return sample_recipe(recipe, store, pool, "must", quiet=quiet, log=log)
 
@@ -133,6 +139,7 @@ def start(  # noqa: PLR0913 (as sample)
     store: str | Path | None = None,
     pool: ChainPool | None = None,
     resume: Resume = "never",
+    probes: Mapping[str, object] | None = None,
     log: Log | None = None,
 ) -> Running:
     """Sample in a thread of this process: check everything, then return without waiting.
@@ -148,7 +155,8 @@ def start(  # noqa: PLR0913 (as sample)
         >>> running.stop()  # doctest: +SKIP
         >>> running.wait().llc()  # doctest: +SKIP
     """
-    job = plan(Recipe(model, data, loss, RunConfig.of(config)), store, pool, resume, say)
+    recipe = Recipe(model, data, loss, RunConfig.of(config), probes=probes or {})
+    job = plan(recipe, store, pool, resume, say)
     return Running(lambda observer, stopped: job.run(_with_log(observer, log), stopped))
 
 

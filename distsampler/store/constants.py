@@ -12,7 +12,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.errors import ZarrUserWarning
 
-from distsampler.draws import AtAnchor
+from distsampler.draws import AtAnchor, ProbeAtAnchor
 from distsampler.errors import StoreError
 from distsampler.facts import Facts
 from distsampler.store.files import damaged
@@ -26,6 +26,12 @@ DIMS: dict[str, tuple[str, ...]] = {
     "gradient_variance": ("parameter",),
     "shard_gradients": ("shard", "parameter"),
 }
+PROBE_DIMS: dict[str, tuple[str, ...]] = {  # field of ProbeAtAnchor, which is an array a probe
+    "rows": ("example",),
+    "losses": ("example", "token"),
+    "tokens": ("token",),
+    "token_ids": ("example", "token"),
+}
 HOP_BIASES = ("hop_bias", "hop_bias_on_all_data")  # relative, of the LLC
 MEASURED = {  # at w*: array -> field of AtAnchor; the probe's losses come last
     "init_loss": "init_loss",
@@ -35,6 +41,14 @@ MEASURED = {  # at w*: array -> field of AtAnchor; the probe's losses come last
     "shard_gradients": "shard_gradients",
     "probe_losses": "probe_losses",
 }
+
+
+OF = "_of_"  # between a field and the name of the probe that it is of
+
+
+def probe_array(probe: str, field: str) -> str:
+    """Return the name of the array of a named probe."""
+    return f"{field}{OF}{probe}"
 
 
 class Constants:
@@ -50,16 +64,23 @@ class Constants:
             **facts.numbers(),
             **dict(zip(HOP_BIASES, at_anchor.hop_bias or (None, None), strict=True)),
             **{name: getattr(at_anchor, field) for name, field in MEASURED.items()},
+            **{
+                probe_array(name, field): getattr(probe, field)
+                for name, probe in at_anchor.named.items()
+                for field in PROBE_DIMS
+            },
         }
         group = self._root.require_group(GROUP)
         values = {name: value for name, value in values.items() if value is not None}
         for name, value in values.items():
             data = np.asarray(value)
+            kept = data.dtype.kind == "f" or (data.ndim and data.dtype.kind == "i")
+            data = data if kept else data.astype(np.float64)
             group.create_array(
                 name,
-                data=data if data.dtype.kind == "f" else data.astype(np.float64),
-                fill_value=np.nan,
-                dimension_names=DIMS.get(name, ()),
+                data=data,
+                fill_value=np.nan if data.dtype.kind == "f" else -1,
+                dimension_names=_dims(name)[: data.ndim],
                 overwrite=True,
                 **codecs(),
             )
@@ -85,6 +106,10 @@ class Constants:
         arrays = self._arrays()
         return self._values(arrays[name]) if name in arrays else None
 
+    def __contains__(self, name: str) -> bool:
+        """Return whether there is such an array."""
+        return name in self._arrays()
+
     def at_anchor(self) -> AtAnchor | None:
         """Return what the anchor pass measured; None before it has ended."""
         arrays = self._arrays()
@@ -97,7 +122,10 @@ class Constants:
         stored |= {name: float(value) for name, value in stored.items() if value.ndim == 0}
         biases = tuple(stored[name] for name in HOP_BIASES if name in stored)
         fields: dict[str, Any] = {field: stored.get(name) for name, field in MEASURED.items()}
-        return AtAnchor(**fields, hop_bias=biases if len(biases) == 2 else None)
+        fields["hop_bias"] = biases if len(biases) == 2 else None
+        names = [name.partition(OF)[2] for name in arrays if name.startswith(f"losses{OF}")]
+        fields["named"] = {name: _probe(name, stored) for name in names}
+        return AtAnchor(**fields)
 
     def _arrays(self) -> dict[str, zarr.Array[Any]]:
         """The arrays by name; none before all are written."""
@@ -124,6 +152,19 @@ class Constants:
         if not values.ndim and not np.isfinite(values):
             raise damaged(where, f"it must be finite, got {values}")
         return values
+
+
+def _probe(name: str, stored: dict[str, Any]) -> ProbeAtAnchor:
+    fields: dict[str, Any] = {each: stored.get(probe_array(name, each)) for each in PROBE_DIMS}
+    return ProbeAtAnchor(**fields)
+
+
+def _dims(name: str) -> tuple[str, ...]:
+    """The dimensions of an array; those of a probe are its own."""
+    field, _, probe = name.partition(OF)
+    if probe and field in PROBE_DIMS:
+        return tuple(probe_array(probe, dim) for dim in PROBE_DIMS[field])
+    return DIMS.get(name, ())
 
 
 def _unlisted(group: zarr.Group) -> dict[str, zarr.Array[Any]]:

@@ -1,10 +1,10 @@
 """Arrays too large to travel to the driver: a chain's actor writes them, the driver only counts.
 
-``wide.zarr`` lies beside the trace, one float32 array a variable, dims (chain, row, ...), where a
-variable saved at every k-th draw has one row for k draws. A chunk holds rows of one chain, so it
-has one writer. It is written before the block that acknowledges it is sent, and its draws exist
-once the trace counts them. A draw that is computed again writes the same bytes again; the other
-draws in its chunk stay.
+``wide.zarr`` lies beside the trace, one array a variable, dims (chain, row, ...), where a variable
+saved at every k-th draw has one row for k draws. A chunk holds rows of one chain, so it has one
+writer. It is written before the block that acknowledges it is sent, and its draws exist once the
+trace counts them. A draw that is computed again writes the same bytes again; the other draws in its
+chunk stay.
 """
 
 import math
@@ -28,7 +28,8 @@ from distsampler.store.zarr_files import (
 )
 
 WIDE = "wide.zarr"
-LOSSES, WEIGHTS = "losses", "weights"  # what is not a user's own; weights: a group of parameters
+# What is not a user's own; weights are a group of parameters, the others of named probes.
+LOSSES, WEIGHTS, PROBES, MEAN_EXCESS = "losses", "weights", "probes", "probe_excess"
 CHUNK_BYTES = 2**20  # of a chunk of small draws
 PIECE_BYTES = 2**26  # a larger draw is cut along its first dimension
 
@@ -54,7 +55,7 @@ class WideArrays:
         root = create_root(self.files, WIDE, self._identity or "")
         for variable in self.variables:
             sizes, chunk = (chains, variable.saved(draws)), (1, *_chunks(variable))
-            create_array(root, variable, sizes, chunk, "float32")
+            create_array(root, variable, sizes, chunk, variable.dtype)
 
     def array(self, variable: WideVariable) -> zarr.Array[Any]:
         """Return the array of a variable.
@@ -65,7 +66,7 @@ class WideArrays:
         try:
             root = ZarrFiles(self.files, WIDE, self._identity)
             array = zarr.open_array(root, path=variable.name, mode="r+", zarr_format=3)
-            check_layout(array, variable, "float32", chains_in_chunk=1)
+            check_layout(array, variable, variable.dtype, chains_in_chunk=1)
             return array
         except Exception as error:  # zarr raises what it likes
             where = self.files.path(f"{WIDE}/{variable.name}/zarr.json")
@@ -133,7 +134,8 @@ class WideWriter:
         """Take what is wide of a draw's values, and write the chunks that are full."""
         for variable in self._arrays.variables:
             if variable.name in values:
-                self._rows[variable.name].append(np.asarray(values[variable.name], np.float32))
+                value = np.asarray(values[variable.name], variable.dtype)
+                self._rows[variable.name].append(value)
                 end = self._ends[variable.name] = variable.saved(draw + 1)
                 if end % _chunks(variable)[0] == 0:
                     self._write(variable)
@@ -163,7 +165,7 @@ class WideWriter:
 
 def _chunks(variable: WideVariable) -> tuple[int, ...]:
     """Draws of a chunk, and the shape of its part of a draw."""
-    size = 4 * max(1, math.prod(variable.shape))
+    size = np.dtype(variable.dtype).itemsize * max(1, math.prod(variable.shape))
     if size <= PIECE_BYTES:
         return max(1, min(1024, CHUNK_BYTES // size)), *(max(1, side) for side in variable.shape)
     first, *rest = variable.shape

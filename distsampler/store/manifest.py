@@ -29,7 +29,7 @@ SCHEMA_VERSION = 2
 UNSEALED = 1  # version that is read as it is: it has no digests
 MOST_DRAWS = 10**8  # of a chain
 MOST_NUMBERS, MOST_WIDE = 2**16, 2**40  # of a draw, in one variable that travels, or is wide
-DTYPES = ("float64", "float32", "int64")
+DTYPES, WIDE_DTYPES = ("float64", "float32", "int64"), ("float64", "float32", "float16")
 M = TypeVar("M", bound=Frozen)
 RunStatus = Literal["running", "finished", "interrupted", "failed"]
 
@@ -131,6 +131,8 @@ def _impossible(variable: Variable | WideVariable) -> str:
         return f"{name} must have a size for each of its dimensions"
     if isinstance(variable, Variable) and (size > MOST_NUMBERS or variable.dtype not in DTYPES):
         return f"{name} must be at most {MOST_NUMBERS} numbers of {DTYPES}"
+    if isinstance(variable, WideVariable) and variable.dtype not in WIDE_DTYPES:
+        return f"{name} must be numbers of {WIDE_DTYPES}"
     if isinstance(variable, WideVariable) and (size > MOST_WIDE or variable.every < 1):
         return f"{name} must be at most {MOST_WIDE} numbers, at every k-th draw"
     return ""

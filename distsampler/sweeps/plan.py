@@ -39,6 +39,7 @@ class SweepRequest:
     checkpoints: Sequence[Checkpoint]
     restrictions: Mapping[str, Any] | None = None
     settings: Mapping[str, Mapping[str, Any]] | None = None
+    probes: Mapping[str, object] = field(default_factory=dict)  # data of the named probes
     named_data: bool = False  # whether cells are named by their data sets
     calibrate: bool = False
     bias: float = BIAS
@@ -127,6 +128,7 @@ def make_plan(request: SweepRequest) -> Plan:
         raise ConfigError(f"bias must be between 0 and 1, a part of the LLC: got {request.bias}")
     request.grid.check(request.max_cells)
     request = replace(request, data={label: _as_rows(request, label) for label in request.data})
+    request = replace(request, probes=_probes_as_rows(request))
     configs = {
         (restriction, setting): config
         for setting in request.overrides
@@ -180,6 +182,15 @@ def _as_rows(request: SweepRequest, label: str) -> object:
         return as_rows(data)
 
 
+def _probes_as_rows(request: SweepRequest) -> dict[str, object]:
+    """The data of the named probes as rows, the same ones for all cells."""
+    made = dict[str, object]()
+    for name, data in request.probes.items():
+        with _naming(f"probes.{name}"):
+            made[name] = as_rows(data)
+    return made
+
+
 def _configs(request: SweepRequest, setting: str) -> dict[str, RunConfig]:
     """The configs of one setting, by restriction."""
     with _naming(f"setting {setting!r}"):
@@ -200,7 +211,7 @@ def _check_rows(request: SweepRequest, configs: Mapping[tuple[str, str], RunConf
             where = f"restriction {restriction!r}, setting {setting!r}, data {label!r}"
             with _naming(where), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                prepare(request.model, data, request.loss, config)
+                prepare(request.model, data, request.loss, config, probes=request.probes)
 
 
 @contextmanager

@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from distsampler import recipe
-from distsampler.config import Count
 from distsampler.errors import ConfigError
-from distsampler.frozen import Config
+from distsampler.frozen import Config, Count
 from distsampler.recipe import Recipe
 from distsampler.references import find_callable
 from distsampler.sampling.calibration import BIAS
@@ -81,6 +80,7 @@ def _request(
         checkpoints.find(config.checkpoints, reader, folder),
         _restrictions(config, folder),
         config.settings,
+        parts.probes,
         named_data=config.datasets is not None,
         calibrate=config.calibrate,
         bias=config.bias,

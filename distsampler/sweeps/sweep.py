@@ -62,6 +62,7 @@ def sweep(  # noqa: PLR0913 (the signature is the public contract)
     restrictions: Mapping[str, Any] | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     datasets: Mapping[str, object] | None = None,
+    probes: Mapping[str, object] | None = None,
     calibrate: bool = False,
     bias: float = BIAS,
     pool: ChainPool | None = None,
@@ -90,6 +91,7 @@ def sweep(  # noqa: PLR0913 (the signature is the public contract)
         restrictions: name -> ``restrict_to``; None: the config's.
         settings: name -> fields that differ from the config: ``{"hot": {"sampler.nbeta": 10.0}}``.
         datasets: name -> data, in place of ``data``, which is then None.
+        probes: named probes, as for ``sample``; every cell measures the same.
         calibrate: choose sampler, step and length by pilots, at the first checkpoint of each row;
             the others start from there (``warm_start``). Without it, what has no lr is chosen as
             ``sample`` does, and the length is not.
@@ -125,6 +127,7 @@ def sweep(  # noqa: PLR0913 (the signature is the public contract)
         find(checkpoints, load),
         restrictions,
         settings,
+        probes or {},
         named_data=datasets is not None,
         calibrate=calibrate,
         bias=bias,
@@ -199,7 +202,7 @@ class _PlanWork:
                 stopped=stopped,
             )
             config = self._chosen(cell, asked).applied(config)
-        spec = draft(model, request.data[cell.data], request.loss, config, pool)
+        spec = draft(model, request.data[cell.data], request.loss, config, pool, request.probes)
         return Job(spec, cell_files(self._files, cell), pool, "auto").run(observer, stopped)
 
     def ended(self, cell: Cell, outcome: Outcome) -> None:
