@@ -89,7 +89,7 @@ class Run:
 
     @cached_property
     def wide(self) -> dict[str, xr.DataArray]:
-        """What is too large for ``inference_data``: name -> (chain, draw, ...), float32, lazy.
+        """What is too large for ``inference_data``: name -> (chain, draw, ...), as stored, lazy.
 
         Opening reads nothing; a selection is read, and checked, when its values are asked for, and
         again each time: ``.sel(chain=0).load()`` keeps it. Chains and draws are the posterior's.

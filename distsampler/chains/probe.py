@@ -126,7 +126,9 @@ class NamedLosses:
 
 
 def named_variables(probe: NamedProbe) -> Iterator[WideVariable]:
-    """Yield what of a named probe a draw holds."""
+    """Yield what of a named probe a draw holds; nothing before it was tried."""
+    if not probe.shape:
+        return
     name, every, dims = probe.name, probe.config.every, ("example", "token")[: len(probe.shape)]
     what = f"loss of each {dims[-1]} of the probe {name} at w_t"
     yield WideVariable(f"{PROBES}/{name}", what, dims, probe.shape, every, probe.config.dtype)
@@ -161,13 +163,17 @@ def at_anchor(probe: NamedProbe, losses: NDArray[np.floating]) -> ProbeAtAnchor:
 
 def _checked(probe: NamedProbe, losses: object, rows: NDArray[np.int64]) -> Tensor:
     """The losses of a batch, if they are one value per example or per token."""
-    shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+    shape: object = type(losses).__name__
     if isinstance(losses, Tensor) and losses.is_floating_point():
+        losses = losses.reshape(1) if not losses.ndim and len(rows) == 1 else losses
+        shape = tuple(losses.shape)
         if losses.ndim in (1, 2) and len(losses) == len(rows) and losses.numel():
             return losses
         if not losses.ndim:
-            shape = "their mean, shape (): return each, as with reduction='none', or give a loss "
-            shape += f"of its own, RunConfig(probes={{{probe.name!r}: {{'loss': ...}}}})"
+            shape = (
+                "their mean, shape (): return each, as with reduction='none', or give the probe a "
+                f"loss of its own, RunConfig(probes={{{probe.name!r}: {{'loss': ...}}}})"
+            )
     raise ConfigError(
         f"probes.{probe.name}: its loss must return one value per example, shape ({len(rows)},), "
         f"or one per token, shape ({len(rows)}, tokens), NaN where a token does not count; got "
@@ -191,7 +197,7 @@ def try_probe(spec: ChainSpec, probe: NamedProbe, device: torch.device) -> Seen:
     replica = Replica(spec, device)
     try:
         kind = spec.kind if probe.loss is spec.loss else _kind(replica, spec.of_probe(probe))
-        probe = replace(probe, kind=kind._replace(per_example=True))
+        probe = replace(probe, kind=kind._replace(per_example=False))  # as it comes: see _checked
         losses = NamedLosses(replica, probe).measure()
     except torch.OutOfMemoryError:
         raise
