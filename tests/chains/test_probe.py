@@ -1,7 +1,9 @@
 """Named probes: a user's own examples, measured along the chains, that decide nothing."""
 
+import json
 import math
 import shutil
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from typer.testing import CliRunner
 
 import distsampler as ds
+from distsampler import recipe
 from distsampler.chains.probe import NamedLosses
+from distsampler.cli import app
 from distsampler.errors import StoreError
 from distsampler.lm.losses import sequence_losses, token_losses
 from distsampler.models.replica import Replica
+from distsampler.report import run_report
+from distsampler.sampling.directory import stored_recipe
 from distsampler.sampling.prepare import draft, prepare
+from distsampler.sampling.sample import sample_recipe
 from tests.assertions import digest
 from tests.fakes import FlakyPool
 from tests.problems import Net, config, mean_squared_error, regression, squared_error
@@ -351,6 +359,95 @@ def test_a_mistake_in_a_probe_names_it(settings: Any, data: Any, said: str) -> N
 def test_a_mistake_in_their_settings_is_a_sentence(probes: Any, said: str) -> None:
     with pytest.raises(ds.ConfigError, match=said):
         ds.RunConfig(probes=probes)
+
+
+def test_losses_beyond_float16_are_stored_as_its_largest_number(tmp_path: Path) -> None:
+    def climbs(model: Any, batch: Any) -> Tensor:
+        moved = (model.head.bias - Pairs().head.bias).abs().max()
+        return sequence_losses(model, batch) + 1e9 * moved
+
+    run = language(
+        tmp_path / "run", draws=4, burn_in=0, probes={"own": {"loss": climbs, "dtype": "float16"}},
+        data={"own": SEQUENCES},
+    )  # fmt: skip
+    assert (run.losses_of("own").values == 65504).all()
+    assert run.llc("ignore", probe="own").mean > 1e6
+
+
+FILE = """
+import torch
+from tests.chains.test_probe import CODE, SEQUENCES, Pairs, per_token
+from distsampler.lm.losses import sequence_losses
+def data(): return SEQUENCES
+def code(rows): return {name: value[:rows] for name, value in CODE.items()}
+"""
+YAML = """
+model: own.py:Pairs
+data: own.py:data
+loss: own.py:sequence_losses
+sampler: {lr: 1.0e-3, localization: 10.0}
+probes:
+  code: {data: "own.py:code", data_kwargs: {rows: 12}, every: 10, loss: "own.py:per_token"}
+  train: {data: "own.py:data"}
+"""
+
+
+def test_a_file_names_them_and_a_run_remembers_their_names(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(FILE)
+    (tmp_path / "run.yaml").write_text(YAML)
+    small = ["probes.code.every=5", "draws=20", "chains=1", "burn_in=0", "thin=1", "device=cpu"]
+    asked = recipe.load(tmp_path / "run.yaml", small)
+    assert len(asked.probes["code"]["input_ids"]) == 12  # type: ignore[index]
+    run = sample_recipe(asked, tmp_path / "run", ds.SerialPool(), quiet=True)
+    assert run.losses_of("code").sizes == {"chain": 1, "draw": 4, "example": 12, "token": 5}
+    said = list[str]()
+    again = stored_recipe(run, ["draws=30"], trust=False, say=said.append)
+    assert "data own.py:code" in said[0]
+    assert "loss own.py:per_token of the probe code" in said[0]
+    longer = sample_recipe(again, run.store, ds.SerialPool(), "must", quiet=True)
+    assert longer.losses_of("code").sizes["draw"] == 6
+    (tmp_path / "elsewhere").mkdir()
+    recipe.write(again, tmp_path / "elsewhere/run.yaml")
+    moved = recipe.load(tmp_path / "elsewhere/run.yaml")
+    assert moved.config.probes["code"].every == 5
+    assert moved.probes.keys() == {"code", "train"}
+    for change, said_of in {
+        "probes.prose.every=2": "probes.prose.data: must be 'module:callable'",
+        "probes.code=3": "probes.code must hold options",
+    }.items():
+        with pytest.raises(ds.ConfigError, match=said_of):
+            recipe.load(tmp_path / "run.yaml", [change])
+
+
+def test_the_command_line_reads_them(run: ds.Run, capsys: pytest.CaptureFixture[str]) -> None:
+    def out(*words: str) -> str:
+        result = CliRunner().invoke(app, list(words))
+        assert result.exit_code == 3  # not converged
+        return result.output
+
+    reading = run.llc("ignore", probe="code")
+    assert out("llc", run.store, "--probe", "code") == f"{reading}\n"
+    found = json.loads(out("llc", run.store, "--probe", "code", "--json"))
+    assert found["data_refined_llc"] == reading.mean
+    assert (found["probe"], found["tokens"], found["n"]) == ("code", 93, 64)
+    assert json.loads(out("llc", run.store, "--json"))["probes"]["code"] == found
+    for command in ("llc", "diagnose"):
+        assert out(command, run.store).count("data-refined LLC") == 3
+    assert json.loads(out("diagnose", run.store, "--json"))["probes"]["code"] == found
+    assert escape(str(reading)) in run_report.render(run)
+
+
+def test_every_cell_of_a_sweep_measures_the_same(tmp_path: Path) -> None:
+    settings = config(probes={"few": {"rows": 5}}, draws=8, burn_in=0, batch_size=8)
+    done = ds.sweep(
+        Pairs(), SEQUENCES, sequence_losses, settings, store=tmp_path / "sweep",
+        settings={"cold": {}, "hot": {"sampler.nbeta": 3.0}}, probes={"few": SEQUENCES},
+        pool=ds.SerialPool(), quiet=True,
+    )  # fmt: skip
+    cold, hot = (done.run(name).losses_of("few") for name in ("model--cold", "model--hot"))
+    assert np.array_equal(cold.example, hot.example)
+    assert np.array_equal(cold.losses_at_anchor, hot.losses_at_anchor)
+    assert not np.array_equal(cold, hot)
 
 
 def test_calibration_measures_none() -> None:

@@ -93,6 +93,23 @@ def test_they_change_no_other_bit_and_depend_on_no_block_and_no_death(
     assert died.wide["token_losses"].identical(own.wide["token_losses"])
 
 
+def worst(model: nn.Module, batch: Any, losses: Tensor) -> Tensor:
+    return torch.stack([losses.max(), squared_error(model, batch).max()])
+
+
+def scaled(model: nn.Module, batch: Any, factor: float = 2.0) -> Tensor:
+    return factor * squared_error(model, batch).max()
+
+
+def test_one_that_asks_for_the_losses_of_the_probe_gets_them(tmp_path: Path) -> None:
+    own = {"worst": worst, "scaled": scaled}
+    run = sample(tmp_path / "run", draws=10, observables=own, save_losses=True)
+    given, computed = run.posterior["worst"].values[..., 0], run.posterior["worst"].values[..., 1]
+    assert np.array_equal(given, computed)
+    assert np.array_equal(given.astype(np.float32), run.losses.max("example").values)
+    assert np.array_equal(run.posterior["scaled"].values, 2 * computed)
+
+
 def noisy(model: nn.Module, batch: Any) -> Tensor:
     return torch.randn(2) + size(model, batch)
 

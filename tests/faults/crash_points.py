@@ -37,8 +37,8 @@ def sample(store: Path, at: Callable[[str], None], how: str, resume: Resume = "a
         store: the run directory.
         at: called at every step.
         how: "direct": states go to the store directly, and everything is synced; "auto": the run
-            chooses its burn-in; "wide": losses and weights are kept; "all": as direct, and wide;
-            else "sent".
+            chooses its burn-in; "wide": losses, weights and those of a named probe are kept; "all":
+            as direct, and wide; else "sent".
         resume: as of ``sample``.
     """
     model, data = regression(n=40)
@@ -47,9 +47,11 @@ def sample(store: Path, at: Callable[[str], None], how: str, resume: Resume = "a
         draws=26 if auto else 20, burn_in="auto" if auto else 6, thin=1, probe=8,
         commit_seconds=1e-9, watch=not auto, fsync=direct, max_state_mb=0.0 if direct else 64.0,
         save_losses=wide, save_weights_every=3 if wide else None,
+        probes={"own": {"every": 2, "rows": 9, "dtype": "float16"}} if wide else {},
         placement=ds.PlacementConfig(block=13), gate=ds.GateConfig(every=12 if auto else None),
     )  # fmt: skip
-    spec = prepare(model, data, squared_error, settings)
+    probes = {"own": regression(n=40)[1]} if wide else {}
+    spec = prepare(model, data, squared_error, settings, probes=probes)
     job = Job(spec, Files(store, at=at), SerialPool(), resume)
     return job.run(lambda snapshot: None, lambda: None)
 
