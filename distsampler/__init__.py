@@ -31,7 +31,8 @@ At the door: ``config`` (what a run is), ``probes`` (how a named probe is measur
 (what configs have in common), ``presets`` (published settings), ``option_names`` (what others call
 their options), ``schedule`` (what "auto" means in draws), ``recipe`` (YAML files), ``references``
 (functions by name, masks), ``facts`` (the posterior, nbeta), ``seeding`` (randomness as a function
-of seed, chain and step), ``draws`` (what is recorded), ``table`` (as text), ``errors``.
+of seed, chain and step), ``draws`` (what is recorded), ``table`` (as text), ``redaction`` (what of
+a user's is not kept), ``errors``.
 
 Eight words:
 

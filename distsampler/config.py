@@ -18,6 +18,7 @@ from distsampler import option_names, presets
 from distsampler.errors import ConfigError
 from distsampler.frozen import NUMBER, Config, Count, NamedField
 from distsampler.probes import ProbeConfig, check_names
+from distsampler.redaction import redacted
 from distsampler.references import Mask, patterns_or_masks
 
 HOP_EVERY = 100  # steps, where not given
@@ -27,6 +28,9 @@ Positive = Annotated[float, Field(gt=0)]
 _Auto = Annotated[Literal["auto"], Tag("auto")]
 _AUTO = Discriminator(lambda value: "auto" if value == "auto" else NUMBER)
 CountOrAuto = Annotated[Annotated[int, Field(ge=1), Tag(NUMBER)] | _Auto, _AUTO]
+_Environment = Annotated[
+    dict[str, Any], PlainSerializer(lambda environment: redacted(environment, named=True))
+]
 _MaskField = Annotated[Mask, PlainValidator(Mask.of), PlainSerializer(str)]
 
 
@@ -104,7 +108,7 @@ class PlacementConfig(ConfigPart):
         address: the Ray cluster to join; None: RAY_ADDRESS, or a running local Ray, or a new one.
         label_selector: Ray node labels that actors need.
         runtime_env: Ray runtime environment of the actors; local folders in ``working_dir`` and
-            ``py_modules`` are sent to the cluster when it is joined.
+            ``py_modules`` are sent to the cluster when it is joined. Secrets in it are not kept.
         autoscale: wait up to ``start_timeout`` for the cluster to start nodes for actors that no
             node can hold now, where otherwise that is an error. Needs ``gpus_per_chain``.
         start_timeout: seconds in which an actor must start, and the first try of model, loss and
@@ -123,7 +127,7 @@ class PlacementConfig(ConfigPart):
     chains_per_actor: Count = 1
     address: str | None = None
     label_selector: dict[str, str] | None = None
-    runtime_env: dict[str, Any] | None = None
+    runtime_env: _Environment | None = None
     autoscale: bool = False
     start_timeout: Positive = 300.0
     answer_timeout: Positive = 60.0

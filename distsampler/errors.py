@@ -3,9 +3,14 @@
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
+from distsampler.redaction import redacted
+
 
 class DistsamplerError(Exception):
-    """Base of every error raised on purpose; all can be pickled."""
+    """Base of every error raised on purpose; all can be pickled, and hold no secret."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*map(redacted, args))
 
 
 class ConfigError(DistsamplerError, ValueError):

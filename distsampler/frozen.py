@@ -14,6 +14,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from distsampler.errors import ConfigError, unknown_name
+from distsampler.redaction import redacted
 from distsampler.references import Named
 
 NUMBER = "number"  # tags what is not "auto"; errors leave it out
@@ -102,4 +103,5 @@ def _sentence(model: type[Config], detail: ErrorDetails) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     if not where:
         return message
-    return f"{where}: {message[0].lower()}{message[1:]}, got {detail['input']!r}"
+    got = redacted(detail["input"], named=True)
+    return f"{where}: {message[0].lower()}{message[1:]}, got {got!r}"

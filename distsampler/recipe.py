@@ -6,6 +6,7 @@ What is wrong in the file, or in what it names, is a ConfigError that says where
 import functools
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import yaml
 
 from distsampler.config import RunConfig, unknown_option
 from distsampler.errors import ConfigError
+from distsampler.redaction import missing, redacted, scrubbed
 from distsampler.references import Named, find_callable
 
 PARTS = ("model", "data", "loss")
@@ -86,15 +88,19 @@ def reload(record: dict[str, Any], config: RunConfig, changes: Sequence[str] = (
     for part in PARTS:
         _check_options("run.json", f"{part}_kwargs", record.get(f"{part}_kwargs"))
     fields = {**config.model_dump(mode="json"), "restrict_to": record["restrict_to"]}
+    record = deepcopy(record)
+    lost = set(missing(record))
     for change in changes:
-        set_field(fields, change)
-    record = {**record}
+        set_field(record if change.partition("=")[0].strip() in lost else fields, change)
     _take_probes("run.json", fields, record)
     return _resolve(record, fields)
 
 
 def write(recipe: Recipe, path: str | Path) -> None:
-    """Write a recipe as a YAML file that ``load`` reads; files are named as seen from there."""
+    """Write a recipe as a YAML file that ``load`` reads; files are named as seen from there.
+
+    Secrets are left out, and are to be written in again.
+    """
     record, out = recipe.record, Path(path)
     folder = Path(record["folder"])
     fields: dict[str, Any] = {}
@@ -113,7 +119,7 @@ def write(recipe: Recipe, path: str | Path) -> None:
     if record["restrict_to"] is not None:
         moves = record["restrict_to"]
         fields["restrict_to"] = str((folder / moves).resolve()) if isinstance(moves, str) else moves
-    out.write_text(yaml.safe_dump(fields, sort_keys=False))
+    out.write_text(yaml.safe_dump(redacted(fields), sort_keys=False))
 
 
 def with_functions(config: RunConfig, folder: Path) -> RunConfig:
@@ -182,13 +188,20 @@ def call(part: str, function: Callable[..., Any], options: dict[str, Any]) -> ob
         raise
     except Exception as error:  # the user's code: anything can come
         raise ConfigError(
-            f"{part}: {getattr(function, '__name__', function)}({options or ''}) raised "
-            f"{type(error).__name__}: {error}"
+            f"{part}: {getattr(function, '__name__', function)}"
+            f"({redacted(options, named=True) or ''}) raised {type(error).__name__}: "
+            + scrubbed(str(error), options)
         ) from error
 
 
 def _resolve(record: dict[str, Any], fields: dict[str, Any]) -> Recipe:
     """Make the config, and import and call what a record names."""
+    if lost := sorted(missing(record)):
+        again = " ".join(f"--set {path}=..." for path in lost)
+        raise ConfigError(
+            f"{', '.join(lost)} must be given again, for secrets are not kept: {again}; or "
+            "continue from the file that has them, with 'distsampler run FILE.yaml --resume must'"
+        )
     folder = Path(str(record["folder"]))
     if "restrict_to" in fields:
         fields = {**fields, "restrict_to": restriction(fields["restrict_to"], folder)}
@@ -230,7 +243,8 @@ def _data_of(name: str, made: dict[str, Any], folder: Path) -> object:
 def _check_options(path: str | Path, name: str, options: object) -> None:
     """Check that a field holds options by name."""
     if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
-        raise ConfigError(f"{path}: {name} must hold options as 'name: value', got {options!r}")
+        shown = redacted(options, named=True)
+        raise ConfigError(f"{path}: {name} must hold options as 'name: value', got {shown!r}")
 
 
 def _seen_from(out: Path, name: str, folder: Path) -> str:

@@ -24,6 +24,7 @@ from distsampler.analysis.verdict import Judgement, Verdict, judge
 from distsampler.draws import EXCESS_LOSS, NOT_COUNTED, PROBE_LOSS
 from distsampler.errors import ConfigError, NotConverged, NotConvergedWarning, StoreError
 from distsampler.facts import Facts, optimal_nbeta
+from distsampler.redaction import redacted
 from distsampler.store.constants import probe_array
 from distsampler.store.events import divergences, inspected
 from distsampler.store.files import Files, damaged
@@ -345,7 +346,7 @@ class Run:
         warnings.warn(str(self.verdict), NotConvergedWarning, stacklevel=3)
 
     def __repr__(self) -> str:
-        return f"Run({str(self.store)!r}, status={self.manifest.status!r})"
+        return f"Run({redacted(self.store)!r}, status={self.manifest.status!r})"
 
 
 def open(store: str | Path) -> Run:

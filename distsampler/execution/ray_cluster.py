@@ -20,6 +20,7 @@ from distsampler.data.rows import Rows
 from distsampler.errors import PlacementError
 from distsampler.execution.placement import fit, local_folders
 from distsampler.models.replica import ChainSpec
+from distsampler.redaction import missing
 
 ANSWER_SECONDS = 4.0  # in which a cluster must answer, and answer again
 # What a client of HTTP/2 says first, and an empty frame of settings; a server answers with its own.
@@ -48,7 +49,7 @@ class RayCluster:
         """
         if ray.is_initialized():
             return
-        address, environment = self.placement.address, self.placement.runtime_env or {}
+        address, environment = self.placement.address, self._environment()
         self._folders = {name: environment[name] for name in FOLDERS if name in environment}
         try:
             where: dict[str, Any] = {"address": address or meant_by_ray()}
@@ -118,10 +119,13 @@ class RayCluster:
 
     def task_options(self) -> dict[str, Any]:
         """Return the options of a task that runs where actors may run."""
-        chosen = self._asked().model_dump(
-            include={"label_selector", "runtime_env"}, exclude_none=True
-        )
-        return {"num_cpus": self.placement.cpus_per_chain, "max_retries": 0, **chosen}
+        asked = self._asked()
+        chosen = {"label_selector": asked.label_selector, "runtime_env": asked.runtime_env}
+        return {
+            "num_cpus": self.placement.cpus_per_chain,
+            "max_retries": 0,
+            **{name: value for name, value in chosen.items() if value is not None},
+        }
 
     def located(self, spec: ChainSpec) -> ChainSpec:
         """Return the recipe, with its rows, or its shards one by one, in the object store."""
@@ -133,9 +137,23 @@ class RayCluster:
             self._shelf[rows] = ray.put(rows)
         return StoredRows(self._shelf[rows])
 
+    def _environment(self) -> dict[str, Any]:
+        """The runtime environment; what a store kept no secret of is read from this process'."""
+        environment = dict(self.placement.runtime_env or {})
+        if variables := environment.get("env_vars"):
+            here = {name: os.environ[name] for name in missing(variables) if name in os.environ}
+            environment["env_vars"] = {**variables, **here}
+        if lost := [f"placement.runtime_env.{path}" for path in missing(environment)]:
+            again = " ".join(f"--set {path}=..." for path in lost)
+            raise PlacementError(
+                f"{', '.join(lost)} must be given again, for secrets are not kept: set an "
+                f"environment variable of the same name, or {again}"
+            )
+        return environment
+
     def _asked(self) -> PlacementConfig:
         """What is left for actors to ask: Ray takes local folders only from the whole job."""
-        environment = self.placement.runtime_env or {}
+        environment = self._environment()
         rest = {name: value for name, value in environment.items() if name not in self._folders}
         if folders := local_folders(rest):
             raise PlacementError(

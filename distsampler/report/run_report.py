@@ -15,6 +15,7 @@ from distsampler.analysis.estimators import LLCEstimate, options_of, plus_minus
 from distsampler.analysis.run import Run
 from distsampler.draws import ACCEPTANCE
 from distsampler.recipe import CALIBRATION
+from distsampler.redaction import redacted
 from distsampler.report import plots
 from distsampler.report.html import (
     Html,
@@ -230,7 +231,7 @@ def _again(run: Run) -> list[Html]:
 
 
 def _from_file(run: Run) -> list[Html]:
-    kept = (run.manifest.recipe or {}).items()
+    kept = redacted(run.manifest.recipe or {}).items()
     record = {name: value for name, value in kept if value and name != CALIBRATION}
     folder = str(record.pop("folder", "."))
     fields = {**_effective(run), **record}

@@ -17,6 +17,7 @@ from distsampler.analysis.run import Run
 from distsampler.config import RunConfig
 from distsampler.errors import ConfigError, StoreError
 from distsampler.recipe import PARTS, Recipe, reload
+from distsampler.redaction import redacted
 from distsampler.store.files import Files
 from distsampler.store.folders import TEMPORARY, LocalFolder
 from distsampler.store.lease import CLAIM, EPOCH
@@ -173,4 +174,4 @@ def _named(config: RunConfig) -> Iterator[str]:
     if ":" in config.sampler.name:
         yield f"sampler {config.sampler.name}"
     if config.placement.runtime_env:
-        yield f"runtime_env {config.placement.runtime_env}"
+        yield f"runtime_env {redacted(config.placement.runtime_env, named=True)}"

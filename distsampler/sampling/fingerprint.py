@@ -13,6 +13,7 @@ from distsampler.data.trees import as_bytes
 from distsampler.errors import StoreError
 from distsampler.models.replica import ChainSpec
 from distsampler.models.sampler import freeze_after
+from distsampler.redaction import redacted
 from distsampler.schedule import Schedule
 from distsampler.store.files import Files
 from distsampler.store.manifest import Manifest
@@ -60,10 +61,10 @@ def check_same(files: Files, manifest: Manifest) -> Trace:
     """Check that the run in a store is the one that is asked for, and return it."""
     trace = Trace(files)
     stored = trace.manifest
-    then, now = stored.fingerprint, manifest.fingerprint
+    then, now = redacted(stored.fingerprint), redacted(manifest.fingerprint)
     keys = [*now, *({"settings of torch"} & (then.keys() - now))]  # a place adds others
     pairs = {key: (then.get(key), now.get(key)) for key in keys}
-    old, new = stored.config.model_dump(), manifest.config.model_dump()
+    old, new = (redacted(each.config.model_dump()) for each in (stored, manifest))
     if _long_enough(manifest.config, stored):
         old |= {name: new[name] for name in ("draws", "max_draws")}
     if manifest.config.burn_in == stored.config.burn_in == "auto":  # it follows the gate rounds

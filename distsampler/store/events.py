@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from distsampler.errors import StoreError
+from distsampler.redaction import redacted
 from distsampler.store import integrity
 from distsampler.store.files import Files
 
@@ -155,8 +156,8 @@ class Ended(RunEvent):
 
 
 def append(files: Files, event: RunEvent) -> None:
-    """Writes an event, with the time."""
-    record = {"time": round(time.time(), 3), **event.line()}
+    """Write an event, with the time and without secrets."""
+    record = redacted({"time": round(time.time(), 3), **event.line()})
     files.append(EVENTS, json.dumps(record))
 
 

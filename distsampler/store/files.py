@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from distsampler.errors import StoreError
+from distsampler.redaction import redacted
 from distsampler.store.folders import TEMPORARY, FencedError, LocalFolder, RemoteFolder
 
 LARGEST = 2**30  # bytes of a file, but for the states of chains
@@ -88,7 +89,7 @@ class Files:
     @property
     def name(self) -> str:
         """The last part of the root: the name of the run for people."""
-        return self.address.rstrip("/").rpartition("/")[2]
+        return redacted(self.address).rstrip("/").rpartition("/")[2]
 
     def path(self, name: str) -> str:
         """Return where a file is, for people."""

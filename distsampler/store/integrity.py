@@ -15,6 +15,8 @@ from typing import Any
 
 import google_crc32c  # which zarr's own codec of this checksum uses
 
+from distsampler.redaction import redacted
+
 LARGEST, DEEPEST = 2**26, 64  # bytes and levels of a JSON document
 SEAL = "seal"  # key of a document's digest
 SKIPPED = 0x184D2A50  # magic number of a frame that a zstd decoder passes over
@@ -42,13 +44,13 @@ def parsed(data: bytes | str) -> Any:  # noqa: ANN401 (what JSON holds)
 
 
 def printable(text: str) -> str:
-    r"""Return a text as a terminal or page may show it: control characters as escapes.
+    r"""Return a text as a terminal or page may show it: no secrets, control characters as escapes.
 
     Example:
         >>> printable("red \x1b[31m")
         'red \\x1b[31m'
     """
-    lines = (line if line.isprintable() else _escaped(line) for line in text.split("\n"))
+    lines = (line if line.isprintable() else _escaped(line) for line in redacted(text).split("\n"))
     return "\n".join(lines)
 
 

@@ -16,6 +16,7 @@ from distsampler.draws import Variable, WideVariable
 from distsampler.errors import StoreError
 from distsampler.facts import Law
 from distsampler.frozen import Frozen
+from distsampler.redaction import redacted
 from distsampler.store import integrity
 from distsampler.store.files import Files
 from distsampler.store.integrity import parsed
@@ -153,8 +154,8 @@ def read(files: Files) -> Manifest:
 
 
 def write_as(files: Files, name: str, value: Frozen, fsync: bool = False) -> None:
-    """Write a manifest, of a run or of more, with its digest; whole or not at all."""
-    document = integrity.seal(json.loads(value.model_dump_json()))
+    """Write a manifest, of a run or of more, without secrets, sealed; whole or not at all."""
+    document = integrity.seal(redacted(json.loads(value.model_dump_json())))
     files.write(name, json.dumps(document, indent=1).encode(), fsync=fsync)
 
 

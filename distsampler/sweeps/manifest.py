@@ -12,6 +12,7 @@ from pydantic import Field
 from distsampler.config import RunConfig, SamplerConfig
 from distsampler.errors import ConfigError, StoreError
 from distsampler.frozen import Frozen
+from distsampler.redaction import redacted
 from distsampler.sampling.directory import Stored
 from distsampler.store.files import Files, damaged, writing
 from distsampler.store.lease import Lease
@@ -141,7 +142,7 @@ def read_record(files: Files, cell: Cell) -> CellRecord:
 
 def _fixed(manifest: SweepManifest) -> dict[str, Any]:
     """Key -> value of all that must not differ when a sweep is continued."""
-    data = manifest.model_dump(mode="json")
+    data = redacted(manifest.model_dump(mode="json"))
     fixed: dict[str, Any] = {key: data[key] for key in ("data", "named", "calibrate", "bias")}
     fixed["checkpoints"] = list(data["checkpoints"])
     for home in ("restrictions", "settings"):

@@ -11,6 +11,7 @@ import xarray as xr
 from distsampler.analysis.json_values import plain
 from distsampler.analysis.run import Run
 from distsampler.errors import StoreError, unknown_name
+from distsampler.redaction import redacted
 from distsampler.store.files import Files, as_files
 from distsampler.store.manifest import MANIFEST
 from distsampler.sweeps.cells import CELL_DIMS, Cell
@@ -127,7 +128,7 @@ class Sweep:
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{number} {status}" for status, number in self.counts().items())
-        return f"Sweep({self.store!r}, {len(self.cells)} cells: {counts})"
+        return f"Sweep({redacted(self.store)!r}, {len(self.cells)} cells: {counts})"
 
     def _cell(self, name: str) -> Cell:
         cells = {cell.name: cell for cell in self.cells}
