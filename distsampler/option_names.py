@@ -77,6 +77,8 @@ _ROWS = (
         "beta inverse_temperature",
         "n times beta for n examples; n / log n where it is left out",
     ),
+    ("sampler.stability", "rmsprop_eps", ""),
+    ("sampler.beta2", "rmsprop_alpha", ""),
     ("sampler.noise_level", "noise noise_scale", ""),
     ("sampler.friction", "momentum momentum_decay alpha", "of the sampler 'sghmc'"),
     ("sampler.bounding_box_size", "bounding_box box_size", ""),

@@ -129,15 +129,14 @@ def named(name: str) -> Preset:
 
 
 def table() -> str:
-    """Return all presets as text, one line each.
+    """Return all presets as text, one line each: settings, steps to relax, what is seen of that.
 
     Example:
         >>> print(table().splitlines()[1])  # doctest: +ELLIPSIS
         language-3m-2504.18274 ...
     """
-    headings = ("lr", "nbeta", "gamma", "batch", "chains", "draws", "steps a draw")
+    headings = ("lr", "nbeta", "gamma", "batch", "chains", "draws", "thin", "relaxation", "reached")
     columns = [Column("preset", "label"), *map(Column, headings)]
-    columns += [Column("steps to relax"), Column("seen of flat directions")]
     return Table([*columns, Column("", "label")], [_row(each) for each in PRESETS.values()]).text()
 
 

@@ -84,6 +84,7 @@ def test_every_block_has_a_test() -> None:
         ("README", "import torch.nn.functional as F"),
         ("calibration", "chosen = ds.calibrate"),
         ("observables", "def token_losses"),
+        ("presets", "config = ds.RunConfig.from_preset("),
         ("samplers", SAMPLER.strip()),
         ("shards", "def make_shard"),
         ("sweeps", "# one LLC for every checkpoint"),
@@ -209,6 +210,23 @@ def test_the_calibration_of_the_guide_runs(
 def test_the_config_of_the_verdict_page_runs_until_it_is_enough(tmp_path: Path) -> None:
     wanted = run("verdict", block_of("verdict", "config"))["config"]
     assert (wanted.draws, wanted.burn_in, wanted.gate.every) == ("auto", "auto", 400)
+
+
+def test_the_preset_of_the_guide_gets_the_verdict_that_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    verdict = run("presets", block_of("presets", "config = "))["run"].verdict
+    assert "NOT_CONVERGED" in capsys.readouterr().out
+    text = (ROOT / "distsampler/guide/presets.md").read_text()
+    (r_hat, ess), (factor,) = (
+        re.findall(r"R-hat ([\d.]+) and ESS (\d+)", text)[0],
+        re.findall(r"asks for (\d+) times the draws", text),
+    )
+    assert verdict.r_hat == pytest.approx(float(r_hat), abs=0.05)
+    assert verdict.ess == pytest.approx(int(ess), rel=0.3)
+    assert verdict.ess * int(factor) > 400
+    assert "".join(f"    {line}\n" for line in ds.presets.table().splitlines()) in text
 
 
 def test_the_observables_of_the_guide_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from distsampler.optim import MALA, SAMPLERS, SGLD, Sampler
 from distsampler.truth import law_cases
-from scripts.benchmarks import heat
+from scripts.benchmarks import adaptive, heat
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ LAWS = {
     "sgld": "1 / (kappa (1 - lr kappa / 4))",
     "lmsgld": "1 / kappa",
     "rmsprop_sgld": "1 / (kappa (1 - lr P kappa / 4)), P frozen",
+    "rmsprop_sgld from 1": "the same, v from 1 and not corrected",
     "adam_sgld": "linear recursion of (w, m), P frozen",
     "sghmc": "linear recursion of (w, v)",
     "sgnht": "linear recursion, E u^2 = lr",
@@ -141,6 +142,7 @@ class Race:
 TIMED: dict[str, dict[str, Any]] = {
     **{name: {} for name in SAMPLERS},
     "rmsprop_sgld": {"freeze_after": 5},
+    "rmsprop_sgld from 1": {"freeze_after": 5, "initial_scale": 1.0, "bias_correction": False},
     "adam_sgld": {"freeze_after": 5},
     "sgnht badodab": {"scheme": "badodab"},
 }
@@ -340,7 +342,8 @@ def print_tables(results: dict[str, Any]) -> None:
         f"\nSGLD on {size / 4:.0f} million parameters ({size:.0f} MB) takes {extra:.0f} MB beyond "
         f"parameters and gradients: {extra - size:+.0f} MB and a copy, w* (goal +64)\n"
     )
-    print(heat.markdown(results["heat"]))
+    print(heat.markdown(results["heat"]) + "\n")
+    print(adaptive.markdown(results["adaptive"]))
 
 
 def measure(quick: bool) -> dict[str, Any]:
@@ -362,6 +365,7 @@ def measure(quick: bool) -> dict[str, Any]:
         "step_alone": alone,
         "large_model": memory_of_a_large_model(),
         "heat": heat.quadratic_cells(10 if quick else 40),
+        "adaptive": adaptive.cells(15 if quick else 60),
     }
 
 
@@ -377,7 +381,8 @@ def main() -> None:
         return
     results = measure(options.quick)
     if options.json:
-        results["heat"] = [cell._asdict() for cell in results["heat"]]
+        for table in ("heat", "adaptive"):
+            results[table] = [cell._asdict() for cell in results[table]]
         print(json.dumps(results, default=asdict))
     else:
         print_tables(results)

@@ -12,6 +12,7 @@ STATE = {
     "sgld": 1,
     "lmsgld": 2,
     "rmsprop_sgld": 3,
+    "rmsprop_sgld from 1": 3,
     "adam_sgld": 4,
     "sghmc": 2,
     "sgnht": 2,

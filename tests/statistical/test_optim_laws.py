@@ -68,6 +68,18 @@ def test_a_slightly_wrong_sampler_is_refused(name: str, wrong: dict[str, Any]) -
         assert_variance(w, case.variance(sampler))
 
 
+def test_rmsprop_that_never_stops_adapting_is_far_from_the_posterior() -> None:
+    """The published form: its steps are large where the recent gradients were small."""
+    case = CASES["rmsprop_sgld from 1"]
+    with pytest.warns(UserWarning, match="freeze_after is None"):
+        w, _ = case.sample(freeze_after=None)
+    excess = w.double().square() * spread(KAPPAS) - 1  # 0.2 % of it is the step's
+    error = math.sqrt(2 / len(w))
+    assert float(excess.mean()) > 20 * error
+    with pytest.raises(AssertionError, match="standard errors off"):
+        assert_variance(w, 1 / spread(KAPPAS))
+
+
 def test_sghmc_with_three_per_cent_more_noise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = SGHMC._draw
     monkeypatch.setattr(SGHMC, "_draw", lambda self, at, std: draw(self, at, 1.03 * std))
