@@ -64,7 +64,7 @@ def in_this_process() -> SimpleNamespace:
     return SimpleNamespace(**{**public, "sample": sample, "calibrate": calibrate})
 
 
-def run(page: str, code: str, **names: Any) -> dict[str, Any]:
+def run(page: str, code: str, /, **names: Any) -> dict[str, Any]:
     """The names that a block leaves, after it was given those that its page takes for granted."""
     model, train_set = classifier()
     common = {"model": model, "train_set": train_set, "loss": cross_entropy, "torch": torch}
@@ -85,6 +85,7 @@ def test_every_block_has_a_test() -> None:
         ("calibration", "chosen = ds.calibrate"),
         ("observables", "def token_losses"),
         ("presets", "config = ds.RunConfig.from_preset("),
+        ("probes", "config = ds.RunConfig("),
         ("samplers", SAMPLER.strip()),
         ("shards", "def make_shard"),
         ("sweeps", "# one LLC for every checkpoint"),
@@ -97,7 +98,7 @@ def test_every_block_has_a_test() -> None:
         assert any(page == p and line.startswith(start) for p, start in tested), (page, line)
     languages = {kind for page in PAGES for kind, _ in BLOCK.findall(page.read_text())}
     assert languages == {"python", "text", "yaml"}
-    assert [page for page, _ in blocks("yaml")] == ["sweeps"]
+    assert [page for page, _ in blocks("yaml")] == ["probes", "sweeps"]
     assert [page for page, _ in blocks("text")] == ["README"]  # the line that its example prints
 
 
@@ -168,7 +169,7 @@ def test_the_sweep_of_the_guide_runs(
 
 
 def test_the_sweep_file_of_the_guide_is_one() -> None:
-    ((_, block),) = blocks("yaml")
+    block = dict(blocks("yaml"))["sweeps"]
     sweep = sweep_recipe.SweepConfig(**yaml.safe_load(block)["sweep"])
     assert sweep.settings == {"cold": {}, "hot": {"sampler.nbeta": 10.0}}
     assert sweep.restrictions == {"all": None, "head": ["head[.].*"]}
@@ -229,19 +230,41 @@ def test_the_preset_of_the_guide_gets_the_verdict_that_it_says(
     assert "".join(f"    {line}\n" for line in ds.presets.table().splitlines()) in text
 
 
+class Tokens(nn.Module):
+    """Logits of the next of five tokens, (batch, position, token)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.layer = nn.Embedding(5, 4), nn.Linear(4, 5)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.layer(self.embed(tokens))
+        return logits
+
+
+@pytest.mark.filterwarnings("ignore::distsampler.errors.NotConvergedWarning")
+def test_the_probes_of_the_guide_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tokens = torch.randint(5, (100, 7), generator=torch.Generator().manual_seed(0))
+    names = run(
+        "probes",
+        block_of("probes", "config = ds.RunConfig("),
+        model=Tokens(), train_set=tokens, code=tokens[:30].flip(1), prose=tokens[:20],
+    )  # fmt: skip
+    assert names["losses"].sizes == {"chain": 4, "draw": 20, "example": 30, "token": 6}
+    assert names["excess"].shape == (4, 20, 30, 6)
+    assert names["run"].losses_of("prose").shape == (4, 200, 20)
+
+
+def test_the_probes_of_a_file_of_the_guide_are_some() -> None:
+    fields = yaml.safe_load(dict(blocks("yaml"))["probes"])
+    (made,) = fields["probes"].values()
+    assert [made.pop(part) for part in recipe.PROBE_PARTS] == ["own.py:code", {"rows": 256}]
+    assert ds.RunConfig(**fields).probes["code"].every == 10
+
+
 def test_the_observables_of_the_guide_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-    class Tokens(nn.Module):
-        """Logits of the next of five tokens, (batch, position, token)."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.embed, self.layer = nn.Embedding(5, 4), nn.Linear(4, 5)
-
-        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-            logits: torch.Tensor = self.layer(self.embed(tokens))
-            return logits
 
     tokens = torch.randint(5, (100, 7), generator=torch.Generator().manual_seed(0))
     names = run(

@@ -230,6 +230,18 @@ def test_what_a_model_drops_out_is_the_same_at_every_draw_and_at_the_anchor() ->
     assert not np.allclose(first, by_hand(model.eval()), equal_nan=True)
 
 
+def chance(model: nn.Module, batch: Any) -> Tensor:
+    return torch.rand(len(batch))
+
+
+def test_chance_gives_a_batch_the_same_at_every_draw_of_every_chain(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"probes": {"own": {"loss": chance}}, "data": {"own": SEQUENCES}}
+    run = language(tmp_path / "run", draws=5, burn_in=0, **fields)
+    losses = run.losses_of("own")
+    assert (losses == losses.losses_at_anchor).all()
+    assert len(np.unique(losses.values)) == len(SEQUENCES)
+
+
 def test_batch_norm_keeps_its_statistics_where_only_a_probe_moves_them() -> None:
     def trains(model: nn.Module, batch: Any) -> Tensor:
         model.train()
