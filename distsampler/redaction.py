@@ -15,9 +15,11 @@ T = TypeVar("T")
 # As secrets look: tokens of services, passwords in URLs, signed parameters of URLs, HTTP headers.
 _TOKEN = re.compile(
     r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}"
-    r"|sk-[\w-]{20,}|(?:AKIA|ASIA)[A-Z0-9]{16}|xox[abprs]-[\w-]{10,})"
+    r"|sk-(?:(?:proj|ant|svcacct)-[\w-]{20,}|[A-Za-z0-9]{32,})|(?:AKIA|ASIA)[A-Z0-9]{16}|xox[abprs]-[\w-]{10,})"
 )
-_IN_URL = re.compile(r"([A-Za-z][\w+.-]*://)(?:[^/\s@:'\"]*:[^/\s@'\"]+|[^/\s@:'\"]{20,})@")
+_IN_URL = re.compile(
+    r"((?<![\w+.-])[A-Za-z][\w+.-]{0,20}://)(?:[^/\s@:'\"]*:[^/\s@'\"]+|[^/\s@:'\"]{20,})@"
+)
 _PARAMETER = re.compile(
     r"([?&;](?:[\w-]*token|sig|[\w-]*signature|[\w-]*credential|pass(?:word|wd)|[\w-]*secret"
     r"|(?:\w*[_-])?(?:api|access|account|secret)[_-]?key(?:[_-]?id)?|key)=)[^&;#\s'\"<]+",

@@ -62,12 +62,14 @@ def loss(model, batch, api_key=""):
         ("https://h/x?X-Amz-Signature=00ff&e=3", f"https://h/x?X-Amz-Signature={REDACTED}&e=3"),
         ("Authorization: Bearer abc.def-0123456", f"Authorization: Bearer {REDACTED}"),
         ("ghp_" + "a1B2" * 9, REDACTED),
+        ("sk-proj-" + "a1-B2" * 9, REDACTED),
         *(
             (text, text)
             for text in (
                 "s3://bucket/run@2", "EleutherAI/pythia-70m@step1000", "ray://host:10001",
                 "https://h/x?design=abc&step=2", "hf_transformer_of_mine", "a token, a password",
-                "git+ssh://git@github.com/a/b", "n='tokens', l0h3+l1.mlp",
+                "runs/sk-learn-digits-with-a-long-name/one", "git+ssh://git@github.com/a/b",
+                "n='tokens', l0h3+l1.mlp",
             )
         ),
     ],

@@ -147,7 +147,8 @@ class RayCluster:
             again = " ".join(f"--set {path}=..." for path in lost)
             raise PlacementError(
                 f"{', '.join(lost)} must be given again, for secrets are not kept: set an "
-                f"environment variable of the same name, or {again}"
+                "environment variable of the same name, give the run's config again from Python or "
+                f"its file, with resume='must', or say 'distsampler resume DIR {again}'"
             )
         return environment
 

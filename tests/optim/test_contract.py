@@ -342,3 +342,17 @@ print("torch._dynamo" in sys.modules)
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
+
+
+def test_a_state_that_is_older_than_an_option_is_continued_with_its_default() -> None:
+    first, second = network(), network()
+    one, other = make("rmsprop_sgld", first), make("rmsprop_sgld", second, seed=1)
+    walk(first, one, range(2))
+    saved = one.state_dict()
+    for group in saved["param_groups"]:
+        del group["initial_scale"], group["bias_correction"]  # as 0.1.0 saved it
+    other.move_to(weights(first))
+    other.load_state_dict(saved)
+    for model, sampler in ((first, one), (second, other)):
+        walk(model, sampler, range(2, 5))
+    assert same(weights(first), weights(second))
