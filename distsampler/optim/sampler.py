@@ -176,18 +176,20 @@ class Sampler(Optimizer):
 
         State keeps its own precision (torch would round fp32 masters to the parameter's). Anchors
         that the saved state leaves out, or that equal the present ones, stay the present tensors:
-        chains that share them continue to. On another kind of device the generator's state has
-        no meaning; a new stream is then derived from it, and only the law is the same.
+        chains that share them continue to. An option that the saved state is older than keeps its
+        present value. On another kind of device the generator's state has no meaning; a new stream
+        is then derived from it, and only the law is the same.
 
         Args:
             state_dict: What :meth:`state_dict` returned.
         """
         final: StateDict = {}
         anchors = {p: s["anchor"] for p, s in self.state.items() if "anchor" in s}
+        groups = [dict(group) for group in self.param_groups]
         # Last of the pre-hooks, first of the post-hooks: users' hooks see what they would expect.
         before = self.register_load_state_dict_pre_hook(lambda _, saved: final.update(saved))
         after = self.register_load_state_dict_post_hook(
-            lambda _: self._restore(final, anchors), prepend=True
+            lambda _: self._restore(final, anchors, groups), prepend=True
         )
         try:
             _uncompiled(Optimizer.load_state_dict)(self, state_dict)
@@ -355,12 +357,14 @@ class Sampler(Optimizer):
         """Bring options that hold tensors into one form, on the parameters' device."""
         group["optimize_over"] = checks.masks(group["optimize_over"], group["params"])
 
-    def _restore(self, saved: StateDict, anchors: dict[Tensor, Tensor]) -> None:
-        """After torch's own loading: precision, shared anchors, masks, the random stream."""
+    def _restore(
+        self, saved: StateDict, anchors: dict[Tensor, Tensor], before: list[dict[str, Any]]
+    ) -> None:
+        """After torch's own loading: precision, anchors, new options, masks, the random stream."""
         anchoring.restore(self, saved, anchors)
-        for group in self.param_groups:
-            for option, default in self.defaults.items():  # newer than what was saved
-                group.setdefault(option, default)
+        for group, own in zip(self.param_groups, before, strict=True):
+            newer = [option for option in own if option in self.defaults and option not in group]
+            group.update({option: own[option] for option in newer})  # than what was saved
             self._normalise(group)
         if "generator" in saved:
             continue_stream(self.generator, saved["generator"])

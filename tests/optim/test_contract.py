@@ -344,7 +344,7 @@ print("torch._dynamo" in sys.modules)
     assert out.stdout.strip() == "False"
 
 
-def test_a_state_that_is_older_than_an_option_is_continued_with_its_default() -> None:
+def test_a_state_that_is_older_than_an_option_is_continued_with_its_value() -> None:
     first, second = network(), network()
     one, other = make("rmsprop_sgld", first), make("rmsprop_sgld", second, seed=1)
     walk(first, one, range(2))
