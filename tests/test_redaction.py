@@ -28,6 +28,7 @@ from tests.problems import config, regression, squared_error
 TOKEN, PASSWORD, SIGNED = "hf_" + "Zq3" * 11, "correct horse", "https://h.org/x?sig=Zm9vYmFy&v=2"
 AT = "s3://reader:letmein42@bucket/weights"
 SECRETS = (TOKEN, PASSWORD, "Zm9vYmFy", "letmein42", "wandb-0815")
+LOGIN = {"source": AT, "login": {"password": PASSWORD}}
 ENVIRONMENT = {"env_vars": {"HF_TOKEN": TOKEN, "WANDB_API_KEY": "wandb-0815", "MODE": "fast"}}
 PARTS = """
 import torch
@@ -109,7 +110,8 @@ def parts(folder: Path, **changes: Any) -> Path:
                 "model": "parts.py:model",
                 "model_kwargs": {"token": TOKEN, "url": SIGNED},
                 "data": "parts.py:data",
-                "data_kwargs": {"source": AT, "login": {"password": PASSWORD}},
+                "data_kwargs": LOGIN,
+                "probes": {"side": {"data": "parts.py:data", "data_kwargs": LOGIN}},
                 "loss": "parts.py:loss",
                 "placement": {"runtime_env": ENVIRONMENT},
                 **config(draws=12, burn_in=2).model_dump(mode="json", exclude_unset=True),
@@ -186,7 +188,8 @@ def test_a_run_is_continued_with_its_file_or_with_the_secrets_given_again(stored
     with pytest.raises(ConfigError) as caught:
         recipe.reload(manifest.recipe, manifest.config)
     for part in (
-        "data_kwargs.login.password, data_kwargs.source, model_kwargs.token, model_kwargs.url must",
+        "data_kwargs.login.password, data_kwargs.source, model_kwargs.token, model_kwargs.url, "
+        "probes.side.data_kwargs.login.password, probes.side.data_kwargs.source must",
         "--set data_kwargs.login.password=... --set data_kwargs.source=...",
         "distsampler run FILE.yaml --resume must",
     ):
@@ -195,8 +198,10 @@ def test_a_run_is_continued_with_its_file_or_with_the_secrets_given_again(stored
         f"model_kwargs.token={TOKEN}",
         f"model_kwargs.url={SIGNED}",
         f"data_kwargs.source={AT}",
+        f"data_kwargs.login.password={PASSWORD}",
+        f"probes.side.data_kwargs.source={AT}",
+        f"probes.side.data_kwargs.login.password={PASSWORD}",
     ]
-    again += [f"data_kwargs.login.password={PASSWORD}", "draws=14"]
     longer = recipe.reload(manifest.recipe, manifest.config, [*again, "draws=14"])
     run = sample_recipe(longer, store, ds.SerialPool(), "must", quiet=True)
     assert run.manifest.config.draws == 14
@@ -254,7 +259,7 @@ def test_no_file_of_a_sweep_holds_a_secret_and_it_is_resumed(stored: Path, tmp_p
         tmp_path,
         sweep={
             "settings": {"cold": {"sampler.nbeta": 5.0}},
-            "datasets": {"a": {"source": AT, "login": {"password": PASSWORD}}},
+            "datasets": {"a": LOGIN},
         },
     )
     for resume in ("never", "auto"):
