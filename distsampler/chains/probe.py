@@ -30,7 +30,7 @@ from distsampler.seeding import probe_rows
 from distsampler.store.large_arrays import MEAN_EXCESS, PROBES
 
 PROBE_PARTS = 8  # where the loss returns batch means
-ROUNDING = 1e-2  # relative, of losses of which it is seen whether they are divided by their number
+ROUNDING = 1e-2  # relative, of losses: more tells one that is divided by the number of examples
 
 
 class Probe:
@@ -107,7 +107,9 @@ class NamedLosses:
         losses = []
         for number, rows in enumerate(self._batches):
             batch = self._replica.batch(rows)
-            losses.append(_checked(self._probe, self._replica.losses(batch, piece=number), rows))
+            losses.append(
+                _checked(self._probe, self._replica.raw_losses(batch, piece=number), rows)
+            )
         widest = max(each[0].numel() for each in losses)
         if losses[0].ndim == 2:  # a batch may be padded to its own longest example
             losses = [pad(each, (0, widest - each.shape[1]), value=torch.nan) for each in losses]
@@ -153,7 +155,7 @@ def at_anchor(probe: NamedProbe, losses: NDArray[np.floating]) -> ProbeAtAnchor:
         ids = [token_ids(probe.rows.take(rows)).long().numpy() for rows in batches(probe)]
     # The first token of a sequence is not predicted.
     shift = max((each.shape[1] for each in ids), default=-1) - positions
-    if shift not in (0, 1):
+    if shift not in (0, 1) or any((each < 0).any() for each in ids):  # then they are none
         return ProbeAtAnchor(probe.numbers, losses, np.arange(positions))
     together = np.zeros(losses.shape, np.int64)
     for rows, each in zip(batches(probe), ids, strict=True):
@@ -197,18 +199,15 @@ def try_probe(spec: ChainSpec, probe: NamedProbe, device: torch.device) -> Seen:
     replica = Replica(spec, device)
     try:
         kind = spec.kind if probe.loss is spec.loss else _kind(replica, spec.of_probe(probe))
-        probe = replace(probe, kind=kind._replace(per_example=False))  # as it comes: see _checked
+        probe = replace(probe, kind=kind)
         losses = NamedLosses(replica, probe).measure()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # the user's code: anything can come
         said = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
         where = f"probes.{probe.name}"
-        said = (
-            said
-            if said.startswith(where)
-            else f"{where}: its loss must work on its examples: {said}"
-        )
+        if not said.startswith(where):
+            said = f"{where}: its loss must work on its examples: {said}"
         raise ConfigError(said) from error
     _check_finite(probe, losses)
     return Seen(probe.kind, losses.shape)

@@ -47,8 +47,8 @@ def try_observables(
         return ()
     names = RESERVED.union(*((each.name, *each.dims) for each in taken))
     replica = Replica(spec, device)
-    given = _probe_batch(replica, spec), Probe(replica, spec).tensor()
-    return tuple(_variable(name, f, names, replica, given) for name, f in _functions(spec))
+    at_anchor = _probe_batch(replica, spec), Probe(replica, spec).tensor()
+    return tuple(_variable(name, f, names, replica, at_anchor) for name, f in _functions(spec))
 
 
 def dims_of(name: str, count: int) -> tuple[str, ...]:
@@ -97,7 +97,11 @@ class UserObservables:
 
 
 def _variable(
-    name: str, function: Function, taken: set[str], replica: Replica, given: tuple[object, Tensor]
+    name: str,
+    function: Function,
+    taken: set[str],
+    replica: Replica,
+    at_anchor: tuple[object, Tensor],
 ) -> Variable | WideVariable:
     """What one observable is."""
     if not name.isidentifier():
@@ -106,7 +110,7 @@ def _variable(
         raise ConfigError(
             f"observables: {name!r} is taken by what every draw holds: give it another name"
         )
-    value = _value_at_anchor(name, function, replica, *given)
+    value = _value_at_anchor(name, function, replica, *at_anchor)
     meaning, dims = f"{name}, an observable of the user's", dims_of(name, value.ndim)
     if math.prod(value.shape) <= SMALL:
         return Variable(name, "posterior", meaning, dims, value.shape)

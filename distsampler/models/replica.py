@@ -224,13 +224,18 @@ class Replica:
         pass moves (batch-norm statistics, caches) is put back. ``piece`` numbers the microbatches;
         ``exact`` means full precision, not compiled, as a double backward needs it.
         """
-        loss = self._spec.loss if exact else self._loss
-        if self._plain:
-            losses = loss(self.model, batch)
-        else:
-            losses = self._guarded(loss, batch, chain, step, piece)
+        losses = self.raw_losses(batch, chain, step, piece, exact)
         single = self._spec.per_example and not losses.ndim  # one example, its dimension dropped
         return losses.reshape(1) if single else losses
+
+    def raw_losses(
+        self, batch: object, chain: int = 0, step: int = 0, piece: int = 0, exact: bool = False
+    ) -> Tensor:
+        """Return what the loss gives for a batch, whatever its shape; see ``losses``."""
+        loss = self._spec.loss if exact else self._loss
+        if self._plain:
+            return loss(self.model, batch)
+        return self._guarded(loss, batch, chain, step, piece)
 
     def _guarded(self, loss: LossFn, batch: object, *place: int) -> Tensor:
         """The losses of a batch, where model or loss need more than a call."""

@@ -164,6 +164,35 @@ def test_a_pack_measures_them_in_each_lane(tmp_path: Path) -> None:
         np.testing.assert_allclose(got, by_hand(at(run, chain, 34)), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("fields", "rtol"),
+    [
+        ({"data_mode": "hop", "shards": 4, "hop_every": 5}, 1e-5),
+        ({"microbatch": 3, "probes": {"code": {"loss": per_token}}}, 1e-5),
+        ({"precision": "bf16"}, 0.1),
+    ],
+)
+def test_they_are_the_same_however_the_run_takes_its_steps(
+    tmp_path: Path, fields: dict[str, Any], rtol: float
+) -> None:
+    data = {name: DATA[name] for name in fields.get("probes", PROBES)}
+    run = language(tmp_path / "run", draws=6, burn_in=0, save_weights_every=1, **fields, data=data)
+    got = run.losses_of("code").sel(chain=1, draw=5).values
+    np.testing.assert_allclose(got, by_hand(at(run, 1, 5)), rtol=rtol, atol=rtol / 10)
+
+
+def test_a_run_whose_loss_gives_means_has_probes_with_a_loss_of_their_own(tmp_path: Path) -> None:
+    model, data = regression()
+    settings = config(draws=6, burn_in=0, probes={"own": {"loss": squared_error}})
+    parts: Any = model, data, mean_squared_error, settings
+    run = ds.sample(
+        *parts, store=tmp_path / "run", probes={"own": data}, pool=ds.SerialPool(), quiet=True
+    )
+    assert run.losses_of("own").sizes == {"chain": 2, "draw": 6, "example": 300}
+    with pytest.raises(ds.ConfigError, match=r"probes\.own: .*got their mean"):
+        prepare(*parts[:3], config(), probes={"own": data})
+
+
 def test_killed_resumed_and_extended_the_bits_are_the_same(
     run: ds.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -439,13 +468,13 @@ def test_the_command_line_reads_them(run: ds.Run, capsys: pytest.CaptureFixture[
 
     reading = run.llc("ignore", probe="code")
     assert out("llc", run.store, "--probe", "code") == f"{reading}\n"
-    found = json.loads(out("llc", run.store, "--probe", "code", "--json"))
-    assert found["data_refined_llc"] == reading.mean
-    assert (found["probe"], found["tokens"], found["n"]) == ("code", 93, 64)
-    assert json.loads(out("llc", run.store, "--json"))["probes"]["code"] == found
+    printed = json.loads(out("llc", run.store, "--probe", "code", "--json"))
+    assert printed["data_refined_llc"] == reading.mean
+    assert (printed["probe"], printed["tokens"], printed["n"]) == ("code", 93, 64)
+    assert json.loads(out("llc", run.store, "--json"))["probes"]["code"] == printed
     for command in ("llc", "diagnose"):
         assert out(command, run.store).count("data-refined LLC") == 3
-    assert json.loads(out("diagnose", run.store, "--json"))["probes"]["code"] == found
+    assert json.loads(out("diagnose", run.store, "--json"))["probes"]["code"] == printed
     assert escape(str(reading)) in run_report.render(run)
 
 

@@ -104,9 +104,9 @@ def scaled(model: nn.Module, batch: Any, factor: float = 2.0) -> Tensor:
 def test_one_that_asks_for_the_losses_of_the_probe_gets_them(tmp_path: Path) -> None:
     own = {"worst": worst, "scaled": scaled}
     run = sample(tmp_path / "run", draws=10, observables=own, save_losses=True)
-    given, computed = run.posterior["worst"].values[..., 0], run.posterior["worst"].values[..., 1]
-    assert np.array_equal(given, computed)
-    assert np.array_equal(given.astype(np.float32), run.losses.max("example").values)
+    handed, computed = run.posterior["worst"].values[..., 0], run.posterior["worst"].values[..., 1]
+    assert np.array_equal(handed, computed)
+    assert np.array_equal(handed.astype(np.float32), run.losses.max("example").values)
     assert np.array_equal(run.posterior["scaled"].values, 2 * computed)
 
 
