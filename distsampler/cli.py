@@ -144,20 +144,14 @@ def llc(
     budget: Annotated[
         bool, typer.Option("--budget", help="Print what the error is made of.")
     ] = False,
-    probe: Annotated[
-        str | None, typer.Option(help="Read this named probe.", show_default=False)
-    ] = None,
+    probe: Annotated[str | None, typer.Option(help="Read this named probe.")] = None,
     as_json: Json = False,
 ) -> None:
     """Print the LLC of a run, with its error, its verdict and the sampler's options."""
     from distsampler.report.summary import llc_as_dict, llc_text
 
     run = _open(store)
-    if probe is not None:
-        reading = run.llc("ignore", probe=probe)
-        _print(json.dumps(reading.as_dict()) if as_json else str(reading))
-    else:
-        _print(json.dumps(llc_as_dict(run)) if as_json else llc_text(run, budget))
+    _print(json.dumps(llc_as_dict(run, probe)) if as_json else llc_text(run, budget, probe))
     raise typer.Exit(_code(run))
 
 

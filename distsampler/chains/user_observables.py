@@ -1,6 +1,6 @@
 """Users' own observables: ``fn(model, batch)`` on the probe, a tensor of one shape at every draw.
 
-One with a third argument is given the probe's losses there, which every draw has anyway.
+One with a third argument is handed the probe's losses there, which every draw has anyway.
 
 They are tried at w* before a run starts: that gives their shape, and shows most mistakes at once.
 A small one is a variable of the posterior; a larger one is written to the store where the chain is.
@@ -47,8 +47,8 @@ def try_observables(
         return ()
     names = RESERVED.union(*((each.name, *each.dims) for each in taken))
     replica = Replica(spec, device)
-    at_anchor = _probe_batch(replica, spec), Probe(replica, spec).tensor()
-    return tuple(_variable(name, f, names, replica, at_anchor) for name, f in _functions(spec))
+    probe = _probe_batch(replica, spec), Probe(replica, spec).tensor()
+    return tuple(_variable(name, f, names, replica, probe) for name, f in _functions(spec))
 
 
 def dims_of(name: str, count: int) -> tuple[str, ...]:
@@ -101,7 +101,7 @@ def _variable(
     function: Function,
     taken: set[str],
     replica: Replica,
-    at_anchor: tuple[object, Tensor],
+    probe: tuple[object, Tensor],
 ) -> Variable | WideVariable:
     """What one observable is."""
     if not name.isidentifier():
@@ -110,7 +110,7 @@ def _variable(
         raise ConfigError(
             f"observables: {name!r} is taken by what every draw holds: give it another name"
         )
-    value = _value_at_anchor(name, function, replica, *at_anchor)
+    value = _value_at_anchor(name, function, replica, *probe)
     meaning, dims = f"{name}, an observable of the user's", dims_of(name, value.ndim)
     if math.prod(value.shape) <= SMALL:
         return Variable(name, "posterior", meaning, dims, value.shape)

@@ -13,16 +13,23 @@ from distsampler.store.events import Lost, Retired, losses, losses_named
 from distsampler.table import Column, Content, Marked, Table
 
 
-def llc_text(run: Run, budget: bool) -> str:
-    """Return an LLC with its sampler, why it cannot be trusted, and what its error is made of."""
+def llc_text(run: Run, budget: bool, probe: str | None = None) -> str:
+    """Return an LLC with its sampler, why it cannot be trusted, and what its error is made of.
+
+    Of a named probe its reading.
+    """
+    if probe is not None:
+        return str(run.llc("ignore", probe=probe))
     estimate = run.llc("ignore")
     lines = [str(estimate), *map(str, readings(run)), sampler_line(estimate.sampler)]
     lines += [] if estimate.converged else [str(estimate.verdict)]
     return "\n".join([*lines, str(estimate.budget)] if budget else lines)
 
 
-def llc_as_dict(run: Run) -> dict[str, Any]:
+def llc_as_dict(run: Run, probe: str | None = None) -> dict[str, Any]:
     """Return what ``llc_text`` says, for JSON."""
+    if probe is not None:
+        return run.llc("ignore", probe=probe).as_dict()
     probes = {each.probe: each.as_dict() for each in readings(run)}
     return run.llc("ignore").as_dict() | ({"probes": probes} if probes else {})
 
