@@ -22,7 +22,8 @@ def send_values(parts: Iterable[object], register: Callable[[ModuleType], None])
     """Do the same for functions, classes and objects, and for what objects of ours hold."""
     inner = [each for part in parts for each in _contents(part)]
     names = {getattr(part, "__module__", None) or type(part).__module__ for part in inner}
-    loaded = {name for name, module in sys.modules.items() if _from_a_file(module)}
+    modules = list(sys.modules.items())  # to ask one may import others, as may another thread
+    loaded = {name for name, module in modules if _from_a_file(module)}
     for name in {name.partition(".")[0] for name in names | loaded} - {"__main__", "builtins"}:
         if name in sys.modules and not _importable(sys.modules[name]):
             register(sys.modules[name])

@@ -33,3 +33,22 @@ def test_modules_that_were_loaded_from_files_are_sent_whoever_uses_them(
     assert helper in sent
     assert shadow in sent
     assert not {"torch", "numpy", "distsampler", "tests", "typing"} & {m.__name__ for m in sent}
+
+
+def test_a_module_that_imports_another_when_it_is_asked_does_not_break_the_search(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As those of transformers do, which load their parts when they are used."""
+
+    class Lazy(ModuleType):
+        def __getattribute__(self, name: str) -> object:
+            if name == "__spec__":
+                sys.modules.setdefault("a_part_of_it", ModuleType("a_part_of_it"))
+            return super().__getattribute__(name)
+
+    monkeypatch.setitem(sys.modules, "lazy", Lazy("lazy"))
+    monkeypatch.delitem(sys.modules, "a_part_of_it", raising=False)
+    try:
+        send_values([squared_error], [].append)
+    finally:
+        assert sys.modules.pop("a_part_of_it", None) is not None
