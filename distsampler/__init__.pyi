@@ -23,6 +23,7 @@ from distsampler.errors import WorkFailedError as WorkFailedError
 from distsampler.execution.pool import SerialPool as SerialPool
 from distsampler.execution.ray_pool import RayPool as RayPool
 from distsampler.facts import optimal_nbeta as optimal_nbeta
+from distsampler.models.components.listing import components as components
 from distsampler.optim import SGLD as SGLD
 from distsampler.optim import SGNHT as SGNHT
 from distsampler.probes import ProbeConfig as ProbeConfig

@@ -166,9 +166,12 @@ class RunConfig(ConfigPart):
         shards: number of shards, for data_mode="hop"; not needed where data is a list of shards.
         hop_every: steps that a chain spends on a shard; 100 with data_mode="hop".
         seed: seed of all that is random: chain c is a function of (seed, c).
-        restrict_to: names or regular expressions of the parameters that move, or boolean masks by
-            name (tensors, arrays or nested lists; True moves, a parameter not named does not);
-            None: all that require a gradient.
+        restrict_to: names or regular expressions of the parameters that move; names of components,
+            as ``"l0h3"`` or ``"l0h3+l1.mlp"``, that ``ds.components(model)`` lists; or boolean
+            masks by name (tensors, arrays or nested lists; True moves, a parameter not named does
+            not); None: all that require a gradient.
+        components: where a transformer of an unknown architecture has its parts, for such names;
+            see ``models.components.architectures.Architecture``.
         init: "anchor": all chains start at w*. "dispersed": the odd ones start away from it, so
             that the two kinds approach the LLC from both sides; see ``chains.dispersed_start``.
         init_radius: |w - w*| where odd chains start, in weight units; None: chosen by the loss.
@@ -225,6 +228,7 @@ class RunConfig(ConfigPart):
     hop_every: Count | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     restrict_to: tuple[str, ...] | dict[str, _MaskField] | None = None
+    components: dict[str, str | int] | None = None
     init: Literal["anchor", "dispersed"] = "anchor"
     init_radius: Positive | None = None
     mode: Literal["eval", "train"] = "eval"

@@ -148,8 +148,8 @@ def patterns_or_masks(restrict_to: object) -> object:
             return tuple(restrict_to)
         case _:
             raise ConfigError(
-                "must be names or regular expressions of parameters, or masks by name, got "
-                f"{restrict_to!r}"
+                "must be names or regular expressions of parameters, components, or masks by name, "
+                f"got {restrict_to!r}"
             )
 
 

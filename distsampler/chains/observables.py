@@ -76,9 +76,12 @@ def _saved_losses(spec: ChainSpec) -> Iterator[WideVariable]:
 
 
 def _saved_weights(spec: ChainSpec) -> Iterator[WideVariable]:
-    every, names = spec.config.save_weights_every, selected(spec.model, spec.config.restrict_to)
+    every = spec.config.save_weights_every
+    if every is None:
+        return
+    moving = selected(spec.model, spec.config)
     for name, parameter in spec.model.named_parameters():
-        if every is not None and name in names:
+        if name in moving:
             dims = dims_of(name, parameter.ndim)
             shape = tuple(parameter.shape)
             yield WideVariable(f"{WEIGHTS}/{name}", f"{name} at w_t", dims, shape, every)

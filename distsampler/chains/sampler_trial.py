@@ -28,19 +28,16 @@ class Trial:
         sampler: class of the optimizer.
         config: the run's config.
         nbeta: inverse temperature times n.
+        masked: whether it is to leave some entries of a parameter as they are.
     """
 
     def __init__(
-        self, sampler: type[torch.optim.Optimizer], config: RunConfig, nbeta: float
+        self, sampler: type[torch.optim.Optimizer], config: RunConfig, nbeta: float, masked: bool
     ) -> None:
         self.parameter = torch.zeros(TRIAL_SIZE, requires_grad=True)
         self.generator = torch.Generator()
         anchors = [self.parameter.detach().clone()]
-        masks = (
-            [torch.ones(TRIAL_SIZE, dtype=torch.bool)]
-            if isinstance(config.restrict_to, dict)
-            else None
-        )
+        masks = [torch.ones(TRIAL_SIZE, dtype=torch.bool)] if masked else None
         variance = [torch.ones(TRIAL_SIZE)] if config.sampler.correct_heat else None
         ground = Ground([self.parameter], anchors, masks, variance)
         self.sampler: Any = build(sampler, config, nbeta, ground, self.generator)
@@ -67,13 +64,16 @@ def measures_acceptance(sampler: type[torch.optim.Optimizer], config: RunConfig)
     return asked and issubclass(sampler, Sampler) and sampler.has_side
 
 
-def check(sampler: type[torch.optim.Optimizer], config: RunConfig, nbeta: float) -> tuple[str, ...]:
+def check(
+    sampler: type[torch.optim.Optimizer], config: RunConfig, nbeta: float, masked: bool = False
+) -> tuple[str, ...]:
     """Try the sampler.
 
     Args:
         sampler: class of the optimizer.
         config: the run's config.
         nbeta: inverse temperature times n.
+        masked: whether it is to leave some entries of a parameter as they are.
 
     Returns:
         Names of what can be recorded of the step behind each draw.
@@ -88,14 +88,14 @@ def check(sampler: type[torch.optim.Optimizer], config: RunConfig, nbeta: float)
             f"sampler.nbeta must be a number in a run, got {nbeta!r}: a callable is for the bare "
             "optimizer"
         )
-    check_options(config)
-    trial = Trial(sampler, config, nbeta)
+    check_options(config, masked)
+    trial = Trial(sampler, config, nbeta, masked)
     if measures_acceptance(sampler, config):
         trial.sampler.side(torch.zeros(()))
     _check_step(trial, name, quiet=config.sampler.options.get("noise_level") == 0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its cautions have been given
-        _check_state(trial, Trial(sampler, config, nbeta), name)
+        _check_state(trial, Trial(sampler, config, nbeta, masked), name)
     own = ("acceptance",) if measures_acceptance(sampler, config) else ()
     return (*mover(trial.sampler).metrics(), *own)
 

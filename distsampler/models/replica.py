@@ -116,16 +116,16 @@ class Replica:
         self.device = device
         self.model = copied(spec.model).to(device)
         self.model.train(spec.config.mode == "train")
-        names = selected(self.model, spec.config.restrict_to)
+        selection = selected(self.model, spec.config)
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name in names)
+            parameter.requires_grad_(name in selection)
         moving = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         for module in self.model.modules():
             if isinstance(module, nn.RNNBase):  # which on CUDA gathers its weights elsewhere
                 vars(module)["flatten_parameters"] = _left_as_they_are
         self.moving = list(moving.values())
         self.flats = _flatten(self.moving)
-        self.masks = flat_masks(moving, spec.config.restrict_to, self.flats)
+        self.masks = flat_masks(moving, selection, self.flats)
         self._look_at(spec)
 
     def _look_at(self, spec: ChainSpec) -> None:

@@ -163,8 +163,11 @@ def _plain(value: object) -> object:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-def check_options(config: RunConfig) -> None:
-    """Check that the options can be those of a run, whose config holds plain values."""
+def check_options(config: RunConfig, masked: bool = False) -> None:
+    """Check that the options can be those of a run, whose config holds plain values.
+
+    ``masked``: some entries of a parameter move, and others do not.
+    """
     sampler = config.sampler
     options = signature_options(sampler)
     tensor_options = {k: do for kind in SAMPLERS.values() for k, do in kind.tensor_options.items()}
@@ -188,10 +191,11 @@ def check_options(config: RunConfig) -> None:
             "save_mala_vars needs the loss whose gradient moves the chain, and data_mode='hop' "
             "corrects the gradient alone: leave save_mala_vars out"
         )
-    if isinstance(config.restrict_to, dict) and "optimize_over" not in options:
+    if masked and "optimize_over" not in options:
         raise ConfigError(
-            f"masks need a sampler with the option optimize_over=, which {sampler.name!r} has not: "
-            "restrict to whole parameters by name, or use another sampler"
+            f"masks, and components that are parts of parameters, need a sampler with the option "
+            f"optimize_over=, which {sampler.name!r} has not: restrict to whole parameters by "
+            "name, or use another sampler"
         )
     if "freeze_after" in options:
         _check_freeze(config)

@@ -12,6 +12,7 @@ from distsampler.config import RunConfig
 from distsampler.data.trees import as_bytes
 from distsampler.errors import StoreError
 from distsampler.models.replica import ChainSpec
+from distsampler.models.restriction import digest_of_components
 from distsampler.models.sampler import freeze_after
 from distsampler.redaction import redacted
 from distsampler.schedule import Schedule
@@ -33,8 +34,10 @@ def versions() -> dict[str, str]:
 def fingerprint(spec: ChainSpec) -> dict[str, str]:
     """Return what the draws depend on beside the config; a place that is up adds its device."""
     settings = {"settings of torch": str(spec.settings)} if str(spec.settings) else {}
+    components = digest_of_components(spec.model, spec.config)
     return {
         **settings,
+        **({"components": components} if components else {}),
         "distsampler": versions()["distsampler"],
         "torch": torch.__version__,
         "cpu": torch.backends.cpu.get_cpu_capability(),

@@ -28,7 +28,7 @@ from distsampler.models.copies import check_model
 from distsampler.models.loss import LossFn
 from distsampler.models.numerics import ProcessSettings, on_device, plain_modes
 from distsampler.models.replica import ChainSpec, NamedProbe
-from distsampler.models.restriction import selected
+from distsampler.models.restriction import masks_entries, selected
 from distsampler.optim.checks import check_parameter
 from distsampler.probes import MOST_ROWS, ProbeConfig, check_names
 from distsampler.recipe import with_functions
@@ -81,7 +81,7 @@ def draft(
         rows = shards.cut(data, config, inspect) if config.data_mode == "hop" else as_rows(data)
         hop.check(config, rows)
         config = _with_batch_size(config, rows)
-        moving = selected(model, config.restrict_to)
+        moving = selected(model, config)
         check_model(model, moving)
         for name in sorted(moving):
             check_parameter(model.get_parameter(name))
@@ -91,7 +91,7 @@ def draft(
         sampler = by_name.resolve(config.sampler.name)
         nbeta = config.sampler.options.get("nbeta")
         nbeta = optimal_nbeta(len(rows)) if nbeta is None else nbeta
-        metrics = sampler_trial.check(sampler, config, nbeta)
+        metrics = sampler_trial.check(sampler, config, nbeta, masks_entries(config, moving))
         if config.sampler.correct_heat:
             gradient_noise.batches(config, len(rows))
         notes = (VARIES,) if rows.varies else ()

@@ -136,7 +136,7 @@ def test_a_mask_lies_as_its_parameter_does() -> None:
         ({"0.weight": [[True], [True, False]]}, "0.weight: a mask must be rectangular"),
         ({"0.weight": HALF & False}, "masks without a single True"),
         ({}, "masks without a single True"),
-        (3, "names or regular expressions of parameters, or masks by name, got 3"),
+        (3, "names or regular expressions of parameters, components, or masks by name, got 3"),
         ({"0.weight": str(Mask.of(HALF))}, "give the masks again"),
     ],
 )  # fmt: skip

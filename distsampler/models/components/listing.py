@@ -1,109 +1,21 @@
-"""The components of a transformer by the names of the field, and the entries that belong to each.
+"""The components of a model, listed by name: what ``restrict_to`` takes."""
 
-``l0`` a layer; ``l0.attn`` its attention; ``l0h3`` a head: its rows of q with their bias, its
-columns of o, and its rows of k and v where no other head shares them; ``l0g1`` a key-value group:
-its k and v, and its heads; ``l0.mlp``; ``l0e2`` an expert; ``l0.router``; ``l0.shared`` the experts
-that every token passes; ``l0.norm``; ``l0.lora``, ``lora`` low-rank adapters; ``embed`` tokens and
-learned positions; ``unembed``; ``full``; ``other`` what no component has, as a final norm.
-"""
-
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from distsampler.errors import ConfigError, unknown_name
-from distsampler.models.architectures import ATTENTION, Patterns, Place, Structure, structure_of
+from distsampler.models.components.architectures import ATTENTION, Patterns
+from distsampler.models.components.attention import Attention
+from distsampler.models.components.regions import Region, Regions, Slice, united
+from distsampler.models.components.structure import Place, Structure, structure_of
 from distsampler.table import Column, Table
 
-NAME = re.compile(r"full|embed|unembed|lora|other|l\d+([hge]\d+|\.[a-z]+)?")
+NAME = re.compile(r"full|embed|unembed|lora|other|l\d+\.?\w*")
 """What the name of a component looks like."""
 MANY = 4  # parameters that a row of the table names
-
-
-class Slice(NamedTuple):
-    """Entries of a tensor: a range of one of its dimensions."""
-
-    dim: int
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class Region:
-    """Entries of a parameter: all of them, or slices."""
-
-    shape: tuple[int, ...]  # of the parameter
-    slices: tuple[Slice, ...] | None = None  # None: all entries
-
-    @property
-    def mask(self) -> Tensor:
-        """A boolean tensor in the parameter's shape, True where an entry belongs here."""
-        mask = torch.full(self.shape, self.slices is None)
-        for each in self.slices or ():
-            mask.narrow(each.dim, each.start, each.stop - each.start).fill_(True)
-        return mask
-
-    @property
-    def count(self) -> int:
-        """Number of entries."""
-        size = math.prod(self.shape)
-        dims = {each.dim for each in self.slices or ()}
-        if self.slices is None or not size:
-            return size
-        if len(dims) > 1:
-            return int(self.mask.sum())
-        return size // self.shape[dims.pop()] * sum(e.stop - e.start for e in self.slices)
-
-    @property
-    def whole(self) -> bool:
-        """Whether all entries of the parameter belong here."""
-        return self.count == math.prod(self.shape)
-
-    @property
-    def size(self) -> str:
-        """The shape of the entries, as ``8x32``; their number where they form no block."""
-        dims = {each.dim for each in self.slices or ()}
-        if len(dims) > 1:
-            return str(self.count)
-        lengths = list(self.shape)
-        for dim in dims:
-            lengths[dim] = sum(e.stop - e.start for e in self.slices or ())
-        return "x".join(map(str, lengths))
-
-    def __or__(self, other: "Region") -> "Region":
-        if self.slices is None or other.slices is None:
-            return Region(self.shape)
-        return Region(self.shape, _merged((*self.slices, *other.slices)))
-
-
-def _merged(slices: Iterable[Slice]) -> tuple[Slice, ...]:
-    """The same entries, in order, none twice in one dimension."""
-    merged: list[Slice] = []
-    for each in sorted(slices):
-        last = merged[-1] if merged else None
-        if last and last.dim == each.dim and each.start <= last.stop:
-            merged[-1] = Slice(each.dim, last.start, max(last.stop, each.stop))
-        else:
-            merged.append(each)
-    return tuple(merged)
-
-
-Regions = dict[str, Region]
-"""Name of a parameter -> entries of it."""
-
-
-def united(parts: Iterable[Mapping[str, Region]]) -> Regions:
-    """Return the entries that belong to any of several components."""
-    union: Regions = {}
-    for regions in parts:
-        for name, region in regions.items():
-            union[name] = union[name] | region if name in union else region
-    return union
 
 
 @dataclass(frozen=True)
@@ -217,6 +129,11 @@ def _row(alike: list[Component]) -> list[str]:
     return [name, parameters, f"{first.count:,}{each}", f"{first.share:.2%}", first.note]
 
 
+def looks_like_one(text: str) -> bool:
+    """Return whether a text looks like a component, or a union of components."""
+    return any(NAME.fullmatch(name.strip()) for name in text.split("+"))
+
+
 def components(model: nn.Module, patterns: Patterns | None = None) -> Components:
     """List the parts of a transformer that can move alone: its heads, layers, experts, embeddings.
 
@@ -225,7 +142,7 @@ def components(model: nn.Module, patterns: Patterns | None = None) -> Components
     Args:
         model: the model; nothing of it is changed or copied.
         patterns: where an architecture that is not known has its parts; see
-            ``models.architectures.Architecture``.
+            ``models.components.architectures.Architecture``.
 
     Raises:
         ConfigError: if the architecture is not known; shows which patterns to give.
@@ -275,9 +192,7 @@ class _Reader:
         count = sum(region.count for region in regions.values())
         return Component(name, regions, count / max(self._total, 1), note)
 
-    def _of_places(
-        self, name: str, places: Sequence[Place], note: str = ""
-    ) -> Iterator[Component]:
+    def _of_places(self, name: str, places: Sequence[Place], note: str = "") -> Iterator[Component]:
         """A component of whole parameters, if there are any; says what is tied to them."""
         own = {place.path for place in places}
         names = {place.name for place in places}
@@ -388,99 +303,3 @@ class _Reader:
                 only = Region(place.shape, (Slice(0, number, number + 1),))
                 experts.setdefault(number, {})[place.name] = only
         return dict(sorted(experts.items()))
-
-
-@dataclass(frozen=True)
-class Attention:
-    """Where the heads of an attention are in its parameters.
-
-    ``size`` entries of q belong to a head, and ``size`` of k and of v to a group of heads.
-    """
-
-    parts: Mapping[str, Sequence[tuple[Place, int]]]  # "q" -> its parameters, dimension of heads
-    interleaved: bool  # whether a fused matrix goes group by group
-    size: int
-    head_count: int
-    group_count: int
-
-    @classmethod
-    def of(
-        cls, model: nn.Module, structure: Structure, number: int, layer: Mapping[str, Place]
-    ) -> "Attention":
-        """Return the attention of a layer.
-
-        Raises:
-            ConfigError: if the shapes do not fit the number of heads.
-        """
-        architecture, heads = structure.architecture, structure.heads.get(number)
-        parts: dict[str, list[tuple[Place, int]]] = {}
-        for part in architecture.whole_attention:
-            for rest, place in layer.items():
-                bias = len(place.shape) == 1
-                if architecture.has(part, rest) and not (part == "o" and bias):
-                    into = type(model.get_submodule(place.module)).__name__ == "Conv1D"
-                    if part == "o":
-                        into = not into and len(place.shape) == 2
-                    dim = int(into and not bias)
-                    parts.setdefault(part, []).append((place, dim))
-        if not heads:
-            raise ConfigError("their number is in no config: give components={'heads': ...}")
-
-        def length(part: str) -> int:
-            lengths = {place.shape[dim] for place, dim in parts.get(part, ())}
-            if len(lengths) != 1:
-                raise ConfigError(f"{part} must be one matrix, with its bias")
-            return lengths.pop()
-
-        size = length("o") // heads
-        if "qkv" in parts:
-            groups = (length("qkv") // max(size, 1) - heads) // 2
-            fits = length("qkv") == (heads + 2 * groups) * size
-        else:
-            groups = length("k") // max(size, 1)
-            fits = length("q") == length("o") and length("k") == length("v") == groups * size
-        if not fits or groups < 1 or heads % groups or length("o") % heads:
-            shapes = [f"{p} {'x'.join(map(str, e[0][0].shape))}" for p, e in parts.items()]
-            raise ConfigError(f"{heads} of them do not fit {', '.join(shapes)}")
-        return cls(parts, architecture.fused == "interleaved", size, heads, groups)
-
-    def group(self, head: int) -> int:
-        """Return the group of a head."""
-        return head * self.group_count // self.head_count
-
-    def heads(self) -> list[Regions]:
-        """Return what belongs to each head."""
-        every = []
-        for head in range(self.head_count):
-            regions = united([self._at("q", head), self._at("o", head)])
-            if self.group_count == self.head_count:
-                regions = united([regions, self._at("k", head), self._at("v", head)])
-            every.append(regions)
-        return every
-
-    def groups(self, heads: Sequence[Regions]) -> list[Regions]:
-        """Return what belongs to each group of heads; none, where each head has its own k and v."""
-        if self.group_count == self.head_count:
-            return []
-        every = []
-        for group in range(self.group_count):
-            members = [own for head, own in enumerate(heads) if self.group(head) == group]
-            every.append(united([self._at("k", group), self._at("v", group), *members]))
-        return every
-
-    def _at(self, part: str, number: int) -> Regions:
-        """The entries of q or o that belong to a head, or of k or v that belong to a group."""
-        fused = part != "o" and "qkv" in self.parts
-        start = (self._place(part, number) if fused else number) * self.size
-        return {
-            place.name: Region(place.shape, (Slice(dim, start, start + self.size),))
-            for place, dim in self.parts["qkv" if fused else part]
-        }
-
-    def _place(self, part: str, number: int) -> int:
-        """Where a head or group is in a fused matrix, in units of ``size``."""
-        each, groups = self.head_count // self.group_count, self.group_count
-        if self.interleaved:
-            before = {"q": number % each, "k": each, "v": each + 1}[part]
-            return (number // each if part == "q" else number) * (each + 2) + before
-        return {"q": 0, "k": self.head_count, "v": self.head_count + groups}[part] + number
