@@ -175,6 +175,9 @@ class RunConfig(ConfigPart):
         init: "anchor": all chains start at w*. "dispersed": the odd ones start away from it, so
             that the two kinds approach the LLC from both sides; see ``chains.dispersed_start``.
         init_radius: |w - w*| where odd chains start, in weight units; None: chosen by the loss.
+        n: what n, and with it nbeta = n / log n, counts. "examples": L_n is the mean over examples.
+            "tokens": of a language model; L_n is the mean over all tokens that count, and the loss
+            returns one value per token, as ``lm.token_losses``.
         mode: the model's mode while sampling. Where an example's loss depends on chance or on its
             batch (dropout, batch norm in mode "train"), each draw costs a second pass, at w*.
         probe: number of fixed examples whose losses the gate reads.
@@ -231,6 +234,7 @@ class RunConfig(ConfigPart):
     components: dict[str, str | int] | None = None
     init: Literal["anchor", "dispersed"] = "anchor"
     init_radius: Positive | None = None
+    n: Literal["examples", "tokens"] = "examples"
     mode: Literal["eval", "train"] = "eval"
     probe: Annotated[int, Field(ge=8)] = 256
     observables: dict[str, NamedField] = Field(default_factory=dict)

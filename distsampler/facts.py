@@ -48,10 +48,16 @@ class Law:
 class Facts:
     """What is known of a run before its first draw."""
 
-    n: int  # number of examples
+    n: int  # number of examples, or of tokens
     posterior: Posterior  # the density that is sampled
     lr: float | None = None  # step size; None: the sampler, a user's own, has no such option
     law: Law | None = None  # the law of the sampler's chain on a quadratic; None: not known
+    examples: int | None = None  # number of examples, where n is that of tokens
+
+    @property
+    def rows(self) -> int:
+        """Number of examples, whatever n counts."""
+        return self.n if self.examples is None else self.examples
 
     def numbers(self) -> dict[str, float]:
         """Return the numbers that a store records, by name."""
@@ -60,7 +66,8 @@ class Facts:
             "n": float(self.n),
             "localization": self.posterior.localization,
         }
-        return numbers if self.lr is None else {**numbers, "lr": self.lr}
+        more = {"lr": self.lr, "examples": self.examples}
+        return numbers | {name: float(value) for name, value in more.items() if value is not None}
 
 
 class HasBatchSize(Protocol):

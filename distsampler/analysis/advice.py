@@ -196,7 +196,7 @@ def against_biases(about: Situation) -> Iterator[Measure]:
     heat = about.heat * wanted / lr  # it falls with the step
     larger = _rounded_up(size * heat / AIM)
     hot = biased and heat > AIM
-    if hot and larger > facts.n and wanted == lr:
+    if hot and larger > facts.rows and wanted == lr:
         wanted = two_digits(lr * AIM / heat)
     if 0 < wanted < lr:
         thin = math.ceil(about.config.thin * lr / wanted)
@@ -205,7 +205,7 @@ def against_biases(about: Situation) -> Iterator[Measure]:
         text = f"raise thin from {about.config.thin} to {thin}, so that draws keep their pace"
         if thin <= LIKELY * about.config.thin:  # else there was no pace to keep
             yield Measure(Lever.THIN, text, {"thin": thin})
-    if hot and larger <= facts.n:
+    if hot and larger <= facts.rows:
         text = f"raise batch_size from {size} to {larger}"
         yield Measure(Lever.BATCH_SIZE, text, {"batch_size": larger})
 

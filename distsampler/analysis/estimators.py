@@ -28,7 +28,7 @@ class LLCEstimate:
         chains: indices of these chains.
         lost: indices of the chains that are not in it.
         nbeta: inverse temperature times n.
-        n: number of examples.
+        n: number of examples, or of tokens.
         localization: gamma of the posterior, of which the LLC is part.
         init_loss: L_n(w*).
         sampler: name and options of the sampler, with the values that they had.
@@ -36,6 +36,7 @@ class LLCEstimate:
         budget: what the error is made of.
         bracket: the LLC of the even chains, which come from w*, and of the odd ones, which started
             dispersed; None: all started at w*. Their errors are in the diagnosis.
+        unit: what n counts, "examples" or "tokens".
     """
 
     mean: float
@@ -52,6 +53,7 @@ class LLCEstimate:
     verdict: Verdict
     budget: ErrorBudget
     bracket: tuple[float, float] | None = None
+    unit: str = "examples"
 
     @property
     def converged(self) -> bool:
@@ -83,7 +85,7 @@ class LLCEstimate:
         return (
             f"LLC {plus_minus(self.mean, self.se)} | {len(self.chains)} of {total} chains, "
             f"R-hat {self.verdict.r_hat:.4f}, ESS {self.verdict.ess:.0f}, {self.verdict.status} | "
-            f"n {self.n}, nbeta {self.nbeta:.6g}, gamma {self.localization:g}"
+            f"n {amount(self.n, self.unit)}, nbeta {self.nbeta:.6g}, gamma {self.localization:g}"
             + ("" if lr is None else f", {self.sampler['name']} lr {lr:g}")
             + (f" | bracket {self.bracket[0]:.4g} .. {self.bracket[1]:.4g}" if self.bracket else "")
         )
@@ -99,9 +101,10 @@ class WBICEstimate:
     Args:
         mean: the estimate, in nats.
         se: Monte-Carlo standard error of the mean.
-        n: number of examples.
+        n: number of examples, or of tokens.
         localization: gamma.
         verdict: verdict on the draws.
+        unit: what n counts, "examples" or "tokens".
     """
 
     mean: float
@@ -109,11 +112,12 @@ class WBICEstimate:
     n: int
     localization: float
     verdict: Verdict
+    unit: str = "examples"
 
     def __str__(self) -> str:
         return (
-            f"WBIC {plus_minus(self.mean, self.se)} | n {self.n}, gamma {self.localization:g}, "
-            f"{self.verdict.status}"
+            f"WBIC {plus_minus(self.mean, self.se)} | n {amount(self.n, self.unit)}, "
+            f"gamma {self.localization:g}, {self.verdict.status}"
         )
 
 
@@ -138,9 +142,10 @@ class ProbeEstimate:
         tokens: tokens of the probe that count; None: its loss is one value an example.
         init_loss: mean loss of the probe at w*.
         nbeta: inverse temperature times n, of the run.
-        n: number of examples of the training data.
+        n: number of examples, or of tokens, of the training data.
         localization: gamma of the posterior.
         verdict: verdict on the run, of which no named probe decides.
+        unit: what n counts, "examples" or "tokens".
     """
 
     probe: str
@@ -157,6 +162,7 @@ class ProbeEstimate:
     n: int
     localization: float
     verdict: Verdict
+    unit: str = "examples"
 
     @property
     def converged(self) -> bool:
@@ -176,8 +182,8 @@ class ProbeEstimate:
         return (
             f"data-refined LLC {plus_minus(self.mean, self.se)} on {self.probe}, {self.examples} "
             f"examples{tokens} | {len(self.chains)} of {total} chains, {self.draws} draws, "
-            f"{self.verdict.status} | nbeta {self.nbeta:.6g} and n {self.n} of the training data, "
-            f"gamma {self.localization:g}"
+            f"{self.verdict.status} | nbeta {self.nbeta:.6g} and n {amount(self.n, self.unit)} of "
+            f"the training data, gamma {self.localization:g}"
         )
 
 
@@ -211,6 +217,11 @@ def options_of(sampler: Mapping[str, Any]) -> dict[str, Any]:
 
 def _shown(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def amount(n: int, unit: str) -> str:
+    """Return n, and what it counts where that is not examples."""
+    return f"{n}" if unit == "examples" else f"{n} {unit}"
 
 
 def plus_minus(mean: float, error: float) -> str:

@@ -164,7 +164,7 @@ def _lazy_wide(trace: TraceReader, variable: WideVariable) -> xr.DataArray:
         config, facts = trace.manifest.config, trace.facts()
         if facts is None:
             raise StoreError(f"{trace.files} holds no draw yet: the run has only been started")
-        coords["example"] = probe_rows(config.seed, facts.n, config.probe)
+        coords["example"] = probe_rows(config.seed, facts.rows, config.probe)
         if variable.shape != (len(coords["example"]),):
             why = f"{variable.name} has the shape {variable.shape} a draw, not one value an example"
             raise damaged(trace.files.path(MANIFEST), why)

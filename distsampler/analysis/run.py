@@ -33,6 +33,10 @@ from distsampler.store.manifest import MANIFEST, Manifest
 from distsampler.store.reader import TraceReader
 
 NO_DRAW = "holds no loss at w*: it ended before any draw was made"
+DEPENDENT = (
+    "n counts tokens as if they were independent, and those of one sequence are not: the number of "
+    "observations lies between that of sequences and n; compare LLCs of one nbeta alone"
+)
 OnUnconverged = Literal["warn", "raise", "ignore"]
 
 
@@ -232,6 +236,7 @@ class Run:
             verdict=self.verdict,
             budget=parts,
             bracket=bracket and (bracket[0].mean, bracket[1].mean),
+            unit=self.manifest.config.n,
         )
 
     def wbic(self, on_unconverged: OnUnconverged = "warn") -> WBICEstimate:
@@ -255,7 +260,8 @@ class Run:
             )
         mean = n * (init_loss + mean_of(chain_excess(posterior)))
         se = budget(posterior, n, self.diagnosis).se
-        return WBICEstimate(mean, se, n, facts.posterior.localization, self.verdict)
+        unit, localization = self.manifest.config.n, facts.posterior.localization
+        return WBICEstimate(mean, se, n, localization, self.verdict, unit)
 
     def _probe_estimate(self, probe: str) -> ProbeEstimate:
         """What a named probe reads."""
@@ -279,6 +285,7 @@ class Run:
             n=facts.n,
             localization=facts.posterior.localization,
             verdict=self.verdict,
+            unit=self.manifest.config.n,
         )
 
     def _check_probe(self, name: str) -> None:
@@ -330,7 +337,7 @@ class Run:
             manifest.status,
             lost,
             divergences(events) if lost else {},
-            inspected(events),
+            (*inspected(events), *((DEPENDENT,) if manifest.config.n == "tokens" else ())),
         )
 
     def _warn(self, on_unconverged: OnUnconverged) -> None:

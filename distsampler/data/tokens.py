@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from distsampler.data.rows import Rows
 from distsampler.errors import ConfigError
 
 IDS, MASK, LABELS, POSITIONS = "input_ids", "attention_mask", "labels", "position_ids"
+AT_ONCE = 256  # examples that are read at once, where they are counted
 IGNORED = -100  # the label of a token that does not count, in transformers as in torch
 
 
@@ -30,6 +33,26 @@ def counted(batch: object) -> Tensor:
         real = mask != 0
         counts = real[:, 1:] & real[:, :-1]
     return counts if labels is None else counts & labels[:, 1:].ne(IGNORED)
+
+
+def count(rows: Rows) -> int:
+    """Return how many tokens of all data count.
+
+    Raises:
+        ConfigError: if none does, or the batches are not of token ids.
+    """
+    total = 0
+    for start, stop in rows.spans:
+        for first in range(start, stop, AT_ONCE):
+            batch = rows.take(np.arange(first, min(first + AT_ONCE, stop)))
+            counts = counted(batch)
+            plain = column(batch, MASK) is None and column(batch, LABELS) is None
+            if plain and rows.pack_obstacle is None:  # all batches are alike: all tokens count
+                return len(rows) * counts.shape[1]
+            total += int(counts.sum())
+    if not total:
+        raise ConfigError("with n='tokens' a token of the data must count, and none does")
+    return total
 
 
 def token_ids(batch: object) -> Tensor:

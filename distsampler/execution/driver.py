@@ -291,6 +291,8 @@ def _not_finite(at_anchor: AtAnchor) -> str | None:
         bad = np.flatnonzero(~np.isfinite(losses))
         first = ", ".join(map(str, bad[:3])) + (", ..." if len(bad) > 3 else "")
         got = f"{len(bad)} of {len(losses)} examples give {losses[bad[0]]} (rows {first})"
+        if np.isnan(losses[bad]).all():
+            got += ", as does a sequence of which no token counts"
     elif not np.isfinite([at_anchor.init_loss, *at_anchor.probe_losses]).all():
         got = f"its mean over all data is {at_anchor.init_loss}"
     else:

@@ -12,7 +12,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from distsampler.data.trees import as_bytes, map_tensors, tensors_of
 from distsampler.errors import ConfigError
 from distsampler.models.copies import Attributes
-from distsampler.models.loss import in_precision, seeded_globally
+from distsampler.models.loss import ByToken, in_precision, seeded_globally
 from distsampler.models.loss_values import MUST, Losses, RowSet
 from distsampler.models.reach import (
     aliases,
@@ -33,7 +33,8 @@ class Caller:
 
     def __init__(self, replica: Replica, spec: ChainSpec) -> None:
         self._replica, self._spec = replica, spec
-        self._loss = in_precision(spec.loss, spec.config.precision, replica.device)
+        loss = spec.loss.checked if isinstance(spec.loss, ByToken) else spec.loss
+        self._loss = in_precision(loss, spec.config.precision, replica.device)
         self._own = Attributes(replica.model)
         self._sizes = [self._own.size()]  # at first, and after the first call
         self._buffers = [

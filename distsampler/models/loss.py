@@ -2,10 +2,14 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from distsampler.data.tokens import counted
+from distsampler.errors import ConfigError
 
 LossFn = Callable[[nn.Module, object], Tensor]
 """``loss(model, batch)``: one value per example, or the batch mean."""
@@ -25,6 +29,54 @@ class LossKind(NamedTuple):
 
 
 SIMPLE = LossKind()
+
+
+@dataclass(frozen=True)
+class ByToken:
+    """The loss of examples of which every token weighs the same: for n="tokens".
+
+    Of example i it is ``sum_s l_is / c``: s runs over its tokens that count, c is how many do in an
+    example of the data, in the mean. So the mean over any batch that is drawn uniformly has the
+    expectation ``sum_is l_is / tokens``, the mean over all tokens.
+    """
+
+    per_token: (
+        LossFn  # ``loss(model, batch)``: (batch, positions), NaN where a token is not counted
+    )
+    tokens: int  # that count, in all data
+    examples: int
+
+    def __call__(self, model: nn.Module, batch: object) -> Tensor:
+        """Return the loss of each example, (batch,)."""
+        losses, counts = self._losses(model, batch)
+        # Not nansum: where a token counts, NaN must stay NaN.
+        return losses.masked_fill(~counts, 0.0).sum(1) / (self.tokens / self.examples)
+
+    def checked(self, model: nn.Module, batch: object) -> Tensor:
+        """Return the same; that the loss is NaN where it must be, and nowhere else, is checked."""
+        losses, counts = self._losses(model, batch)
+        if wrong := (losses.isnan() == counts).nonzero().tolist():
+            row, column = wrong[0]
+            got = float(losses[row, column].detach())
+            raise ConfigError(
+                "with n='tokens' the loss must be NaN where a token does not count (it or the one "
+                "before it is padding by attention_mask, or its label is -100), and nowhere else, "
+                f"but for token {column + 1} of an example, which "
+                f"{'counts' if counts[row, column] else 'does not count'}, it is {got:.6g}: give "
+                "ds.lm.token_losses, or mask as it does"
+            )
+        return self(model, batch)
+
+    def _losses(self, model: nn.Module, batch: object) -> tuple[Tensor, Tensor]:
+        losses, counts = self.per_token(model, batch), counted(batch)
+        if isinstance(losses, Tensor) and losses.shape == counts.shape:
+            return losses, counts
+        shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise ConfigError(
+            "with n='tokens' the loss must return one value per token that is predicted, shape "
+            f"(batch, length - 1), here {tuple(counts.shape)}, got {shape}: give "
+            "ds.lm.token_losses, or leave n='tokens' out"
+        )
 
 
 def in_precision(loss: LossFn, precision: str, device: torch.device) -> LossFn:

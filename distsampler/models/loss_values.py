@@ -53,6 +53,8 @@ def is_per_example(losses: Losses) -> bool:
     also = f", which is right for {right} by chance: take the mean over the other dimension"
     if right is None:
         also = ": take the mean over all dimensions but the first, as in losses.flatten(1).mean(1)"
+    if len(shape) == 2:
+        also += "; of losses of tokens, ds.lm.sequence_losses does, or set n='tokens'"
     raise ConfigError(f"{MUST.format(len(rows))}: got shape {shape} for {len(rows)} examples{also}")
 
 
@@ -158,4 +160,4 @@ def _mean_of(seen: str, mean: float, between: bool) -> Interplay:
 
 
 def _close(a: Tensor, b: Tensor, limit: float) -> bool:
-    return bool(((a - b).abs() <= limit).all() | (a.isnan() & b.isnan()).all())
+    return bool((((a - b).abs() <= limit) | (a.isnan() & b.isnan())).all())

@@ -19,7 +19,14 @@ from distsampler.data.trees import map_tensors
 from distsampler.draws import Variable, WideVariable
 from distsampler.facts import Facts, Posterior
 from distsampler.models.copies import Attributes, copied
-from distsampler.models.loss import SIMPLE, LossFn, LossKind, in_precision, seeded_globally
+from distsampler.models.loss import (
+    SIMPLE,
+    ByToken,
+    LossFn,
+    LossKind,
+    in_precision,
+    seeded_globally,
+)
 from distsampler.models.numerics import ProcessSettings
 from distsampler.models.restriction import flat_masks, selected
 from distsampler.models.sampler import facts_of, posterior_of
@@ -69,7 +76,10 @@ class ChainSpec:
     @property
     def facts(self) -> Facts:
         """What is known of the run before its first draw."""
-        return facts_of(self.config.sampler, self.nbeta, len(self.rows))
+        sampler, examples = self.config.sampler, len(self.rows)
+        if isinstance(self.loss, ByToken):
+            return facts_of(sampler, self.nbeta, self.loss.tokens, examples)
+        return facts_of(sampler, self.nbeta, examples)
 
     @property
     def per_example(self) -> bool:

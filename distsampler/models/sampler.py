@@ -140,14 +140,15 @@ def posterior_of(config: SamplerConfig, nbeta: float) -> Posterior:
     return Posterior(nbeta, float(localization), float(decay))
 
 
-def facts_of(config: SamplerConfig, nbeta: float, n: int) -> Facts:
-    """Return what is known of a run of n examples before its first draw."""
+def facts_of(config: SamplerConfig, nbeta: float, n: int, examples: int | None = None) -> Facts:
+    """Return what is known of a run before its first draw; ``examples`` where n counts tokens."""
     lr, law = signature_options(config).get("lr"), law_of(config)
     return Facts(
         n,
         posterior_of(config, nbeta),
         None if lr is None else float(lr),
         law and Law(law.name, law.limit),
+        examples,
     )
 
 

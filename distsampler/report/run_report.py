@@ -148,7 +148,7 @@ def _estimate(estimate: LLCEstimate) -> Iterator[tuple[str, str]]:
     chains = zip(estimate.chains, estimate.per_chain, strict=True)
     yield "LLC of each chain", ", ".join(f"{value:.4g} ({chain})" for chain, value in chains)
     yield "sampler", str(estimate.sampler["name"])
-    yield "examples, n", f"{estimate.n}"
+    yield f"{estimate.unit}, n", f"{estimate.n}"
     yield "nbeta", f"{estimate.nbeta:.6g}"
     yield "localization (gamma)", f"{estimate.localization:g}"
     for name, value in options_of(estimate.sampler).items():

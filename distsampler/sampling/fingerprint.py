@@ -11,6 +11,7 @@ from torch import nn
 from distsampler.config import RunConfig
 from distsampler.data.trees import as_bytes
 from distsampler.errors import StoreError
+from distsampler.models.loss import ByToken
 from distsampler.models.replica import ChainSpec
 from distsampler.models.restriction import digest_of_components
 from distsampler.models.sampler import freeze_after
@@ -102,6 +103,7 @@ def _model_digest(model: nn.Module) -> str:
 
 def _function_digest(function: object) -> str:
     """Return the name of a loss or observable and a digest of its source, not of what it calls."""
+    function = function.per_token if isinstance(function, ByToken) else function
     function = function.func if isinstance(function, functools.partial) else function
     if not inspect.isfunction(function):
         function = type(function)

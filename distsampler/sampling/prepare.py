@@ -16,7 +16,7 @@ from distsampler.chains.inspection import Inspection, with_seen
 from distsampler.chains.worker import ALONE, Inspect, Worker
 from distsampler.config import RunConfig
 from distsampler.curvature import gradient_noise
-from distsampler.data import shards
+from distsampler.data import shards, tokens
 from distsampler.data.kinds import as_rows
 from distsampler.data.rows import Rows
 from distsampler.errors import ConfigError
@@ -25,7 +25,7 @@ from distsampler.execution.pool import AnswersAtOnce, ChainPool, InspectsShards
 from distsampler.facts import optimal_nbeta
 from distsampler.models import sampler as by_name
 from distsampler.models.copies import check_model
-from distsampler.models.loss import LossFn
+from distsampler.models.loss import ByToken, LossFn
 from distsampler.models.numerics import ProcessSettings, on_device, plain_modes
 from distsampler.models.replica import ChainSpec, NamedProbe
 from distsampler.models.restriction import masks_entries, selected
@@ -89,8 +89,12 @@ def draft(
             config = _with_probes(config, probes)
         config = with_functions(config, Path())
         sampler = by_name.resolve(config.sampler.name)
+        loss = on_device(loss, settings.device)
+        if config.n == "tokens" and not isinstance(loss, ByToken):  # a pilot's is one already
+            loss = ByToken(loss, tokens.count(rows), len(rows))
+        n = loss.tokens if isinstance(loss, ByToken) else len(rows)
         nbeta = config.sampler.options.get("nbeta")
-        nbeta = optimal_nbeta(len(rows)) if nbeta is None else nbeta
+        nbeta = optimal_nbeta(n) if nbeta is None else nbeta
         metrics = sampler_trial.check(sampler, config, nbeta, masks_entries(config, moving))
         if config.sampler.correct_heat:
             gradient_noise.batches(config, len(rows))
@@ -98,7 +102,7 @@ def draft(
         spec = ChainSpec(
             model,
             rows,
-            on_device(loss, settings.device),
+            loss,
             config,
             float(nbeta),
             sampler,
@@ -205,11 +209,12 @@ def _named_probe(name: str, data: object, spec: ChainSpec) -> NamedProbe:
     # Not the run's seed: runs of one sweep, and of several seeds, measure the same examples.
     numbers = probe_rows(0, n, settings.rows or n)
     own = None if settings.loss is None else settings.loss.function
+    theirs = spec.loss.per_token if isinstance(spec.loss, ByToken) else spec.loss
     return NamedProbe(
         name,
         rows if len(numbers) == n else rows.picked(numbers),
         numbers,
-        spec.loss if own is None else on_device(own, spec.settings.device),
+        theirs if own is None else on_device(own, spec.settings.device),
         settings,
         settings.batch_size or rows.batch_size or config.microbatch or config.batch_size,
     )

@@ -105,7 +105,9 @@ class TraceReader:
             where = self.files.path(manifest.MANIFEST)
             raise damaged(where, f"weight_decay must be a number, got {decay!r}")
         posterior = Posterior(numbers["nbeta"], numbers.get("localization", 0.0), float(decay))
-        return Facts(int(numbers["n"]), posterior, numbers.get("lr"), self.manifest.law)
+        rows = numbers.get("examples")
+        examples = None if rows is None else int(rows)
+        return Facts(int(numbers["n"]), posterior, numbers.get("lr"), self.manifest.law, examples)
 
     def rows(self, variable: Variable | WideVariable) -> ZarrRows:
         """Return the rows of a variable: the draws from the chains' start that have it."""
