@@ -13,6 +13,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -76,11 +77,8 @@ def run(
         recipe = _until_interrupted(lambda: _calibrated(recipe, store, resume, bias))
     from distsampler.sampling.sample import sample_recipe  # slow: mistakes in the file come first
 
-    _finish(
-        _until_interrupted(
-            lambda: sample_recipe(recipe, store, None, resume, quiet=quiet)  # type: ignore[arg-type]  # checked
-        )
-    )
+    work = partial(sample_recipe, recipe, store, None, resume, quiet=quiet)  # type: ignore[arg-type]  # checked
+    _finish(_until_interrupted(work))
 
 
 @app.command()
@@ -110,9 +108,8 @@ def calibrate(
         check_format(heatmap)
     from distsampler.sampling.calibration import calibrate_recipe
 
-    chosen, calibration = _until_interrupted(
-        lambda: calibrate_recipe(recipe, heatmap=heatmap is not None, bias=bias)
-    )
+    work = partial(calibrate_recipe, recipe, heatmap=heatmap is not None, bias=bias)
+    chosen, calibration = _until_interrupted(work)
     _print(json.dumps(calibration.as_dict()) if as_json else str(calibration))
     if out is not None:
         write(chosen, out)
@@ -203,11 +200,8 @@ def sweep(
     from distsampler.sweeps.plan import make_plan
     from distsampler.sweeps.sweep import run_plan
 
-    plan = make_plan(request)
-    done = _until_interrupted(
-        lambda: run_plan(plan, store, None, resume, quiet)  # type: ignore[arg-type]  # checked
-    )
-    _finish_sweep(done, as_json)
+    work = partial(run_plan, make_plan(request), store, None, resume, quiet)  # type: ignore[arg-type]  # checked
+    _finish_sweep(_until_interrupted(work), as_json)
 
 
 @app.command()
@@ -229,6 +223,17 @@ def collect(
     if netcdf is not None:
         done.to_netcdf(netcdf)
     _finish_sweep(done, as_json)
+
+
+@app.command()
+def components(config: ConfigFile, changes: Changes = None, as_json: Json = False) -> None:
+    """List the parts of a model, heads, layers and others, that restrict_to can name."""
+    from distsampler.models.components import listing
+    from distsampler.recipe import load_model
+
+    parts = listing.components(*load_model(config, changes or []))
+    listed = {"components": [part.as_dict() for part in parts.values()]}
+    _print(json.dumps(listed) if as_json else str(parts))
 
 
 @app.command()
@@ -257,9 +262,8 @@ def list_runs(
     from distsampler.report.listing import entries, table
 
     runs = entries(folder)
-    _print(
-        json.dumps({"runs": [entry.as_dict() for entry in runs]}) if as_json else table(runs).text()
-    )
+    listed = {"runs": [entry.as_dict() for entry in runs]}
+    _print(json.dumps(listed) if as_json else table(runs).text())
 
 
 @app.command()

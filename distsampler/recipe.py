@@ -80,6 +80,20 @@ def of_fields(fields: dict[str, Any], path: str | Path) -> Recipe:
     return _resolve(record, fields)
 
 
+def load_model(
+    path: str | Path, changes: Sequence[str] = ()
+) -> tuple[Any, dict[str, str | int] | None]:
+    """Return the model that a YAML file names, and its field ``components``; see ``load``.
+
+    Nothing else in the file is read: it needs no data and no loss yet.
+    """
+    fields, folder = read(path, changes), Path(path).parent.absolute()
+    options = fields.get("model_kwargs") or {}
+    _check_options(path, "model_kwargs", options)
+    model = call("model", find_callable("model", fields.get("model"), folder), options)
+    return model, RunConfig(components=fields.get("components")).components
+
+
 def reload(record: dict[str, Any], config: RunConfig, changes: Sequence[str] = ()) -> Recipe:
     """Return the recipe of a run that was started from a YAML file, with fields changed."""
     lacking = {"folder", "restrict_to", *PARTS}.difference(record)

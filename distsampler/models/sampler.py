@@ -194,9 +194,9 @@ def check_options(config: RunConfig, masked: bool = False) -> None:
         )
     if masked and "optimize_over" not in options:
         raise ConfigError(
-            f"masks, and components that are parts of parameters, need a sampler with the option "
-            f"optimize_over=, which {sampler.name!r} has not: restrict to whole parameters by "
-            "name, or use another sampler"
+            f"masks need a sampler with the option optimize_over=, which {sampler.name!r} has not, "
+            "and a component that is a part of parameters, as a head, is a mask too: restrict to "
+            "whole parameters by name, or use another sampler"
         )
     if "freeze_after" in options:
         _check_freeze(config)

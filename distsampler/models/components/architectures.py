@@ -143,13 +143,14 @@ TABLE: Mapping[str, Architecture] = {
         unembed="lm_head|project_out",
     ),
     "GPT-2": _GPT2,  # and nanoGPT
-    "GPT-J": replace(
+    "GPT-J": replace(  # and GPT-Neo
         _GPT2,
         qkv="",
         q="attn.(attention.)?q_proj",
         k="attn.(attention.)?k_proj",
         v="attn.(attention.)?v_proj",
         o="attn.(attention.)?out_proj",
+        types=(),
     ),
     "GPT-NeoX": replace(
         _BLOOM,

@@ -241,7 +241,7 @@ def _unknown(model: nn.Module, every: Sequence[Place]) -> str:
     own: dict[str, str | int] = {"layers": home or "blocks", "heads": 4}
     for part, guess in GUESSES.items():
         names = outside if part in ("embed", "unembed") else inside
-        like = list(dict.fromkeys(part for name in names if (part := _like(guess, name))))
+        like = list(dict.fromkeys(filter(None, (_like(guess, name) for name in names))))
         if like:
             own[part] = "|".join(like)
     own = (
