@@ -5,5 +5,6 @@
 ``batches``  the rows of a minibatch, as a function of chain and step
 ``shards``   data cut into shards, of which a process holds one at a time
 ``tokens``   which tokens of a batch count
+``token_rows``  token ids in memory or in a file, as rows
 ``trees``    batches as tensors in tuples, lists, mappings and dataclasses
 """

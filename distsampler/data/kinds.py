@@ -25,7 +25,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from distsampler.data.rows import DatasetRows, Rows, TensorRows, from_numpy
+from distsampler.data.rows import DatasetRows, Rows, TensorRows, collate_lists, from_numpy
 from distsampler.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -79,11 +79,18 @@ def _rows(data: object) -> Rows:
             return _of_columns(data)
     no_data = isinstance(data, type | str | bytes | PathLike)
     if not no_data and hasattr(data, "__len__") and hasattr(data, "__getitem__"):
-        return DatasetRows(data, default_collate)  # type: ignore[arg-type]
+        collate = collate_lists if _is_plain(data) else default_collate
+        return DatasetRows(data, collate)  # type: ignore[arg-type]
     raise ConfigError(
         "data must be a map-style Dataset, a tensor, a tuple or dict of tensors, or a DataLoader, "
         f"got {_named(data)}"
     )
+
+
+def _is_plain(data: object) -> bool:
+    """Whether data are a datasets.Dataset without a format, whose arrays come as lists."""
+    form = getattr(data, "format", None)
+    return hasattr(data, "with_format") and isinstance(form, dict) and form.get("type") is None
 
 
 def _named(data: object) -> str:

@@ -220,7 +220,7 @@ class DatasetRows(Rows):
         other = next((i for i, each in enumerate(forms) if each != forms[0]), None)
         shown = f"an example is {forms[0]}" + ("" if other is None else f", another {forms[other]}")
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        if self._collate is not default_collate:
+        if self._collate not in (default_collate, collate_lists):
             return (
                 f"the collate_fn of the data must make a batch of {len(forms)} examples: {reason}"
             )
@@ -229,6 +229,15 @@ class DatasetRows(Rows):
             f"or dicts, or torch makes no batch of them: {shown} ({reason}); leave out what is "
             "not, or give a DataLoader whose collate_fn makes batches (pads, encodes)"
         )
+
+
+def collate_lists(examples: list[Any]) -> object:
+    """Return the batch of examples in which a list is an array, as in a plain datasets.Dataset."""
+    return default_collate([map_leaves(_is_list, torch.tensor, each) for each in examples])
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list)
 
 
 class _PickedRows(Rows):
