@@ -16,8 +16,11 @@ from torch import nn
 
 import distsampler as ds
 from distsampler import recipe
+from distsampler.models.restriction import selected
+from distsampler.sampling.prepare import prepare
 from distsampler.sweeps import recipe as sweep_recipe
 from tests.assertions import assert_same
+from tests.models.transformers_by_type import ROWS, Toy, token_losses, tokens
 from tests.problems import config, regression, squared_error
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +50,9 @@ def cross_entropy(model: nn.Module, batch: Any) -> torch.Tensor:
 def classifier() -> tuple[nn.Module, Any]:
     """A model with a body and a head, and data with two classes."""
     inputs = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
-    model = nn.Sequential(OrderedDict(body=nn.Linear(4, 3), head=nn.Linear(3, 2)))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(OrderedDict(body=nn.Linear(4, 3), head=nn.Linear(3, 2)))
     return model, torch.utils.data.TensorDataset(inputs, (inputs[:, 0] > 0).long())
 
 
@@ -83,6 +88,8 @@ def test_every_block_has_a_test() -> None:
     tested = {
         ("README", "import torch.nn.functional as F"),
         ("calibration", "chosen = ds.calibrate"),
+        ("components", "parts = ds.components(model)"),
+        ("components", "patterns = {"),
         ("observables", "def token_losses"),
         ("presets", "config = ds.RunConfig.from_preset("),
         ("probes", "config = ds.RunConfig("),
@@ -240,6 +247,16 @@ class Tokens(nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.layer(self.embed(tokens))
         return logits
+
+
+def test_the_components_of_the_guide_are_some(capsys: Any) -> None:
+    gpt2, own = ROWS[0].model(), Toy()
+    names = run("components", block_of("components", "parts = "), model=gpt2)
+    assert "l0h0 .. l0h3" in capsys.readouterr().out
+    assert names["mask"].shape == (32, 96)
+    prepare(gpt2.float(), tokens(40), token_losses, names["config"].replaced(batch_size=8))
+    names = run("components", block_of("components", "patterns = "), own=own)
+    assert selected(own, names["config"])["stages.0.result.weight"].count == 32
 
 
 @pytest.mark.filterwarnings("ignore::distsampler.errors.NotConvergedWarning")

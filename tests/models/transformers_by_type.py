@@ -160,3 +160,23 @@ class TransformerLensLike(nn.Module):
             x = x + block["attn"](x)  # type: ignore[index]
         logits: Tensor = x @ self.unembed.W_U
         return logits
+
+
+class Stage(nn.Module):
+    """A layer of nobody's, whose experts are a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("query", "key", "value", "result", "choice"):
+            setattr(self, name, nn.Linear(8, 2 if name == "choice" else 8))
+        self.l0h1 = nn.Linear(2, 1)
+        self.masters = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+
+
+class Toy(nn.Module):
+    """A transformer of nobody's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(10, 8)
+        self.stages = nn.ModuleList(Stage() for _ in range(2))
