@@ -10,7 +10,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
+import transformers
 import yaml
 from torch import nn
 
@@ -90,6 +92,7 @@ def test_every_block_has_a_test() -> None:
         ("calibration", "chosen = ds.calibrate"),
         ("components", "parts = ds.components(model)"),
         ("components", "patterns = {"),
+        ("language-models", "rows = ds.lm.blocks("),
         ("observables", "def token_losses"),
         ("presets", "config = ds.RunConfig.from_preset("),
         ("probes", "config = ds.RunConfig("),
@@ -271,6 +274,28 @@ def test_the_probes_of_the_guide_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert names["losses"].sizes == {"chain": 4, "draw": 20, "example": 30, "token": 6}
     assert names["excess"].shape == (4, 20, 30, 6)
     assert names["run"].losses_of("prose").shape == (4, 200, 20)
+
+
+@pytest.mark.filterwarnings("ignore::distsampler.errors.NotConvergedWarning")
+def test_the_language_model_of_the_guide_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = {word: number for number, word in enumerate(["end", "a", "b", "c", "d"])}
+    short = in_this_process()
+    short.RunConfig = lambda **fields: ds.RunConfig(**fields, draws=20, burn_in=5, thin=1)
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "end"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    names = run(
+        "language-models",
+        block_of("language-models", "rows = ds.lm.blocks("),
+        ds=short,
+        model=Tokens(),
+        texts=["a b c d " * 100, "d c b a " * 100],
+        tokenizer=transformers.PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="end"),
+    )
+    assert f"n {25 * 31} tokens, nbeta" in capsys.readouterr().out
+    assert names["run"].facts["n"] == 25 * 31
 
 
 def test_the_probes_of_a_file_of_the_guide_are_some() -> None:

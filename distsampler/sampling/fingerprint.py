@@ -25,6 +25,9 @@ from distsampler.store.trace import Trace
 FREE = ("placement", "commit_seconds", "max_seconds", "min_chains", "gate", "fsync", "max_state_mb")
 
 
+ATTENTION = "attention"  # which a store may lack that was written before it was noted
+
+
 @functools.cache
 def versions() -> dict[str, str]:
     """Return the versions of the packages that the numbers rest on."""
@@ -36,8 +39,10 @@ def fingerprint(spec: ChainSpec) -> dict[str, str]:
     """Return what the draws depend on beside the config; a place that is up adds its device."""
     settings = {"settings of torch": str(spec.settings)} if str(spec.settings) else {}
     components = digest_of_components(spec.model, spec.config)
+    kinds = _attention(spec.model)
     return {
         **settings,
+        **({ATTENTION: kinds} if kinds else {}),
         **({"components": components} if components else {}),
         "distsampler": versions()["distsampler"],
         "torch": torch.__version__,
@@ -66,7 +71,8 @@ def check_same(files: Files, manifest: Manifest) -> Trace:
     trace = Trace(files)
     stored = trace.manifest
     then, now = redacted(stored.fingerprint), redacted(manifest.fingerprint)
-    keys = [*now, *({"settings of torch"} & (then.keys() - now))]  # a place adds others
+    keys = [key for key in now if key != ATTENTION or key in then]
+    keys += {"settings of torch"} & (then.keys() - now)  # a place adds others
     pairs = {key: (then.get(key), now.get(key)) for key in keys}
     old, new = (redacted(each.config.model_dump()) for each in (stored, manifest))
     if _long_enough(manifest.config, stored):
@@ -90,6 +96,13 @@ def _long_enough(config: RunConfig, stored: Manifest) -> bool:
     if stored.config.draws == "auto" and stored.kept is not None:
         made = (stored.burn_in or 0) + stored.kept  # it has ended before its budget
     return Schedule.of(config).budget >= made
+
+
+def _attention(model: nn.Module) -> str:
+    """Return how a model of transformers computes attention; empty: it does not say."""
+    configs = (getattr(module, "config", None) for module in model.modules())
+    kinds = {getattr(config, "_attn_implementation", None) for config in configs}
+    return ", ".join(sorted(kind for kind in kinds if isinstance(kind, str)))
 
 
 def _model_digest(model: nn.Module) -> str:

@@ -1,5 +1,6 @@
 """Losses of language models: those that the models of transformers compute themselves."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,8 +9,11 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from distsampler.errors import ConfigError
+import distsampler as ds
+from distsampler.errors import ConfigError, StoreError
 from distsampler.lm import sequence_losses, token_losses
+from distsampler.sampling import fingerprint
+from tests.problems import config
 
 SMALL: dict[str, Any] = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2}
 HEADS: dict[str, Any] = SMALL | {"num_attention_heads": 2, "intermediate_size": 32}
@@ -30,10 +34,11 @@ LENGTHS = (9, 5, 2, 7)
 
 def language_model(kind: str) -> nn.Module:
     """A small model whose weights are large enough for places to matter."""
-    config = transformers.AutoConfig.for_model(kind, **CONFIGS[kind], pad_token_id=0)
+    kinds = transformers.AutoConfig
+    made = kinds.for_model(kind, **CONFIGS[kind], pad_token_id=0, bos_token_id=1, eos_token_id=2)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model: nn.Module = transformers.AutoModelForCausalLM.from_config(config).eval()
+        model: nn.Module = transformers.AutoModelForCausalLM.from_config(made).eval()
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(torch.randn_like(p), alpha=0.2)
@@ -190,3 +195,41 @@ def test_a_batch_of_another_form_is_a_sentence(batch: Any, said: str) -> None:
 def test_a_model_that_returns_no_logits_is_a_sentence(wrap: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         token_losses(Returns(wrap), IDS)
+
+
+def small_run(
+    store: Path, attention: str = "eager", resume: Any = "never", **fields: Any
+) -> ds.Run:
+    """A run of a language model with dropout, in mode "eval", whose curvature is watched."""
+    model = language_model("gpt2")
+    model.set_attn_implementation(attention)
+    settings = config(
+        **{"draws": 4, "burn_in": 0, "thin": 1, "batch_size": 8, "probe": 8, **fields}
+    )
+    ids = torch.randint(40, (24, 6), generator=torch.Generator().manual_seed(2))
+    return ds.sample(
+        model, {"input_ids": ids}, sequence_losses, settings, store=store, pool=ds.SerialPool(),
+        resume=resume, quiet=True,
+    )  # fmt: skip
+
+
+def test_a_run_is_continued_with_the_attention_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields: dict[str, Any] = {"watch": False, "draws": 2}
+    first = small_run(tmp_path / "run", **fields)
+    assert first.manifest.fingerprint["attention"] == "eager"
+    with pytest.raises(StoreError, match="attention: stored 'eager', now 'sdpa'"):
+        small_run(tmp_path / "run", "sdpa", "must", **fields)
+    with monkeypatch.context() as before:  # the key was there
+        before.setattr(fingerprint, "_attention", lambda _: "")
+        assert "attention" not in small_run(tmp_path / "old", **fields).manifest.fingerprint
+    longer = small_run(tmp_path / "old", "eager", "must", **fields | {"draws": 4})
+    assert longer.posterior.sizes["draw"] == 4
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_curvature_is_watched_with_either_attention(attention: str, tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run", attention)
+    assert run.manifest.config.watch
+    assert "curvature" in {each.name for each in run.manifest.variables}
