@@ -186,7 +186,7 @@ TABLE: Mapping[str, Architecture] = {
         norm="sa_layer_norm|output_layer_norm",
         unembed="vocab_transform|vocab_layer_norm|vocab_projector",
     ),
-    "TransformerLens": Architecture(
+    "TransformerLens": Architecture(  # its HookedTransformer, before 4.0
         layers="blocks",
         q="attn.(W|b)_Q",
         k="attn._?(W|b)_K",
