@@ -1,11 +1,13 @@
 """Everything that the README and the guide tell a reader to run is run here."""
 
+import inspect
 import re
 import subprocess
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
+from pydoc_data.topics import topics
 from types import SimpleNamespace
 from typing import Any
 
@@ -89,6 +91,7 @@ def test_every_block_has_a_test() -> None:
     """A new block needs a test: this one names those that have one."""
     tested = {
         ("README", "import torch.nn.functional as F"),
+        ("README", "from transformers import ByT5Tokenizer"),
         ("calibration", "chosen = ds.calibrate"),
         ("components", "parts = ds.components(model)"),
         ("components", "patterns = {"),
@@ -126,6 +129,28 @@ def test_the_example_of_the_readme_runs(
     assert re.match(README_LINE, capsys.readouterr().out)
     assert names["run"].manifest.status == "finished"
     assert (tmp_path / "runs/digits/run.json").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore::distsampler.errors.NotConvergedWarning")
+def test_the_ten_lines_of_the_readme_read_one_head_on_two_texts(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    code = block_of("README", "from transformers")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    monkeypatch.chdir(tmp_path)
+    # The cluster of the tests has GPUs by name only: the default would ask for them.
+    code = code.replace('restrict_to="l0h1"', 'restrict_to="l0h1", device="cpu"')
+    texts = {"prose": topics["assignment"][:2_500], "source": inspect.getsource(re)[:2_500]}
+    names = run("README", code, ds=ds, **texts)
+    lines = capsys.readouterr().out.splitlines()
+    assert re.match(r"LLC \S+ \+- \S+ \| 4 of 4 chains, ", lines[0])
+    assert re.match(r"data-refined LLC \S+ \+- \S+ on code, ", lines[-1])
+    losses = names["run"].losses_of("code")
+    excess = (losses - losses.losses_at_anchor).mean("example")
+    expected = 30.0 * float(excess.mean())
+    assert names["run"].llc("ignore", probe="code").mean == pytest.approx(expected, rel=1e-3)
+    assert dict(losses.sizes) == {"chain": 4, "draw": 100, "example": len(names["code"])}
 
 
 def test_the_readme_shows_a_line_as_it_is_printed() -> None:
