@@ -291,13 +291,12 @@ def _not_finite(at_anchor: AtAnchor) -> str | None:
         bad = np.flatnonzero(~np.isfinite(losses))
         first = ", ".join(map(str, bad[:3])) + (", ..." if len(bad) > 3 else "")
         got = f"{len(bad)} of {len(losses)} examples give {losses[bad[0]]} (rows {first})"
-        if np.isnan(losses[bad]).all():
-            got += ", as does a sequence of which no token counts"
     elif not np.isfinite([at_anchor.init_loss, *at_anchor.probe_losses]).all():
         got = f"its mean over all data is {at_anchor.init_loss}"
     else:
         return None
     return (
         f"the loss at w* must be finite on every example, but {got}: leave such examples out or "
-        "mend them, or give a model whose loss is finite there"
+        "mend them (a sequence of which no token counts gives nan), or give a model whose loss is "
+        "finite there"
     )
