@@ -223,7 +223,7 @@ def test_data_of_which_no_token_counts_are_refused() -> None:
 def test_a_sequence_of_which_nothing_counts_ends_a_run_that_names_its_row() -> None:
     hollow = {**DATA, "attention_mask": DATA["attention_mask"].clone()}
     hollow["attention_mask"][[0, 29]] = 0
-    said = r"2 of 48 examples give nan \(rows 0, 29\): .* a sequence of which no token counts"
+    said = r"2 of 48 examples give nan \(rows 0, 29\): .*a sequence of which no token counts"
     with pytest.raises(RunFailed, match=said):
         run(data=hollow, loss=sequence_losses, n="examples")
 
