@@ -11,6 +11,8 @@ from distsampler.errors import ConfigError
 
 IDS, MASK, LABELS, POSITIONS = "input_ids", "attention_mask", "labels", "position_ids"
 AT_ONCE = 256  # examples that are read at once, where they are counted
+_INTEGERS = {torch.uint8, torch.int8, torch.uint16, torch.int16}
+_INTEGERS |= {torch.uint32, torch.int32, torch.uint64, torch.int64}
 IGNORED = -100  # the label of a token that does not count, in transformers as in torch
 
 
@@ -33,6 +35,15 @@ def counted(batch: object) -> Tensor:
         real = mask != 0
         counts = real[:, 1:] & real[:, :-1]
     return counts if labels is None else counts & labels[:, 1:].ne(IGNORED)
+
+
+def predicted(batch: object) -> Tensor:
+    """Return the ids of the tokens that are to be predicted, int64 (batch, length - 1).
+
+    They are the labels, where a batch has them and they are not -100, else the ids that are read.
+    """
+    ids, labels = token_ids(batch).long(), column(batch, LABELS)
+    return (ids if labels is None else ids.where(labels == IGNORED, labels.long()))[:, 1:]
 
 
 def count(rows: Rows) -> int:
@@ -58,7 +69,7 @@ def count(rows: Rows) -> int:
 def token_ids(batch: object) -> Tensor:
     """Return the token ids of a batch, (batch, length)."""
     ids = batch.get(IDS) if isinstance(batch, Mapping) else batch
-    if isinstance(ids, Tensor) and ids.ndim == 2 and not ids.is_floating_point():
+    if isinstance(ids, Tensor) and ids.ndim == 2 and ids.dtype in _INTEGERS:
         return ids
     raise ConfigError(
         "a batch of a language model must be a tensor of token ids, (batch, length), or a mapping "

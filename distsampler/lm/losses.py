@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
-from distsampler.data.tokens import IGNORED, LABELS, MASK, POSITIONS, column, counted, token_ids
+from distsampler.data.tokens import IGNORED, MASK, POSITIONS, column, counted, predicted, token_ids
 from distsampler.errors import ConfigError
 
 
@@ -51,14 +51,14 @@ def sequence_losses(model: nn.Module, batch: object) -> Tensor:
 
 def _losses(model: nn.Module, batch: object, counts: Tensor) -> Tensor:
     """The loss of each token; 0 where it does not count."""
-    ids, labels = token_ids(batch), column(batch, LABELS)
+    ids = token_ids(batch)
     logits = _logits(model, batch)
     if logits.shape[:2] != ids.shape or logits.ndim != 3:
         raise ConfigError(
             "a language model must return logits of shape (batch, length, vocabulary), for these "
             f"ids ({len(ids)}, {ids.shape[1]}, ...), got {tuple(logits.shape)}"
         )
-    targets = (ids if labels is None else labels)[:, 1:].long().masked_fill(~counts, IGNORED)
+    targets = predicted(batch).masked_fill(~counts, IGNORED)
     # The last position predicts nothing: left out of the logits, it would cost a copy of them.
     targets = pad(targets, (0, 1), value=IGNORED)
     low = logits.dtype.itemsize < 4
@@ -81,9 +81,15 @@ def _logits(model: nn.Module, batch: object) -> Tensor:
     if positions is None and mask is not None:
         positions = ((mask != 0).long().cumsum(1) - 1).clamp_min(0)
     options = {MASK: mask, POSITIONS: positions, "use_cache": False}
-    known = inspect.signature(_inner(model).forward).parameters
+    parameters = inspect.signature(_inner(model).forward).parameters
+    known = options.keys() & parameters
+    if not known and any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        known = {MASK, POSITIONS}  # a module around another, which passes on what it gets
     taken = {name: value for name, value in options.items() if name in known and value is not None}
-    output = model(token_ids(batch), **taken)
+    if mask is not None and MASK not in taken:
+        _check_padding(mask)
+    ids = token_ids(batch)
+    output = model(ids if ids.dtype == torch.int32 else ids.long(), **taken)
     logits = output[0] if isinstance(output, tuple | list) and output else output
     logits = logits.get("logits") if isinstance(logits, Mapping) else logits
     logits = getattr(logits, "logits", logits)
@@ -96,10 +102,27 @@ def _logits(model: nn.Module, batch: object) -> Tensor:
     )
 
 
+def _check_padding(mask: Tensor) -> None:
+    """Check that a model that takes no mask reads no padding before a token."""
+    if torch.compiler.is_compiling():
+        return
+    real = mask != 0
+    try:
+        padded_before = bool((real[:, 1:] & ~real[:, :-1]).any())
+    except RuntimeError:  # a pack's values cannot be asked for; at w* they were not in a pack
+        return
+    if padded_before:
+        raise ConfigError(
+            f"a model must take {MASK} where sequences are padded on the left, or it reads the "
+            "padding as text, and this one's forward() does not name it: pad on the right, or let "
+            f"forward(input_ids, {MASK}) mask it"
+        )
+
+
 def _inner(model: nn.Module) -> nn.Module:
-    """The model whose forward() names what it takes: adapters of peft pass on what they get."""
+    """The model whose forward() names what it takes: adapters and torch.compile pass it on."""
     base = getattr(model, "get_base_model", None)
-    inner: nn.Module = base() if callable(base) else model
+    inner: nn.Module = base() if callable(base) else getattr(model, "_orig_mod", model)
     return inner
 
 

@@ -74,7 +74,8 @@ def _ids(data: object, tokenizer: object) -> Ids:
             parts = (data[first : first + AT_ONCE] for first in range(0, len(data), AT_ONCE))
             return _together(_encoded(parts, tokenizer))
         case torch.Tensor():
-            return _checked(data.detach().cpu().numpy())
+            ids = data.detach().cpu()
+            return _checked((ids.float() if ids.is_floating_point() else ids).numpy())
         case np.ndarray() | list():
             return _checked(data)
         case _ if (

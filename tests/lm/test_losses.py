@@ -139,6 +139,33 @@ def test_a_model_keeps_no_cache_and_takes_what_it_names() -> None:
     assert taken == [{"use_cache": False}]
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_what_is_wrapped_around_a_model_hands_on_mask_and_places(kind: str) -> None:
+    class Around(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, *args: Any, **options: Any) -> Any:
+            return self.inner(*args, **options)
+
+    model, batch = language_model(kind), padded("left")
+    expected = token_losses(model, batch)
+    for wrapped in (Around(model), torch.compile(model, backend="eager")):
+        torch.testing.assert_close(token_losses(wrapped, batch), expected, equal_nan=True)
+
+
+def test_a_model_that_takes_no_mask_must_not_read_padding_as_text() -> None:
+    assert token_losses(Returns(), padded("right")).isnan().any()
+    with pytest.raises(ConfigError, match=r"must take attention_mask .* pad on the right, or let"):
+        token_losses(Returns(), padded("left"))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int32])
+def test_ids_may_be_narrow(dtype: torch.dtype) -> None:
+    assert torch.equal(token_losses(Returns(), IDS.to(dtype)), token_losses(Returns(), IDS))
+
+
 def test_losses_of_low_precision_are_those_of_their_logits_in_float32() -> None:
     low = Returns(lambda logits: logits.bfloat16())
     losses = token_losses(low, IDS)
@@ -151,7 +178,7 @@ def test_losses_of_low_precision_are_those_of_their_logits_in_float32() -> None:
 def test_the_first_token_and_what_follows_padding_do_not_count() -> None:
     batch = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
     batch["attention_mask"][0, 3] = 0
-    missing = token_losses(Returns(), batch).isnan()
+    missing = token_losses(language_model("llama"), batch).isnan()
     assert missing[0].nonzero().flatten().tolist() == [2, 3]
     assert not missing[1:].any()
 
@@ -173,6 +200,7 @@ def test_a_sequence_of_which_nothing_counts_has_no_loss() -> None:
     ("batch", "said"),
     [
         (IDS.float(), "got a Tensor of torch.float32 and shape"),
+        (IDS > 9, "got a Tensor of torch.bool and shape"),
         (IDS[0], "must be a tensor of token ids, .*give the data as ds.lm.blocks"),
         ({"ids": IDS}, "got a dict of 'ids'"),
         ((IDS, IDS), "got a tuple"),

@@ -187,6 +187,7 @@ def test_digests_tell_ids_and_lengths_apart(mapped: Any) -> None:
         (IDS, None, 1, "length must be an integer of at least 2"),
         (IDS[:1000].reshape(100, 10), None, 5, r"give ids.reshape\(-1\)"),
         (IDS.astype(float), None, 5, "must be an array of integers, got 1003 values of float64"),
+        (torch.arange(9).bfloat16(), None, 5, "must be an array of integers"),
         (np.array([1, -100, 2]), None, 2, "must not be negative, got -100"),
         ([[1, 2], [3]], None, 2, "lists of unequal lengths make none"),
         (TEXTS, None, 5, "needs the tokenizer of the model for texts"),
