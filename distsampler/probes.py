@@ -53,3 +53,18 @@ def check_names(probes: object) -> object:
                 "array in the store"
             )
     return probes
+
+
+def by_name(probes: object) -> Mapping[str, object]:
+    """Return the data of named probes, by name; None: there are none.
+
+    Raises:
+        ConfigError: if they are no mapping.
+    """
+    if probes is None:
+        return {}
+    if isinstance(probes, Mapping):
+        return probes
+    raise ConfigError(
+        f"probes must be data by name, got {type(probes).__name__}: give {{'code': data}}"
+    )

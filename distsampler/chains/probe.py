@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from distsampler.data.tokens import token_ids
+from distsampler.data.tokens import predicted, token_ids
 from distsampler.draws import NOT_COUNTED, ProbeAtAnchor, WideVariable
 from distsampler.errors import ConfigError
 from distsampler.models.calls import Caller
@@ -150,16 +150,18 @@ def at_anchor(probe: NamedProbe, losses: NDArray[np.floating]) -> ProbeAtAnchor:
     if losses.ndim == 1:
         return ProbeAtAnchor(probe.numbers, losses)
     positions = losses.shape[1]
-    ids = list[NDArray[np.int64]]()
+    ids, following = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
     with contextlib.suppress(ConfigError):  # where batches are not of token ids
-        ids = [token_ids(probe.rows.take(rows)).long().numpy() for rows in batches(probe)]
+        taken = [probe.rows.take(rows) for rows in batches(probe)]
+        ids = [token_ids(batch).long().numpy() for batch in taken]
+        following = [predicted(batch).numpy() for batch in taken]
     # The first token of a sequence is not predicted.
     shift = max((each.shape[1] for each in ids), default=-1) - positions
     if shift not in (0, 1) or any((each < 0).any() for each in ids):  # then they are none
         return ProbeAtAnchor(probe.numbers, losses, np.arange(positions))
     together = np.zeros(losses.shape, np.int64)
-    for rows, each in zip(batches(probe), ids, strict=True):
-        together[rows, : each.shape[1] - shift] = each[:, shift:]
+    for rows, each in zip(batches(probe), following if shift else ids, strict=True):
+        together[rows, : each.shape[1]] = each
     return ProbeAtAnchor(probe.numbers, losses, np.arange(shift, shift + positions), together)
 
 

@@ -173,8 +173,6 @@ def _with_batch_size(config: RunConfig, rows: Rows) -> RunConfig:
 
 def _with_probes(config: RunConfig, probes: Mapping[str, object]) -> RunConfig:
     """Return the config with settings for each named probe, in the order of their names."""
-    if not isinstance(probes, Mapping):
-        raise ConfigError(f"probes must be data by name, got {type(probes).__name__}")
     check_names(probes)
     if lacking := sorted(config.probes.keys() - probes.keys()):
         raise ConfigError(

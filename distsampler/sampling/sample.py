@@ -24,6 +24,7 @@ from distsampler.execution.metrics import Log, Logger
 from distsampler.execution.pool import ChainPool
 from distsampler.execution.progress import Observer, together
 from distsampler.models.loss import LossFn
+from distsampler.probes import by_name
 from distsampler.recipe import Recipe
 from distsampler.sampling.directory import Resume, trusted_config
 from distsampler.sampling.handle import Running
@@ -85,7 +86,7 @@ def sample(  # noqa: PLR0913 (the signature is the public contract)
         >>> run = sample(model, train_set, loss, RunConfig(), store="runs/one")  # doctest: +SKIP
         >>> print(run.llc())  # doctest: +SKIP
     """
-    recipe = Recipe(model, data, loss, RunConfig.of(config), probes=probes or {})
+    recipe = Recipe(model, data, loss, RunConfig.of(config), probes=by_name(probes))
     with keyboard_interrupt(continuation):
         return sample_recipe(recipe, store, pool, resume, quiet=quiet, log=log)
 
@@ -125,7 +126,7 @@ def resume(  # noqa: PLR0913 (as sample)
         StoreError: if there is no such run, another driver has it, or something differs.
     """
     config = _longer(trusted_config(Run(store), trust), draws, max_draws)
-    recipe = Recipe(model, data, loss, config, probes=probes or {})
+    recipe = Recipe(model, data, loss, config, probes=by_name(probes))
     with keyboard_interrupt(continuation):
         return sample_recipe(recipe, store, pool, "must", quiet=quiet, log=log)
 
@@ -155,7 +156,7 @@ def start(  # noqa: PLR0913 (as sample)
         >>> running.stop()  # doctest: +SKIP
         >>> running.wait().llc()  # doctest: +SKIP
     """
-    recipe = Recipe(model, data, loss, RunConfig.of(config), probes=probes or {})
+    recipe = Recipe(model, data, loss, RunConfig.of(config), probes=by_name(probes))
     job = plan(recipe, store, pool, resume, say)
     return Running(lambda observer, stopped: job.run(_with_log(observer, log), stopped))
 

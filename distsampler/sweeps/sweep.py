@@ -23,6 +23,7 @@ from distsampler.execution.display import say
 from distsampler.execution.pool import ChainPool
 from distsampler.execution.progress import Observer
 from distsampler.models.loss import LossFn
+from distsampler.probes import by_name
 from distsampler.sampling.calibration import BIAS
 from distsampler.sampling.directory import Resume, check_new, continues, replace
 from distsampler.sampling.job import Job
@@ -127,7 +128,7 @@ def sweep(  # noqa: PLR0913 (the signature is the public contract)
         find(checkpoints, load),
         restrictions,
         settings,
-        probes or {},
+        by_name(probes),
         named_data=datasets is not None,
         calibrate=calibrate,
         bias=bias,

@@ -113,6 +113,16 @@ def test_losses_of_tokens_are_those_at_the_saved_weights(run: ds.Run) -> None:
         np.testing.assert_allclose(got, whole, rtol=1e-6)
 
 
+def test_ids_are_those_that_are_predicted_where_labels_are_others() -> None:
+    labels = (CODE["input_ids"] + 1) % 7
+    labels[3] = -100
+    made = language(
+        None, data={"code": {**CODE, "labels": labels}}, probes={"code": PROBES["code"]}
+    )
+    expected = torch.where(labels == -100, CODE["input_ids"], labels)[:, 1:]
+    assert np.array_equal(made.losses_of("code").token_ids.values, expected)
+
+
 def test_they_know_their_rows_their_tokens_and_their_losses_at_the_anchor(run: ds.Run) -> None:
     losses = run.losses_of("code")
     assert losses.example.values.tolist() == list(range(20))
@@ -213,6 +223,8 @@ def test_killed_resumed_and_extended_the_bits_are_the_same(
     ("data", "said"),
     [
         (None, "probes must give the data of 'code'"),
+        (SEQUENCES, "probes must be data by name, got Tensor: give"),
+        ([SEQUENCES], "probes must be data by name, got list: give"),
         ({**DATA, "code": SEQUENCES[:20]}, "probes.code.data: stored"),
         ({**DATA, "prose": SEQUENCES}, "config.probes: stored"),
     ],
