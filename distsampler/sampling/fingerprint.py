@@ -49,6 +49,7 @@ def fingerprint(spec: ChainSpec) -> dict[str, str]:
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "dtype": ", ".join(sorted({str(p.dtype) for p in spec.model.parameters()})),
         "data": f"{len(spec.rows)} examples, {spec.rows.digest()}",
+        **({"tokens": f"{spec.loss.tokens}"} if isinstance(spec.loss, ByToken) else {}),
         "model": _model_digest(spec.model),
         "loss": _function_digest(spec.loss),
         **{

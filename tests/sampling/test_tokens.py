@@ -16,7 +16,7 @@ import distsampler as ds
 from distsampler.chains.worker import Inspect, Worker
 from distsampler.cli import app
 from distsampler.data.tokens import count, counted
-from distsampler.errors import ConfigError, RunFailed
+from distsampler.errors import ConfigError, RunFailed, StoreError
 from distsampler.lm import sequence_losses, token_losses
 from distsampler.models.loss import ByToken
 from distsampler.models.replica import Replica
@@ -164,6 +164,19 @@ def test_a_run_that_was_continued_has_the_same_bits(tmp_path: Path, fields: dict
         tmp_path / "short", Pairs(), DATA, token_losses, draws=12, pool=ds.SerialPool(), quiet=True
     )
     assert digest(longer) == digest(whole)
+
+
+def test_a_run_is_not_continued_with_another_number_of_tokens(tmp_path: Path) -> None:
+    """The digest of a Dataset reads 64 of its examples: an example between them is another."""
+
+    def data(changed: int) -> list[dict[str, Tensor]]:
+        ids, masks = DATA["input_ids"].repeat(4, 1), DATA["attention_mask"].repeat(4, 1)
+        masks[1:2] = (torch.arange(LENGTH) < changed).long()
+        return [{"input_ids": i, "attention_mask": m} for i, m in zip(ids, masks, strict=True)]
+
+    run(tmp_path / "run", data=data(3), draws=5)
+    with pytest.raises(StoreError, match=r"tokens: stored '[0-9]+', now '[0-9]+'$"):
+        run(tmp_path / "run", data=data(4), draws=8, resume="must")
 
 
 def test_a_pack_computes_what_its_chains_do_alone() -> None:
