@@ -126,6 +126,7 @@ def make_plan(request: SweepRequest) -> Plan:
         raise ConfigError(f"the model must be a torch.nn.Module, got {got}")
     if not 0 < request.bias < 1:
         raise ConfigError(f"bias must be between 0 and 1, a part of the LLC: got {request.bias}")
+    _check_names(request)
     request.grid.check(request.max_cells)
     request = replace(request, data={label: _as_rows(request, label) for label in request.data})
     request = replace(request, probes=_probes_as_rows(request))
@@ -138,6 +139,19 @@ def make_plan(request: SweepRequest) -> Plan:
         checkpoints.check(request.model, each)
     _check_rows(request, configs)
     return Plan(request, _manifest(request, configs), configs)
+
+
+def _check_names(request: SweepRequest) -> None:
+    """Check that what gives cells their names has names."""
+    every = {
+        "restrictions": (request.restrictions, "{'head': 'l0h3'}"),
+        "settings": (request.settings, "{'hot': {'sampler.nbeta': 10.0}}"),
+        "datasets": (request.data, "{'code': data}"),
+    }
+    for what, (value, example) in every.items():
+        if value is not None and not isinstance(value, Mapping):
+            got = f"{type(value).__name__}: give them as {example}"
+            raise ConfigError(f"{what} must have names, by which cells are called, got a {got}")
 
 
 def altered(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:

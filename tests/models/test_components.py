@@ -308,6 +308,11 @@ def test_a_wrong_pattern_is_named(patterns: Any, sentence: str) -> None:
     assert sentence in str(caught.value)
 
 
+def test_a_name_is_no_model() -> None:
+    with pytest.raises(ConfigError, match=r"must be a torch\.nn\.Module, got str"):
+        ds.components("gpt2")  # type: ignore[arg-type]
+
+
 def test_many_layers_and_heads_have_a_row_for_those_alike() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 

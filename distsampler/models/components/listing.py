@@ -151,6 +151,8 @@ def components(model: nn.Module, patterns: Patterns | None = None) -> Components
         >>> parts = components(GPT2LMHeadModel(GPT2Config()))  # doctest: +SKIP
         >>> parts["l0h3"].count, parts["l0h3"].masks["transformer.h.0.attn.c_attn.weight"].shape
     """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
     reader = _Reader(model, structure_of(model, patterns))
     return Components(list(reader.components()))
 
