@@ -264,13 +264,15 @@ class RunConfig(ConfigPart):
 
         Args:
             name: a name in ``presets.PRESETS``.
-            **changes: fields; those of the sampler are merged: ``sampler={"lr": 1e-4}``.
+            **changes: fields; those of the sampler are merged: ``sampler={"lr": 1e-4}``, as are
+                those that a ``SamplerConfig`` was given.
 
         Example:
             >>> RunConfig.from_preset("pythia-70m-2510.12077", seed=1).draws
             100
         """
-        return cls.of(presets.named(name).values).merged(changes)
+        parts = {k: v.explicit if isinstance(v, ConfigPart) else v for k, v in changes.items()}
+        return cls.of(presets.named(name).values).merged(parts)
 
     @classmethod
     def of(cls, config: object) -> Self:

@@ -30,8 +30,12 @@ class Frozen(BaseModel):
 
     def replaced(self, **changes: Any) -> Self:  # noqa: ANN401 (its fields)
         """Return a copy with other values, validated; fields not set so far remain not set."""
-        values = {name: getattr(self, name) for name in self.model_fields_set}
-        return type(self)(**values | changes)
+        return type(self)(**self.explicit | changes)
+
+    @property
+    def explicit(self) -> dict[str, Any]:
+        """The fields that were set, and not left at their defaults."""
+        return {name: getattr(self, name) for name in self.model_fields_set}
 
 
 class Config(Frozen):

@@ -57,6 +57,10 @@ def test_changes_are_merged_into_a_preset_and_checked() -> None:
     name = "pythia-70m-2510.12077"
     changed = ds.RunConfig.from_preset(name, seed=7, sampler={"lr": 1e-5}, gate={"ess": 50.0})
     assert changed.sampler.options == {"lr": 1e-5, "nbeta": 30.0, "localization": 300.0}
+    whole = ds.RunConfig.from_preset(name, sampler=ds.SamplerConfig(lr=1e-5))
+    assert whole.sampler == changed.sampler
+    other = ds.RunConfig.from_preset(name, sampler=ds.SamplerConfig(name="sgnht")).sampler
+    assert (other.name, other.options["nbeta"]) == ("sgnht", 30.0)
     assert (changed.seed, changed.gate.ess, changed.gate.rhat) == (7, 50.0, 1.01)
     assert ds.RunConfig.from_preset(name, **{"sampler.lr": 1e-5}).sampler == changed.sampler
     for fields, sentence in (
