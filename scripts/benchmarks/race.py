@@ -37,8 +37,12 @@ class Contestant:
 
     def go(self, seconds: float) -> dict[str, Any]:
         """Run for about this long; return the steps made and the seconds they took."""
+        return self.ask(f"go {seconds}")
+
+    def ask(self, line: str) -> dict[str, Any]:
+        """Send a line to the worker and return its answer."""
         assert self._process.stdin is not None
-        print(f"go {seconds}", file=self._process.stdin, flush=True)
+        print(line, file=self._process.stdin, flush=True)
         return self._answer()
 
     def close(self) -> None:
@@ -60,21 +64,25 @@ def rotated(names: list[str], turn: int) -> Iterator[str]:
     yield from names[cut:] + names[:cut]
 
 
-def peer_python() -> str:
-    """Return the interpreter of the peer's environment, made on first use.
+def peer_python(peer: str = PEER, home: str = ".venv-bench-devinterp") -> str:
+    """Return the interpreter of a peer's environment, made on first use.
+
+    Args:
+        peer: what pip installs.
+        home: name of the environment's folder.
 
     Raises:
         CalledProcessError: the environment cannot be made.
     """
-    home = ROOT / ".venv-bench-devinterp"
-    python, stamp = str(home / "bin/python"), home / "installed"
+    folder = ROOT / home
+    python, stamp = str(folder / "bin/python"), folder / "installed"
     constraints = ROOT / "scripts/constraints.txt"
-    wanted = f"{PEER}\n{constraints.read_text()}"
+    wanted = f"{peer}\n{constraints.read_text()}"
     if not stamp.exists() or stamp.read_text() != wanted:
-        log(f"installing {PEER} into {home.name} (once)")
+        log(f"installing {peer} into {home} (once)")
         torch = next(x for x in constraints.read_text().split() if x.startswith("torch=="))
         pip = [python, "-m", "pip", "install", "-q", "-c", str(constraints)]
-        for command in ([sys.executable, "-m", "venv", str(home)], [*pip, torch], [*pip, PEER]):
+        for command in ([sys.executable, "-m", "venv", str(folder)], [*pip, torch], [*pip, peer]):
             subprocess.run(command, check=True, stdout=sys.stderr)
         stamp.write_text(wanted)
     return python
