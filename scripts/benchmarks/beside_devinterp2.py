@@ -2,7 +2,7 @@
 
 Both sample the same trained weights and rows of text with the same step, nbeta, gamma, batch size,
 steps and chains, each by its own public call, with its own defaults otherwise, in a process of its
-own on one thread; only one runs at a time. devinterp's number is rebuilt from our trace: burn-in
+own on one thread. LLCs are sampled side by side, speeds in turns. devinterp's number is rebuilt from our trace: burn-in
 averaged in, the loss at w* read from the rows that devinterp reads it from.
 """
 
@@ -30,16 +30,16 @@ from scripts.benchmarks.race import Contestant, peer_python, rotated
 PEER = "devinterp==2.0.1"
 NOT_MEASURED = "NOT MEASURED"
 FAST = Settings(
-    lr=1e-3, nbeta=30.0, localization=300.0, chains=4, burn_in=64, steps=896, thin=4, batch_size=16
+    lr=1e-3, nbeta=30.0, localization=300.0, chains=4, burn_in=64, steps=416, thin=4, batch_size=16
 )
-"""Published for a model of 3 million parameters and for Pythia-14M; 60 steps relax."""
-SLOW = replace(FAST, lr=1e-5, burn_in=320, steps=640)
+"""Published for a model of 3 million parameters and for Pythia-14M: the localization relaxes in 7 steps."""
+SLOW = replace(FAST, lr=1e-5, burn_in=160, steps=400)
 """The step published for Pythia-2.8B: the localization relaxes in 667 steps."""
 PULL = replace(SLOW, nbeta=1e-9, chains=1, burn_in=0, steps=4000, batch_size=2, distances=True)
 """Hardly any gradient: what is left has an exact law at every step."""
-TURN = replace(FAST, chains=1, burn_in=4, steps=160)
+TURN = replace(FAST, chains=1, burn_in=4, steps=240)
 LOOKS = (0.25, 0.5, 1.0)  # of the pull's steps, where its variance is read
-TRAINING = 1500  # steps
+TRAINING = 1000  # steps
 BF16_WEIGHTS = (
     "distsampler ran fp32 master weights under bf16 autocast; a row with bf16 weights will be "
     "added when it samples them without a master."
@@ -154,9 +154,16 @@ def ask(worker: Contestant, run: Settings) -> dict[str, Any]:
     return worker.ask(json.dumps(asdict(run)))
 
 
+def ask_both(workers: Pair, run: Settings) -> dict[str, dict[str, Any]]:
+    """Have a run made by both, side by side: nothing of it is a speed."""
+    with ThreadPoolExecutor() as threads:
+        answers = list(threads.map(lambda worker: ask(worker, run), workers.values()))
+    return dict(zip(workers, answers, strict=True))
+
+
 def llc_row(workers: Pair, run: Settings) -> dict[str, Any]:
     """The LLC by both, and by theirs from our trace."""
-    answers = {name: ask(worker, run) for name, worker in workers.items()}
+    answers = ask_both(workers, run)
     ours = answers["ours"]
     row: dict[str, Any] = {
         "settings": asdict(run),
@@ -171,7 +178,6 @@ def llc_row(workers: Pair, run: Settings) -> dict[str, Any]:
             )
         ),
         "theirs": None,
-        "speeds": {name: run.made / answer["seconds"] for name, answer in answers.items()},
         "peak_mb": {name: answer["peak_mb"] for name, answer in answers.items()},
     }
     if "theirs" in answers:
@@ -194,10 +200,10 @@ def pull_row(workers: Pair, run: Settings) -> dict[str, Any]:
     draws = [round(share * run.steps / run.thin) - 1 for share in LOOKS]
     steps = [(draw + 1) * run.thin - 1 for draw in draws]
     row: dict[str, Any] = {"settings": asdict(run), "steps": steps, "ratios": {}}
-    for name, worker in workers.items():
-        distance = ask(worker, run)["distance"][0]
+    for name, answer in ask_both(workers, run).items():
+        distance = answer["distance"][0]
         read = [distance[at] for at in (draws if name == "ours" else steps)]
-        row["ratios"][name] = variance_ratios(read, steps, worker.hello["parameters"])
+        row["ratios"][name] = variance_ratios(read, steps, workers[name].hello["parameters"])
     return row
 
 
@@ -233,8 +239,7 @@ def measure(plan: Plan, pythons: dict[str, str], folder: Path) -> dict[str, Any]
                 llcs = [llc_row(workers, run) for run in plan.llc_runs(model)]
                 rows["llc"] += [about | row for row in llcs]
                 speed = speed_row(workers, plan.rounds, plan.shortened(TURN))
-                rows["speed"].append(about | speed | {"whole": llcs[0]["speeds"]})
-                rows["speed"][-1]["peak_mb"] = llcs[0]["peak_mb"]
+                rows["speed"].append(about | speed | {"peak_mb": llcs[0]["peak_mb"]})
                 if model == plan.models[0]:
                     rows["pull"].append(about | pull_row(workers, plan.shortened(PULL)))
             log(f"{model} {dtype}: done")
@@ -296,21 +301,22 @@ def pull_table(rows: list[dict[str, Any]]) -> str:
 
 def speed_table(rows: list[dict[str, Any]]) -> str:
     """Speeds and memory."""
-    names = ["steps/s", "ours", "without watch", "theirs", "ratio (range)", "whole run, ours"]
-    out = [line([*names, "theirs", "MB, ours", "theirs"]), rule(9)]
+    names = ["chain-steps/s", "ours", "ours, no watch", "theirs", "ours, no watch / theirs"]
+    out = [line([*names, "peak MB, ours", "theirs"]), rule(7)]
     for row in rows:
         cells = [f"{row['model']} {row['dtype']}"]
         for name in ("ours", "ours without watch", "theirs"):
-            speed = row["speeds"].get(name)
-            cells.append(f"{speed:.0f}" if speed else NOT_MEASURED)
-        low, median, high = row.get("ratio", [math.nan] * 3)
-        cells.append(f"{median:.2f} ({low:.2f}-{high:.2f})")
-        for kind in ("whole", "peak_mb"):
-            for name in ("ours", "theirs"):
-                value = row[kind].get(name)
-                cells.append(f"{value:.0f}" if value else NOT_MEASURED)
+            cells.append(measured(row["speeds"].get(name)))
+        ratio = row.get("ratio")
+        cells.append("{1:.2f} ({0:.2f}-{2:.2f})".format(*ratio) if ratio else NOT_MEASURED)
+        cells += [measured(row["peak_mb"].get(name)) for name in ("ours", "theirs")]
         out.append(line(cells))
     return "\n".join(out)
+
+
+def measured(value: float | None) -> str:
+    """A whole number, or that there is none."""
+    return NOT_MEASURED if value is None else f"{value:.0f}"
 
 
 def number(value: float, error: float) -> str:

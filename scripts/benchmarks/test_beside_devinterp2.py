@@ -90,7 +90,7 @@ def test_the_tables_say_what_was_not_measured() -> None:
     }
     theirs = {"llc": 7.5, "se": 0.0}
     pull = about | {"steps": [99], "ratios": {"ours": [1.0], "theirs": [12.7]}}
-    speed = about | {"speeds": {"ours": 100.0}, "whole": {"ours": 90.0}, "peak_mb": {"ours": 500.0}}
+    speed = about | {"speeds": {"ours": 100.0}, "peak_mb": {"ours": 500.0}}
     rows = {"llc": [llc | {"theirs": theirs}], "pull": [pull], "speed": [speed]}
     text = beside_devinterp2.tables(rows, "no network")
     assert "| 3.25 ± 0.10 | CONVERGED | -0.25 | +0.50 | 3.50 ± 0.10 | 7.50 ± 0.00 | 4.00" in text
