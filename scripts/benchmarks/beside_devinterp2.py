@@ -2,8 +2,8 @@
 
 Both sample the same trained weights and rows of text with the same step, nbeta, gamma, batch size,
 steps and chains, each by its own public call, with its own defaults otherwise, in a process of its
-own on one thread. LLCs are sampled side by side, speeds in turns. devinterp's number is rebuilt from our trace: burn-in
-averaged in, the loss at w* read from the rows that devinterp reads it from.
+own on one thread. LLCs are sampled side by side, speeds in turns. devinterp's number is rebuilt
+from our trace: burn-in averaged in, the loss at w* read from the rows that devinterp reads it from.
 """
 
 import argparse
@@ -32,13 +32,13 @@ NOT_MEASURED = "NOT MEASURED"
 FAST = Settings(
     lr=1e-3, nbeta=30.0, localization=300.0, chains=4, burn_in=64, steps=416, thin=4, batch_size=16
 )
-"""Published for a model of 3 million parameters and for Pythia-14M: the localization relaxes in 7 steps."""
+"""Published for 3 million parameters and for Pythia-14M: the localization relaxes in 7 steps."""
 SLOW = replace(FAST, lr=1e-5, burn_in=160, steps=400)
 """The step published for Pythia-2.8B: the localization relaxes in 667 steps."""
-PULL = replace(SLOW, nbeta=1e-9, chains=1, burn_in=0, steps=4000, batch_size=2, distances=True)
+PULL = replace(SLOW, nbeta=1e-9, chains=1, burn_in=0, steps=16_000, batch_size=2, distances=True)
 """Hardly any gradient: what is left has an exact law at every step."""
 TURN = replace(FAST, chains=1, burn_in=4, steps=240)
-LOOKS = (0.25, 0.5, 1.0)  # of the pull's steps, where its variance is read
+LOOKS = (1 / 16, 1 / 4, 1 / 2, 1.0)  # of the pull's steps, where its variance is read
 TRAINING = 1000  # steps
 BF16_WEIGHTS = (
     "distsampler ran fp32 master weights under bf16 autocast; a row with bf16 weights will be "
