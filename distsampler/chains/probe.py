@@ -251,5 +251,6 @@ def _check_finite(probe: NamedProbe, losses: NDArray[np.floating]) -> None:
         if places := np.argwhere(bad & counted).tolist():
             got = f"{losses[tuple(places[0])]:g} at row {probe.numbers[places[0][0]]}"
             raise ConfigError(
-                f"{where} {what}, but it is {got}: leave such examples out, or mend the loss"
+                f"{where} {what}, but it is {got}: leave such examples out, mend the loss, or, of "
+                "numbers too large for float16, ask for dtype 'float32'"
             )
