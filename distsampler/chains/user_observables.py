@@ -79,7 +79,10 @@ class UserObservables:
         where = f"observable {name!r} of chain {self._chain} at draw {step // self._thin}"
         try:
             value = self._replica.evaluate(
-                lambda model, batch: function(model, batch, losses), self._batch, self._chain, step
+                lambda model, batch: function(model, batch, losses.clone()),
+                self._batch,
+                self._chain,
+                step,
             )
         except torch.OutOfMemoryError:
             raise  # the place's fault, not the chain's
@@ -126,7 +129,7 @@ def _value_at_anchor(
     try:
         with torch.no_grad():
             value = replica.evaluate(
-                lambda model, batch: function(model, batch, losses), batch, 0, 0
+                lambda model, batch: function(model, batch, losses.clone()), batch, 0, 0
             )
     except Exception as error:  # the user's code: anything can come
         raise ConfigError(

@@ -77,9 +77,10 @@ def _losses(model: nn.Module, batch: object, counts: Tensor) -> Tensor:
 
 def _logits(model: nn.Module, batch: object) -> Tensor:
     """What a model returns for a batch, whatever it is wrapped in."""
-    mask, positions = column(batch, MASK), column(batch, POSITIONS)
+    ids, mask, asked = token_ids(batch), column(batch, MASK), column(batch, POSITIONS)
+    positions = asked
     if positions is None and mask is not None:
-        positions = ((mask != 0).long().cumsum(1) - 1).clamp_min(0)
+        positions = _counted_positions(mask)
     options = {MASK: mask, POSITIONS: positions, "use_cache": False}
     parameters = inspect.signature(_inner(model).forward).parameters
     known = options.keys() & parameters
@@ -88,7 +89,8 @@ def _logits(model: nn.Module, batch: object) -> Tensor:
     taken = {name: value for name, value in options.items() if name in known and value is not None}
     if mask is not None and MASK not in taken:
         _check_padding(mask)
-    ids = token_ids(batch)
+    if asked is not None and POSITIONS not in taken:
+        _check_positions(asked, mask if mask is not None else torch.ones_like(ids))
     output = model(ids if ids.dtype == torch.int32 else ids.long(), **taken)
     logits = output[0] if isinstance(output, tuple | list) and output else output
     logits = logits.get("logits") if isinstance(logits, Mapping) else logits
@@ -102,16 +104,38 @@ def _logits(model: nn.Module, batch: object) -> Tensor:
     )
 
 
+def _counted_positions(mask: Tensor) -> Tensor:
+    """The place of each token among those of its sequence that are no padding."""
+    return ((mask != 0).long().cumsum(1) - 1).clamp_min(0)
+
+
+def _is_true(condition: Tensor) -> bool:
+    """Whether any entry is; False in a pack or a compiled loss, whose values cannot be asked for.
+
+    At w* every loss was called outside both.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    try:
+        return bool(condition.any())
+    except RuntimeError:
+        return False
+
+
+def _check_positions(asked: Tensor, mask: Tensor) -> None:
+    """Check that a model that takes no positions needs none: those asked for are counted ones."""
+    if _is_true((asked != _counted_positions(mask)) & (mask != 0)):
+        raise ConfigError(
+            f"a model must take {POSITIONS} where a batch has them, and this one's forward() does "
+            "not name it: leave them out, or give sequences whose positions are counted from "
+            "their first token"
+        )
+
+
 def _check_padding(mask: Tensor) -> None:
     """Check that a model that takes no mask reads no padding before a token."""
-    if torch.compiler.is_compiling():
-        return
     real = mask != 0
-    try:
-        padded_before = bool((real[:, 1:] & ~real[:, :-1]).any())
-    except RuntimeError:  # a pack's values cannot be asked for; at w* they were not in a pack
-        return
-    if padded_before:
+    if _is_true(real[:, 1:] & ~real[:, :-1]):
         raise ConfigError(
             f"a model must take {MASK} where sequences are padded on the left, or it reads the "
             "padding as text, and this one's forward() does not name it: pad on the right, or let "

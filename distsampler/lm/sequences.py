@@ -40,8 +40,10 @@ def blocks(data: object, tokenizer: object = None, length: int | None = None) ->
         >>> len(rows), rows.take(np.array([1]))
         (2, {'input_ids': tensor([[4, 5, 6, 7]])})
     """
-    if length is not None and (not isinstance(length, int) or length < 2):
-        raise ConfigError(f"length must be an integer of at least 2 tokens, got {length!r}")
+    if length is not None:
+        if not isinstance(length, int | np.integer) or length < 2:
+            raise ConfigError(f"length must be an integer of at least 2 tokens, got {length!r}")
+        length = int(length)
     ids = _ids(data, tokenizer)
     if ids.ndim == 2 and length in (None, ids.shape[1]):
         rows, length = ids.shape
@@ -103,7 +105,9 @@ def _checked(data: Any) -> Ids:  # noqa: ANN401 (an array or nested lists)
             f"token ids must be an array, and lists of unequal lengths make none ({error}): join "
             "them, np.concatenate(documents)"
         ) from None
-    if ids.dtype.kind not in "iu" or not ids.size:
+    if not ids.size:
+        raise ConfigError("blocks() takes texts or token ids, and there are none: data are empty")
+    if ids.dtype.kind not in "iu":
         raise ConfigError(
             f"token ids must be an array of integers, got {ids.size} values of {ids.dtype}"
         )

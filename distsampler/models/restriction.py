@@ -149,8 +149,9 @@ def _matching(pattern: str, trainable: Mapping[str, Tensor]) -> list[str]:
         ) from None
     if not matching and not looks_like_one(pattern):
         raise ConfigError(
-            "restrict_to must match a trainable parameter, or name a component that "
-            f"ds.components(model) lists: {unknown_name('pattern', pattern, trainable)}"
+            "restrict_to must match a trainable parameter, or name a component such as l0h1 or "
+            "l0.mlp, which ds.components(model) lists: "
+            f"{unknown_name('pattern', pattern, trainable)}"
         )
     return matching
 

@@ -80,7 +80,7 @@ class Sweep:
         """Return why a cell is in its status."""
         return self._standing(self._cell(name))[0].reason
 
-    def collect(self) -> xr.Dataset:
+    def collect(self, probe: str | None = None) -> xr.Dataset:
         """Return all estimates, dims (checkpoint, restriction, setting, data).
 
         All four dimensions are there, of length one where nothing was asked for; ``step`` is a
@@ -88,8 +88,17 @@ class Sweep:
         of ``CellResult``. All that a finished cell has but its ``seconds`` is a function of the
         sweep, whatever died on the way; a failed one has no estimate, for how far its other chains
         came is not.
+
+        Args:
+            probe: name of a named probe: ``llc``, ``se`` and ``init_loss`` are its data-refined
+                reading, as ``Run.llc(probe=...)`` gives it, and intervals and spread NaN. None: the
+                LLC.
+
+        Raises:
+            ConfigError: if the runs measured no such probe.
         """
-        grid, results = self.manifest.grid, [asdict(self._result(cell)) for cell in self.cells]
+        grid = self.manifest.grid
+        results = [asdict(self._result(cell, probe)) for cell in self.cells]
         variables = {
             name: (CELL_DIMS, grid.arranged([result[name] for result in results]))
             for name in results[0]
@@ -152,13 +161,13 @@ class Sweep:
             return CellResult(status=FAILED, reason=failure), run
         return CellResult(status=status, reason=reason), run
 
-    def _result(self, cell: Cell) -> CellResult:
+    def _result(self, cell: Cell, probe: str | None) -> CellResult:
         """All that is known of a cell; a damaged one has failed."""
         standing, run = self._standing(cell)
         if run is None:
             return standing
         try:
-            return _with_numbers(standing, run)
+            return _with_numbers(standing, run, probe)
         except StoreError as error:
             return CellResult(status=FAILED, reason=standing.reason or str(error))
 
@@ -182,13 +191,13 @@ def _failure(files: Files, cell: Cell) -> tuple[str, int]:
     return record.failure, record.lost_chains
 
 
-def _with_numbers(standing: CellResult, run: Run) -> CellResult:
+def _with_numbers(standing: CellResult, run: Run, probe: str | None) -> CellResult:
     """What a run adds to a cell; no estimate where it has made no draw."""
     known = replace(standing, lost_chains=len(run.lost_chains), seconds=run.manifest.seconds)
     if run.manifest.status == FAILED or not any(run.manifest.n_committed):
         return known
     estimate = run.llc("ignore")
-    return replace(
+    known = replace(
         known,
         llc=estimate.mean,
         se=estimate.se,
@@ -203,4 +212,16 @@ def _with_numbers(standing: CellResult, run: Run) -> CellResult:
         localization=estimate.localization,
         n=float(estimate.n),
         verdict=str(estimate.verdict.status),
+    )
+    if probe is None:
+        return known
+    reading = run.llc("ignore", probe=probe)
+    return replace(
+        known,
+        llc=reading.mean,
+        se=reading.se,
+        interval_low=math.nan,
+        interval_high=math.nan,
+        spread=math.nan,
+        init_loss=reading.init_loss,
     )

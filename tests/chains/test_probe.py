@@ -502,6 +502,18 @@ def test_every_cell_of_a_sweep_measures_the_same(tmp_path: Path) -> None:
     assert np.array_equal(cold.losses_at_anchor, hot.losses_at_anchor)
     assert not np.array_equal(cold, hot)
 
+    table, of_all = (done.collect(probe=probe).squeeze(drop=True) for probe in ("few", None))
+    reading = done.run("model--hot").llc("ignore", probe="few")
+    hot_cell = table.sel(setting="hot")
+    assert (hot_cell.llc, hot_cell.se, hot_cell.init_loss) == (
+        reading.mean, reading.se, reading.init_loss,
+    )  # fmt: skip
+    assert (table.verdict == of_all.verdict).all()
+    assert (table.llc != of_all.llc).all()
+    assert table.interval_low.isnull().all()
+    with pytest.raises(ds.ConfigError, match="other"):
+        done.collect(probe="other")
+
 
 def test_calibration_measures_none() -> None:
     spec = draft(Pairs(), SEQUENCES, sequence_losses, config(probes=PROBES))

@@ -112,6 +112,16 @@ def test_places_that_a_batch_gives_are_used() -> None:
     assert torch.equal(token_losses(model, IDS), token_losses(model, batch))
 
 
+@pytest.mark.parametrize("kind", ["bloom", "user's own"])
+def test_places_that_a_model_would_ignore_are_refused_where_they_are_others(kind: str) -> None:
+    model = Returns() if kind == "user's own" else language_model(kind)
+    counted = torch.arange(9).expand(4, 9)
+    plain = token_losses(model, IDS)
+    assert torch.equal(token_losses(model, {"input_ids": IDS, "position_ids": counted}), plain)
+    with pytest.raises(ConfigError, match="must take position_ids where a batch has them"):
+        token_losses(model, {"input_ids": IDS, "position_ids": counted % 4})
+
+
 @pytest.mark.parametrize(
     "wrap",
     [
