@@ -1,39 +1,131 @@
-"""The LLC of a small GPT while it learns to write, of all of it and of each attention head.
+"""Which parts of a small GPT are for code and which for prose: LLCs of heads and MLPs in training.
 
+    pip install 'transformers>=4.50'
     python scripts/examples/language.py --store runs/language --figure language.png
 
-The model is GPT-2 of the package transformers, two layers of two heads, from a config: nothing is
-downloaded. It learns, character by character, the help texts that every Python has in it.
+The model is GPT-2 of the package transformers, two layers of four heads, from a config: nothing is
+downloaded. It learns the standard library's code, without comments and docstrings, and prose: those
+docstrings, Python's help topics, and what the installed packages say of themselves. So the text
+depends on what is installed, and is under the licences of Python and of those packages. It is not
+shipped, and no text is stored: probes whose loss is one value a sequence keep no token ids.
 
-An example is a sequence of 32 characters, and its loss the mean over the 31 that are predicted. So
-n counts sequences. With the sum in place of the mean the posterior would be 31 times as cold.
+An example is a sequence of 64 tokens, and its loss the mean over the 63 that are predicted
+(``ds.lm.sequence_losses``). So n counts sequences; with the sum in place of the mean the posterior
+would be 63 times as cold. The tokens of a sequence are dependent: n says nothing of them.
+
+Each cell of the sweep moves one component of one checkpoint, ``restrict_to="l0h1"``, all else
+fixed. Its chains sample the posterior of the training text, and three named probes read along the
+way: held-out code, held-out prose, and both with the tokens of each sequence shuffled. A reading is
+nbeta times the probe's excess loss: how much of what the component is worth shows on that text. It
+is the LLC where the probe is the training text, and where the weights are no minimum of the probe's
+loss it may be negative: noise in what predicts from order is a gain where there is no order.
+
+More: ``--components`` takes any names of ``ds.components(model)`` (all heads: ``l0h0 l0h1 ...``),
+``--checkpoints``, ``--steps`` and ``--draws`` make it longer.
 """
 
 import argparse
+import ast
+import random
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import distributions
 from pathlib import Path
 from pydoc_data.topics import topics
+from sysconfig import get_path
 
 import curves
 import numpy as np
 import torch
-import torch.nn.functional as F
 import xarray as xr
-from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from tokenizers import ByteLevelBPETokenizer
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import distsampler as ds
+from distsampler.data.rows import Rows
 
-LENGTH = 32  # characters of a sequence
-LAYERS, HEADS, WIDTH = 2, 2, 32
-CHARACTERS = 128  # ASCII
-SEQUENCES, HELD_OUT = 4_096, 1_024
-STEPS = 4_000
+LENGTH = 64  # tokens of a sequence
+LAYERS, HEADS, WIDTH = 2, 4, 128
+TOKENS = 2_048  # that the tokenizer knows
+END = "<|endoftext|>"
+SEQUENCES = 4_096  # of the training text, whose LLC is estimated
+PROBE = 64  # sequences of each named probe
+PROBES = ("code", "prose", "shuffled")
+STEPS = 4_000  # of training
+FIRST = 60  # step that the first checkpoint comes after
+LR, LOCALIZATION, NBETA = 7e-4, 1_000.0, 50.0
+DRAWS, BURN_IN = 200, 10
+TRAINING = "training text (LLC)"
+COLORS = {TRAINING: "0.35", "code": "C0", "prose": "C1", "shuffled": "C2"}
+COMPONENTS = ("l0h1", "l0h3", "l0.mlp", "l1h1", "l1h3", "l1.mlp")  # of eight heads four
 
 
-def gpt(seed: int = 0) -> GPT2LMHeadModel:
-    """A GPT-2 of 30,592 parameters, without dropout."""
+def code_and_docstrings() -> tuple[list[str], list[str]]:
+    """The modules of the standard library without comments and docstrings, and the docstrings."""
+    code, docstrings = list[str](), list[str]()
+    scopes = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for file in sorted(Path(get_path("stdlib")).glob("*.py")):
+        with warnings.catch_warnings(action="ignore"):  # of escapes in old strings
+            tree = ast.parse(file.read_text("utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, scopes) and (docstring := ast.get_docstring(node)):
+                docstrings.append(docstring)
+                node.body[0] = ast.Pass()
+        code.append(ast.unparse(tree))
+    return code, docstrings
+
+
+def texts() -> dict[str, list[str]]:
+    """Code, a text a module; prose, a text a docstring, help topic or package."""
+    code, docstrings = code_and_docstrings()
+    payloads = {each.metadata.get_payload() for each in distributions()}
+    descriptions = sorted(text for text in payloads if isinstance(text, str) and text.strip())
+    return {"code": code, "prose": [*docstrings, *map(topics.get, sorted(topics)), *descriptions]}
+
+
+def tokenizer(lines: Sequence[str]) -> PreTrainedTokenizerFast:
+    """Byte pairs, learned from the text."""
+    pairs = ByteLevelBPETokenizer()
+    pairs.train_from_iterator(lines, vocab_size=TOKENS, special_tokens=[END], show_progress=False)
+    return PreTrainedTokenizerFast(tokenizer_object=pairs._tokenizer, eos_token=END)
+
+
+def ids(rows: Rows) -> np.ndarray:
+    """All token ids, (sequence, token)."""
+    return rows.take(np.arange(len(rows)))["input_ids"].numpy()
+
+
+def shuffled(sequences: np.ndarray, seed: int = 0) -> np.ndarray:
+    """The same tokens of every sequence, in random order."""
+    return np.random.default_rng(seed).permuted(sequences, axis=1)
+
+
+def picked(sequences: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+    """So many of the sequences, chosen at random."""
+    rows = np.random.default_rng(seed).permutation(len(sequences))[:count]
+    return sequences[np.sort(rows)]
+
+
+def corpus() -> tuple[np.ndarray, dict[str, Rows]]:
+    """Training sequences, and the three probes from every tenth text, which is held out."""
+    kinds = texts()
+    encode = tokenizer([text for lines in kinds.values() for text in lines])
+    training, probes = list[np.ndarray](), dict[str, np.ndarray]()
+    for kind, lines in kinds.items():
+        random.Random(0).shuffle(lines)
+        probes[kind] = picked(ids(ds.lm.blocks(lines[::10], encode, LENGTH)), PROBE)
+        del lines[::10]
+        training.append(ids(ds.lm.blocks(lines, encode, LENGTH)))
+    both = np.concatenate([part[: PROBE // 2] for part in probes.values()])
+    probes["shuffled"] = shuffled(both)
+    rows = {name: ds.lm.blocks(part, length=LENGTH) for name, part in probes.items()}
+    return np.concatenate(training), rows
+
+
+def gpt(width: int = WIDTH, seed: int = 0) -> GPT2LMHeadModel:
+    """A GPT-2 without dropout, of 0.67 million parameters by default."""
     config = GPT2Config(
-        vocab_size=CHARACTERS, n_positions=LENGTH, n_layer=LAYERS, n_head=HEADS, n_embd=WIDTH,
+        vocab_size=TOKENS, n_positions=LENGTH, n_layer=LAYERS, n_head=HEADS, n_embd=width,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None,
         use_cache=False,  # of keys and values: for writing text, not for reading it
         attn_implementation="eager",  # can be differentiated twice, as watching curvature needs
@@ -43,121 +135,140 @@ def gpt(seed: int = 0) -> GPT2LMHeadModel:
         return GPT2LMHeadModel(config).eval()
 
 
-def text(part: str = "train") -> Tensor:
-    """Sequences (N, 32) of Python's help topics, characters as numbers."""
-    letters = "\n".join(topics[name] for name in sorted(topics)).encode("ascii", "replace")
-    rows = torch.frombuffer(bytearray(letters), dtype=torch.uint8).long()
-    rows = rows[: len(rows) // LENGTH * LENGTH].view(-1, LENGTH)
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-    first = order[: SEQUENCES + HELD_OUT]
-    return rows[{"train": first[HELD_OUT:], "test": first[:HELD_OUT]}[part]]
-
-
-def loss(model: nn.Module, batch: Tensor) -> Tensor:
-    """Cross entropy of every sequence (batch,): the mean over its predicted characters."""
-    logits = model(input_ids=batch).logits[:, :-1]
-    return F.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none").mean(dim=1)
-
-
-def heads(model: GPT2LMHeadModel) -> dict[str, dict[str, Tensor]]:
-    """What moves, by head: masks of its columns of the fused query, key and value, and of its rows
-    of the output projection."""
-    by_head, size = {}, WIDTH // HEADS
-    for layer in range(LAYERS):
-        names = [f"transformer.h.{layer}.attn.{part}.weight" for part in ("c_attn", "c_proj")]
-        for head in range(HEADS):
-            masks = [
-                torch.zeros_like(model.get_parameter(name), dtype=torch.bool) for name in names
-            ]
-            own = slice(head * size, (head + 1) * size)
-            masks[0].view(WIDTH, 3, WIDTH)[:, :, own] = True  # (in, [query, key, value] x out)
-            masks[1][own] = True
-            by_head[f"head{layer}.{head}"] = dict(zip(names, masks, strict=True))
-    return by_head
-
-
-def trained(
-    steps: list[int], batch_size: int = 32
-) -> tuple[dict[str, dict[str, Tensor]], xr.Dataset]:
-    """Weights after some of the steps, by name, and both losses there."""
-    model, train, test = gpt(), text("train"), text("test")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(steps))
-    rows = torch.Generator().manual_seed(0)
-    weights, curve = {}, []
-    for step in range(1, max(steps) + 1):
-        picked = torch.randint(len(train), (batch_size,), generator=rows)
+def train(
+    model: GPT2LMHeadModel, sequences: np.ndarray, files: dict[int, Path], batch_size: int = 32
+) -> None:
+    """Train the model, and keep its weights after the steps that `files` names."""
+    steps = max(files)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        3e-3,
+        total_steps=steps + 1,
+        pct_start=min(100 / steps, 0.5),
+        cycle_momentum=False,
+    )
+    rows = np.random.default_rng(0)
+    for step in range(1, steps + 1):
+        batch = torch.from_numpy(sequences[rows.integers(len(sequences), size=batch_size)])
         optimizer.zero_grad()
-        loss(model, train[picked]).mean().backward()
+        ds.lm.sequence_losses(model, batch).mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step in steps:
-            weights[f"step{step}"] = {k: v.clone() for k, v in model.state_dict().items()}
-            curve.append([mean_loss(model, each) for each in (train, test)])
-    columns = zip(("training loss", "held-out loss"), zip(*curve, strict=True), strict=True)
-    return weights, xr.Dataset({k: ("step", list(v)) for k, v in columns}, {"step": steps})
+        if step in files:
+            torch.save(model.state_dict(), files[step])
+            print(f"trained {step} steps", flush=True)
 
 
-@torch.no_grad()
-def mean_loss(model: nn.Module, sequences: Tensor) -> float:
-    return torch.cat([loss(model, rows) for rows in sequences.split(512)]).mean().item()
+def checkpoints(folder: Path, sequences: np.ndarray, steps: int, count: int) -> Path:
+    """Checkpoints spaced by equal factors, trained if they are not there yet; their folder."""
+    wanted = np.geomspace(FIRST, steps, count).round().astype(int).tolist()
+    files = {step: folder / f"step{step}.pt" for step in wanted}
+    if not all(file.exists() for file in files.values()):
+        folder.mkdir(parents=True, exist_ok=True)
+        train(gpt(), sequences, files)
+    return folder
 
 
-def estimates(weights: dict[str, dict[str, Tensor]], store: str, draws: int) -> xr.Dataset:
-    """LLCs (checkpoint, restriction), from two sweeps.
+def estimates(
+    weights: Path, data: Rows, probes: dict[str, Rows], options: argparse.Namespace
+) -> ds.Sweep:
+    """A cell for every checkpoint and component.
 
-    Along one head the loss curves a fifteenth as much as along all weights (at step 1,000), so that
-    its chains may take larger steps, and fewer between two draws. nbeta is 50, not n / log n = 492:
-    hot chains take longer steps, and checkpoints and heads compare at any temperature.
+    nbeta is 50, not n / log n = 492: hot chains take longer steps, and checkpoints and components
+    compare at any temperature.
     """
-    model, data = gpt(), text("train")
-    wanted = {"all": ({"all": None}, 2e-4, 10), "heads": (heads(model), 1e-3, 4)}
-    tables = []
-    for name, (restrictions, lr, thin) in wanted.items():
-        sampler = ds.SamplerConfig(name="lmsgld", lr=lr, localization=1_000.0, nbeta=50.0)
-        config = ds.RunConfig(
-            sampler=sampler, chains=2, draws=draws, burn_in="auto", thin=thin, batch_size=8,
-            probe=32, device="cpu", gate=ds.GateConfig(rhat=1.02, ess=200, every=250),
-            watch=False,  # a look at the curvature takes as long as a thousand of these steps
-        )  # fmt: skip
-        sweep = ds.sweep(
-            model, data, loss, config, store=f"{store}/{name}", checkpoints=weights,
-            restrictions=restrictions, resume="auto",
-        )  # fmt: skip
-        tables.append(sweep.collect())
-    return xr.concat(tables, "restriction").squeeze()
+    sampler = ds.SamplerConfig(name="lmsgld", lr=LR, localization=LOCALIZATION, nbeta=NBETA)
+    config = ds.RunConfig(
+        sampler=sampler, chains=2, draws=options.draws, burn_in=BURN_IN, thin=4, batch_size=8,
+        probe=16, device="cpu", gate=ds.GateConfig(rhat=1.02, ess=200, every=100),
+        watch=False,  # a look at the curvature takes as long as a thousand of these steps
+        probes={name: ds.ProbeConfig(batch_size=32, every=5) for name in probes},
+    )  # fmt: skip
+    return ds.sweep(
+        gpt(), data, ds.lm.sequence_losses, config, store=f"{options.store}/sweep",
+        checkpoints=weights, restrictions={name: name for name in options.components},
+        probes=probes, resume="auto",
+    )  # fmt: skip
 
 
-def figure(table: xr.Dataset, curve: xr.Dataset, path: str | Path) -> None:
-    """At the left all weights and the losses, at the right each head alone."""
-    sheet, (left, right) = curves.sheet(columns=2)
-    ds.plot_llc_curve(table.sel(restriction="all"), left)
-    named = {name: curve[name] for name in ("training loss", "held-out loss")}
-    curves.losses(named, left, scale="linear")
-    ds.plot_llc_curve(table.isel(restriction=slice(1, None)), right)
-    curves.legend(right)
-    titles = {left: "GPT-2 in small, all weights", right: "one attention head, the rest fixed"}
-    for ax, title in titles.items():
-        ax.set(title=title, xlabel="training step", xscale="log")
-    right.set_xlim(left.get_xlim())
-    sheet.savefig(path, dpi=80)
+def readings(sweep: ds.Sweep) -> xr.Dataset:
+    """The table of a sweep, with what the named probes read: dims (checkpoint, restriction, probe).
+
+    What has ended without a number has NaN.
+    """
+    table = sweep.collect().squeeze(["setting", "data"], drop=True)
+    dims = ("checkpoint", "restriction", "probe")
+    shape = (table.sizes["checkpoint"], table.sizes["restriction"], len(PROBES))
+    for name in ("reading", "reading_se", "probe_loss"):
+        table[name] = (dims, np.full(shape, np.nan))
+    table = table.assign_coords(probe=list(PROBES))
+    for cell in sweep.cells:
+        if sweep.status(cell.name) != "finished":
+            continue
+        for probe in PROBES:
+            at = {"checkpoint": cell.checkpoint, "restriction": cell.restriction, "probe": probe}
+            read = sweep.run(cell.name).llc("ignore", probe=probe)
+            table.reading.loc[at] = read.mean
+            table.reading_se.loc[at] = read.se
+            table.probe_loss.loc[at] = read.init_loss
+    return table
+
+
+def figure(table: xr.Dataset, path: str | Path) -> None:
+    """A panel a component: its LLC, and what the probes read, over training."""
+    names = table.restriction.values.tolist()
+    sheet, axes = curves.panels(len(names))
+    for name, ax in zip(names, axes, strict=True):
+        cells = table.sel(restriction=name)
+        curves.series(ax, cells.step, cells, "llc", COLORS[TRAINING], ls="--")
+        for probe in PROBES:
+            curves.series(ax, cells.step, cells.sel(probe=probe), "reading", COLORS[probe])
+        last = cells.isel(checkpoint=-1).reading
+        ax.set_title(title(name, *last.sel(probe=["code", "prose"]).values), fontsize=10)
+        ax.set_xscale("log")
+        ax.axhline(0, color="0.8", lw=0.8, zorder=0)
+    curves.key(sheet, COLORS)
+    for ax in axes[-3:]:
+        ax.set_xlabel("training step")
+    sheet.supylabel("nbeta x excess loss", fontsize=10)
+    sheet.suptitle("One component of a small GPT moves, all else is fixed: on which text it shows")
+    sheet.savefig(path, dpi=72)
+
+
+def title(name: str, code: float, prose: float) -> str:
+    """The component, and at the last checkpoint how much more of it shows on code, or on prose."""
+    if not min(code, prose) > 0:
+        return name
+    more, less = ("code", "prose") if code > prose else ("prose", "code")
+    return f"{name}:  {more} = {max(code, prose) / min(code, prose):.2f} x {less}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--store", default="runs/language", help="the directory of the sweep")
-    parser.add_argument("--figure", default="language.png", help="where to draw the curves")
-    parser.add_argument("--checkpoints", type=int, default=12, help="how many")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=curves.AsWritten)
+    parser.add_argument("--store", default="runs/language", help="of checkpoints and sweep")
+    parser.add_argument("--figure", default="language.png", help="where to draw")
+    parser.add_argument("--components", nargs="+", default=COMPONENTS, help="what moves, in turn")
+    parser.add_argument("--checkpoints", type=int, default=4, help="how many")
     parser.add_argument("--steps", type=int, default=STEPS, help="of training")
-    parser.add_argument("--draws", type=int, default=600, help="of a chain, at most")
+    parser.add_argument("--draws", type=int, default=DRAWS, help="of a chain, at most")
     options = parser.parse_args()
-    steps = np.geomspace(20, options.steps, options.checkpoints).round().astype(int).tolist()
-    weights, curve = trained(steps)
-    print(curve.to_dataframe(), flush=True)
-    table = estimates(weights, options.store, options.draws)
-    for column in (table.llc.round(3), table.se.round(3), table.verdict):
-        print(column.name, column.to_pandas().to_string(), sep="\n")
-    figure(table, curve, options.figure)
+    training, probes = corpus()
+    weights = checkpoints(
+        Path(options.store) / "checkpoints", training, options.steps, options.checkpoints
+    )
+    data = ds.lm.blocks(picked(training, SEQUENCES), length=LENGTH)
+    table = readings(estimates(weights, data, probes, options))
+    for column in (table.llc, table.se, table.r_hat, table.ess):
+        print(column.name, column.round(3).to_pandas().to_string(), sep="\n")
+    print("verdict", table.verdict.to_pandas().to_string(), sep="\n")
+    for probe in PROBES:
+        at = table.sel(probe=probe)
+        print(f"{probe}: loss at w*", at.probe_loss.isel(restriction=0).values.round(3))
+        print("reading", at.reading.round(3).to_pandas().to_string(), sep="\n")
+        print("its se", at.reading_se.round(3).to_pandas().to_string(), sep="\n")
+    figure(table, options.figure)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 import xarray as xr
 
 import distsampler as ds
-from distsampler.references import find_callable
 from tests.processes import RAY_ENVIRONMENT
 
 ROOT = Path(__file__).parents[2]
@@ -94,23 +91,25 @@ def test_the_llc_of_an_image_classifier_rises_while_it_learns(tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.ray
-def test_every_head_of_a_small_gpt_has_an_llc_below_that_of_all_weights(tmp_path: Path) -> None:
-    python(
+def test_probes_read_a_head_and_an_mlp_of_a_small_gpt_at_every_checkpoint(tmp_path: Path) -> None:
+    out = python(
         EXAMPLES / "language.py", "--store", tmp_path / "s", "--figure", tmp_path / "l.png",
-        "--checkpoints", 2, "--steps", 200, "--draws", 110, cwd=tmp_path,
+        "--checkpoints", 2, "--steps", 200, "--draws", 40, "--components", "l0h1", "l0.mlp",
+        cwd=tmp_path,
     )  # fmt: skip
-    parts = [collected(tmp_path / "s" / name) for name in ("all", "heads")]
-    table = xr.concat(
-        [part if "restriction" in part.dims else part.expand_dims("restriction") for part in parts],
-        "restriction",
-    )
-    assert table.step.values.tolist() == [20, 200]
-    assert (np.diff(table.init_loss.sel(restriction="all")) < 0).all()
-    trained = table.isel(checkpoint=-1).llc
-    heads = trained.drop_sel(restriction="all")
-    assert heads.sizes["restriction"] == 4
-    assert (heads < trained.sel(restriction="all")).all()
-    assert len(np.unique(heads)) == 4  # each has a mask of its own
+    table = collected(tmp_path / "s/sweep")
+    assert table.step.values.tolist() == [60, 200]
+    assert table.restriction.values.tolist() == ["l0h1", "l0.mlp"]
+    assert (np.diff(table.init_loss, axis=0) < 0).all()
+    sweep = ds.open_sweep(tmp_path / "s/sweep")
+    for cell in sweep.cells:
+        run = sweep.run(cell.name)
+        assert run.probes == ("code", "prose", "shuffled")
+        reads = [run.llc("ignore", probe=probe).mean for probe in run.probes]
+        assert np.isfinite(reads).all()
+        assert len(set(reads)) == 3
+        assert "token_ids" not in run.losses_of("code").coords  # no text in the store
+    assert out.count("reading") == 3
     assert_drawn(tmp_path / "l.png")
 
 
@@ -142,32 +141,3 @@ def test_plain_arviz_reads_what_a_run_from_python_has_left(tmp_path: Path) -> No
     assert re.search(r"^probe_loss .*\d", out, re.MULTILINE)  # a row of az.summary
     (r_hat,) = re.findall(r"^R-hat (\S+)$", out, re.MULTILINE)
     assert 0.99 < float(r_hat) < 1.1
-
-
-@pytest.mark.slow
-def test_a_heads_mask_holds_all_that_reaches_its_output_and_nothing_of_other_heads() -> None:
-    names = ("gpt", "heads", "loss", "text")
-    language = SimpleNamespace(
-        **{name: find_callable("model", f"language.py:{name}", EXAMPLES) for name in names}
-    )
-    masks = language.heads(language.gpt())
-    assert list(masks) == ["head0.0", "head0.1", "head1.0", "head1.1"]
-    sequences = language.text("test")[:4]
-
-    def losses(silenced: str, moved: str | None = None) -> torch.Tensor:
-        """With what leaves one head cut off, and what enters a head moved."""
-        model = language.gpt()
-        with torch.no_grad():
-            (_, _), (name, rows) = masks[silenced].items()
-            model.get_parameter(name)[rows] = 0.0
-            if moved is not None:
-                (name, columns), (_, _) = masks[moved].items()
-                model.get_parameter(name)[columns] += 0.3 * torch.randn(
-                    int(columns.sum()), generator=torch.Generator().manual_seed(0)
-                )
-            return language.loss(model, sequences)
-
-    for name in masks:
-        for moved in masks:
-            same = torch.allclose(losses(name, moved), losses(name), atol=1e-6)
-            assert same == (moved == name)
