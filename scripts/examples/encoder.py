@@ -23,7 +23,7 @@ of opposite sign. With gradient g and curvatures h_i at w*, to second order:
 
 The first is what w* would have as a minimum. The second is what chains gain downhill; printed as
 ``downhill`` with c = 1, it is the most that a gradient can take away. It grows with nbeta squared
-and falls with localization: with the usual nbeta = n / log n = 139 it may outweigh the first, and
+and falls with localization: with the usual nbeta = n / log n = 78 it may outweigh the first, and
 the LLC is negative; with little localization it grows without limit, and chains drift away from w*.
 So nbeta is small here, and localization large enough. What is read is how much each layer's
 neighbourhood costs at this distance, not how singular a minimum is.
@@ -46,13 +46,14 @@ from transformers.utils import logging
 
 import distsampler as ds
 
-LENGTH = 24  # word pieces of a sentence; the rest is cut off
+LENGTH = 16  # word pieces of a sentence; the rest is cut off
+TRIPLETS = 480
 SCALE = 20.0  # of the cosines, as in the model's training
 PARTS = ("embed", *(f"l{layer}" for layer in range(6)))
-GAMMA, OTHERS = 500.0, (1_000.0, 100.0)  # localization
-LRS = {1_000.0: 1.5e-3, GAMMA: 2.5e-3, 100.0: 5e-3}  # flat directions relax in two to four steps
+GAMMA, OTHERS = 500.0, (1_000.0, 250.0)  # localization
+LRS = {1_000.0: 1.5e-3, GAMMA: 2.5e-3, 250.0: 4e-3}  # flat directions relax in one to two steps
 NBETA = 30.0
-DRAWS, BURN_IN = 300, 10
+DRAWS, BURN_IN = 200, 10
 ESTIMATE, DOWNHILL = "LLC", "the most that the gradient at w* takes away "
 COLORS = {ESTIMATE: "C0", DOWNHILL: "0.8"}
 
@@ -70,7 +71,9 @@ def sentences() -> dict[str, list[str]]:
     return {topic: lines for topic, lines in by_topic.items() if lines}
 
 
-def triplets(by_topic: dict[str, list[str]], seed: int = 0) -> list[tuple[str, str, str]]:
+def triplets(
+    by_topic: dict[str, list[str]], count: int = TRIPLETS, seed: int = 0
+) -> list[tuple[str, str, str]]:
     """Anchor, the sentence after it, and one of another topic: the same in every run."""
     drawn, names = random.Random(seed), list(by_topic)
     made = []
@@ -78,7 +81,7 @@ def triplets(by_topic: dict[str, list[str]], seed: int = 0) -> list[tuple[str, s
         for anchor, positive in pairwise(lines):
             other = drawn.choice([name for name in names if name != topic])
             made.append((anchor, positive, drawn.choice(by_topic[other])))
-    return made
+    return drawn.sample(made, count)
 
 
 def folder() -> Path:
@@ -102,7 +105,7 @@ def encoder() -> BertModel:
 
 
 def tokens() -> Tensor:
-    """The triplets as word pieces, (n, 3, 24), filled up with 0."""
+    """The triplets as word pieces, (n, 3, 16), filled up with 0."""
     flat = [sentence for triplet in triplets(sentences()) for sentence in triplet]
     encode = AutoTokenizer.from_pretrained(folder())
     ids = encode(flat, truncation=True, padding="max_length", max_length=LENGTH)["input_ids"]
@@ -141,8 +144,8 @@ def estimates(model: nn.Module, data: Tensor, options: argparse.Namespace) -> di
     for name, (parts, gammas) in wanted.items():
         config = ds.RunConfig(
             sampler=ds.SamplerConfig(name="lmsgld", nbeta=options.nbeta), chains=2,
-            draws=options.draws, burn_in=BURN_IN, thin=1, batch_size=16, probe=8, device="cpu",
-            gate=ds.GateConfig(rhat=1.05, ess=100, every=100),
+            draws=options.draws, burn_in=BURN_IN, thin=1, batch_size=8, probe=8, device="cpu",
+            gate=ds.GateConfig(rhat=1.05, ess=100, every=50),
             watch=False,  # a look at the curvature takes as long as hundreds of these steps
         )  # fmt: skip
         settings = {
@@ -195,7 +198,7 @@ def main() -> None:
     parser.add_argument("--figure", default="encoder.png", help="where to draw")
     parser.add_argument("--parts", nargs="+", default=PARTS, help="what moves, in turn")
     parser.add_argument("--part", default="l1", help="what moves at other localizations")
-    parser.add_argument("--nbeta", type=float, default=NBETA, help="n / log n would be 139")
+    parser.add_argument("--nbeta", type=float, default=NBETA, help="n / log n would be 78")
     parser.add_argument("--draws", type=int, default=DRAWS, help="of a chain, at most")
     options = parser.parse_args()
     model, data = encoder(), tokens()

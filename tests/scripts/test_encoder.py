@@ -19,7 +19,7 @@ def example() -> SimpleNamespace:
     """The example's functions, as a config file finds them."""
     folder = Path(__file__).parents[2] / "scripts/examples"
     return SimpleNamespace(
-        **{name: find_callable("model", f"encoder.py:{name}", folder) for name in NAMES[1:]}
+        **{name: find_callable("model", f"encoder.py:{name}", folder) for name in NAMES}
     )
 
 
@@ -86,20 +86,12 @@ def test_squared_gradients_of_the_parts_sum_to_that_of_the_model(
     example: SimpleNamespace, encoder: BertModel, batch: torch.Tensor
 ) -> None:
     parts = example.squared_gradients(encoder, batch)
-    assert list(parts) == ["embed", "l0", "l1", "l2", "l3", "l4", "l5"]
+    assert tuple(parts) == example.PARTS
     assert all(parameter.grad is None for parameter in encoder.parameters())
-    moved = [
-        encoder.get_parameter(name)
-        for name in encoder.state_dict()
-        if name in dict(encoder.named_parameters())
-    ]
-    gradients = torch.autograd.grad(example.loss(encoder, batch).mean(), moved)
+    gradients = torch.autograd.grad(example.loss(encoder, batch).mean(), [*encoder.parameters()])
     assert sum(parts.values()) == pytest.approx(sum(g.square().sum().item() for g in gradients))
 
 
-def test_the_parts_are_all_of_the_encoder(encoder: BertModel) -> None:
+def test_the_parts_are_all_of_the_encoder(example: SimpleNamespace, encoder: BertModel) -> None:
     components = ds.components(encoder)
-    parts = ["embed", *(f"l{layer}" for layer in range(6))]
-    assert sum(components[part].count for part in parts) + components["other"].count == sum(
-        parameter.numel() for parameter in encoder.parameters()
-    )
+    assert sum(components[part].count for part in example.PARTS) == components["full"].count
