@@ -55,7 +55,7 @@ PROBES = ("code", "prose", "shuffled")
 STEPS = 1_500  # of training
 FIRST = 60  # step that the first checkpoint comes after
 LR, LOCALIZATION, NBETA = 1e-3, 1_000.0, 50.0
-DRAWS, BURN_IN = 150, 10
+DRAWS, BURN_IN = 200, 10
 TRAINING = "training text (LLC)"
 COLORS = {TRAINING: "0.35", "code": "C0", "prose": "C1", "shuffled": "C2"}
 COMPONENTS = ("l0h1", "l0h3", "l0.mlp", "l1h1", "l1h3", "l1.mlp")  # of eight heads four
@@ -188,7 +188,7 @@ def estimates(
         sampler=sampler, chains=2, draws=options.draws, burn_in=BURN_IN, thin=3, batch_size=8,
         probe=16, device="cpu", gate=ds.GateConfig(rhat=1.05, ess=100, every=50),
         watch=False,  # a look at the curvature takes as long as a thousand of these steps
-        probes={name: ds.ProbeConfig(batch_size=32, every=10) for name in probes},
+        probes={name: ds.ProbeConfig(batch_size=32, every=5) for name in probes},
     )  # fmt: skip
     return ds.sweep(
         gpt(), data, ds.lm.sequence_losses, config, store=f"{options.store}/sweep",
@@ -229,8 +229,7 @@ def figure(table: xr.Dataset, path: str | Path) -> None:
         curves.series(ax, cells.step, cells, "llc", COLORS[TRAINING], ls="--")
         for probe in PROBES:
             curves.series(ax, cells.step, cells.sel(probe=probe), "reading", COLORS[probe])
-        last = cells.isel(checkpoint=-1).reading
-        ax.set_title(title(name, *last.sel(probe=["code", "prose"]).values), fontsize=10)
+        ax.set_title(title(name, cells.isel(checkpoint=-1)), fontsize=10)
         ax.set_xscale("log")
         ax.axhline(0, color="0.8", lw=0.8, zorder=0)
     curves.key(sheet, COLORS)
@@ -241,12 +240,14 @@ def figure(table: xr.Dataset, path: str | Path) -> None:
     sheet.savefig(path, dpi=72)
 
 
-def title(name: str, code: float, prose: float) -> str:
-    """The component, and at the last checkpoint how much more of it shows on code, or on prose."""
-    if not min(code, prose) > 0:
+def title(name: str, cell: xr.Dataset) -> str:
+    """The component, and on which text more of it shows, where that is beyond the error."""
+    text = cell.sel(probe=["code", "prose"]).sortby("reading")
+    (low, high), beyond = text.reading.values, 1.96 * np.hypot(*text.reading_se.values)
+    if not (low > 0 and high - low > beyond):
         return name
-    more, less = ("code", "prose") if code > prose else ("prose", "code")
-    return f"{name}:  {more} = {max(code, prose) / min(code, prose):.2f} x {less}"
+    less, more = text.probe.values
+    return f"{name}:  {more} = {high / low:.1f} x {less}"
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import distsampler as ds
 from distsampler.references import find_callable
@@ -91,10 +92,15 @@ def test_the_names_of_its_components_are_there_and_sum_to_the_layers(
 
 @pytest.mark.parametrize(
     ("code", "prose", "expected"),
-    [(3.0, 2.0, "l0h0:  code = 1.50 x prose"), (1.0, 4.0, "l0h0:  prose = 4.00 x code"),
-     (-1.0, 2.0, "l0h0"), (np.nan, 2.0, "l0h0")],
+    [(3.0, 2.0, "l0h0:  code = 1.5 x prose"), (1.0, 4.0, "l0h0:  prose = 4.0 x code"),
+     (2.2, 2.0, "l0h0"), (-1.0, 2.0, "l0h0"), (np.nan, 2.0, "l0h0")],
 )  # fmt: skip
-def test_a_panel_says_where_a_component_shows_more(
+def test_a_panel_says_where_a_component_shows_more_if_the_errors_allow_it(
     language: SimpleNamespace, code: float, prose: float, expected: str
 ) -> None:
-    assert language.title("l0h0", code, prose) == expected
+    probes = ["code", "prose", "shuffled"]
+    cell = xr.Dataset(
+        {"reading": ("probe", [code, prose, 9.0]), "reading_se": ("probe", [0.1, 0.1, 0.1])},
+        {"probe": probes},
+    )
+    assert language.title("l0h0", cell) == expected
