@@ -9,9 +9,9 @@ docstrings, Python's help topics, and what the installed packages say of themsel
 depends on what is installed, and is under the licences of Python and of those packages. It is not
 shipped, and no text is stored: probes whose loss is one value a sequence keep no token ids.
 
-An example is a sequence of 64 tokens, and its loss the mean over the 63 that are predicted
+An example is a sequence of 32 tokens, and its loss the mean over the 31 that are predicted
 (``ds.lm.sequence_losses``). So n counts sequences; with the sum in place of the mean the posterior
-would be 63 times as cold. The tokens of a sequence are dependent: n says nothing of them.
+would be 31 times as cold. The tokens of a sequence are dependent: n says nothing of them.
 
 Each cell of the sweep moves one component of one checkpoint, ``restrict_to="l0h1"``, all else
 fixed. Its chains sample the posterior of the training text, and three named probes read along the
@@ -45,16 +45,16 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 import distsampler as ds
 from distsampler.data.rows import Rows
 
-LENGTH = 64  # tokens of a sequence
+LENGTH = 32  # tokens of a sequence
 LAYERS, HEADS, WIDTH = 2, 4, 128
 TOKENS = 2_048  # that the tokenizer knows
 END = "<|endoftext|>"
 SEQUENCES = 2_048  # of the training text, whose LLC is estimated
 PROBE = 64  # sequences of each named probe
 PROBES = ("code", "prose", "shuffled")
-STEPS = 1_500  # of training
+STEPS = 1_000  # of training
 FIRST = 60  # step that the first checkpoint comes after
-LR, LOCALIZATION, NBETA = 1e-3, 1_000.0, 50.0
+LR, LOCALIZATION, NBETA = 1.25e-3, 1_000.0, 50.0
 DRAWS, BURN_IN = 200, 10
 TRAINING = "training text (LLC)"
 COLORS = {TRAINING: "0.35", "code": "C0", "prose": "C1", "shuffled": "C2"}
@@ -185,7 +185,7 @@ def estimates(
     """
     sampler = ds.SamplerConfig(name="lmsgld", lr=LR, localization=LOCALIZATION, nbeta=NBETA)
     config = ds.RunConfig(
-        sampler=sampler, chains=2, draws=options.draws, burn_in=BURN_IN, thin=3, batch_size=8,
+        sampler=sampler, chains=2, draws=options.draws, burn_in=BURN_IN, thin=2, batch_size=8,
         probe=16, device="cpu", gate=ds.GateConfig(rhat=1.05, ess=100, every=50),
         watch=False,  # a look at the curvature takes as long as a thousand of these steps
         probes={name: ds.ProbeConfig(batch_size=32, every=5) for name in probes},

@@ -25,7 +25,7 @@ def language() -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def sequences() -> np.ndarray:
-    return np.random.default_rng(0).integers(2_048, size=(40, 64))
+    return np.random.default_rng(0).integers(2_048, size=(40, 32))
 
 
 def test_code_is_without_comments_and_docstrings_which_are_prose(language: SimpleNamespace) -> None:
