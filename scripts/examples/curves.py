@@ -53,10 +53,10 @@ def panels(
     return made, grid[:count]
 
 
-def series(ax: Axes, at: ArrayLike, cells: xr.Dataset, value: str, color: str, **line: Any) -> None:
-    """A value of cells with bars of 95 %, and a mark per verdict: full circles have converged."""
-    values, verdicts = cells[value].values, cells.verdict.values.astype(str)
-    bars = 1.96 * cells[f"{value}_se" if value != "llc" else "se"].values
+def series(ax: Axes, at: ArrayLike, cells: xr.Dataset, color: str, **line: Any) -> None:
+    """LLCs of cells with bars of 95 %, and a mark per verdict: full circles have converged."""
+    values, verdicts = cells.llc.values, cells.verdict.values.astype(str)
+    bars = 1.96 * cells.se.values
     ax.errorbar(at, values, bars, color=color, elinewidth=1, capsize=2, **{"lw": 1.2, **line})
     for verdict in np.unique(verdicts):
         x, y = (np.asarray(each)[verdicts == verdict] for each in (at, values))

@@ -47,7 +47,7 @@ from transformers.utils import logging
 
 import distsampler as ds
 
-LENGTH = 16  # word pieces of a sentence; the rest is cut off
+LENGTH = 12  # word pieces of a sentence; the rest is cut off
 TRIPLETS = 480
 SCALE = 20.0  # of the cosines, as in the model's training
 PARTS = ("embed", *(f"l{layer}" for layer in range(6)))
@@ -104,7 +104,7 @@ def encoder() -> BertModel:
 
 
 def tokens() -> Tensor:
-    """The triplets as word pieces, (n, 3, 16), filled up with 0."""
+    """The triplets as word pieces, (n, 3, 12), filled up with 0."""
     flat = [sentence for triplet in triplets(sentences()) for sentence in triplet]
     encode = AutoTokenizer.from_pretrained(folder())
     ids = encode(flat, truncation=True, padding="max_length", max_length=LENGTH)["input_ids"]
@@ -143,7 +143,7 @@ def estimates(
     """A cell for every part and localization."""
     config = ds.RunConfig(
         sampler=ds.SamplerConfig(name="lmsgld", nbeta=options.nbeta), chains=2,
-        draws=options.draws, burn_in=BURN_IN, thin=1, batch_size=8, probe=8, device="cpu",
+        draws=options.draws, burn_in=BURN_IN, thin=2, batch_size=8, probe=8, device="cpu",
         gate=ds.GateConfig(rhat=1.05, ess=100, every=50),
         watch=False,  # a look at the curvature takes as long as hundreds of these steps
     )  # fmt: skip
@@ -178,7 +178,7 @@ def figure(table: xr.Dataset, part: str, path: str | Path) -> None:
     for ax, (title, (labels, cells)) in zip(axes, panels.items(), strict=True):
         at = range(cells.sizes["cell"])
         ax.bar(at, -cells.downhill, width=0.55, color=COLORS[DOWNHILL], zorder=1)
-        curves.series(ax, at, cells, "llc", COLORS[ESTIMATE], ls="none")
+        curves.series(ax, at, cells, COLORS[ESTIMATE], ls="none")
         ax.axhline(0, color="0.6", lw=0.8, zorder=0)
         ax.set_title(title, fontsize=10)
         ax.set_xticks(at, cells[labels].values)

@@ -51,8 +51,7 @@ TOKENS = 2_048  # that the tokenizer knows
 END = "<|endoftext|>"
 SEQUENCES = 2_048  # of the training text, whose LLC is estimated
 PROBE = 64  # sequences of each named probe
-PROBES = ("code", "prose", "shuffled")
-STEPS = 1_000  # of training
+STEPS = 800  # of training
 FIRST = 60  # step that the first checkpoint comes after
 LR, LOCALIZATION, NBETA = 1.25e-3, 1_000.0, 50.0
 DRAWS, BURN_IN = 200, 10
@@ -198,26 +197,10 @@ def estimates(
 
 
 def readings(sweep: ds.Sweep) -> xr.Dataset:
-    """The table of a sweep, with what the named probes read: dims (checkpoint, restriction, probe).
-
-    What has ended without a number has NaN.
-    """
-    table = sweep.collect().squeeze(["setting", "data"], drop=True)
-    dims = ("checkpoint", "restriction", "probe")
-    shape = (table.sizes["checkpoint"], table.sizes["restriction"], len(PROBES))
-    for name in ("reading", "reading_se", "probe_loss"):
-        table[name] = (dims, np.full(shape, np.nan))
-    table = table.assign_coords(probe=list(PROBES))
-    for cell in sweep.cells:
-        if sweep.status(cell.name) != "finished":
-            continue
-        for probe in PROBES:
-            at = {"checkpoint": cell.checkpoint, "restriction": cell.restriction, "probe": probe}
-            read = sweep.run(cell.name).llc("ignore", probe=probe)
-            table.reading.loc[at] = read.mean
-            table.reading_se.loc[at] = read.se
-            table.probe_loss.loc[at] = read.init_loss
-    return table
+    """The table of a sweep by text: on the training text the LLC, on another what its probe reads."""
+    tables = [sweep.collect(probe=None if text == TRAINING else text) for text in COLORS]
+    table = xr.concat(tables, xr.DataArray(list(COLORS), dims="text", name="text"))
+    return table.squeeze(["setting", "data"], drop=True)
 
 
 def figure(table: xr.Dataset, path: str | Path) -> None:
@@ -226,9 +209,9 @@ def figure(table: xr.Dataset, path: str | Path) -> None:
     sheet, axes = curves.panels(len(names))
     for name, ax in zip(names, axes, strict=True):
         cells = table.sel(restriction=name)
-        curves.series(ax, cells.step, cells, "llc", COLORS[TRAINING], ls="--")
-        for probe in PROBES:
-            curves.series(ax, cells.step, cells.sel(probe=probe), "reading", COLORS[probe])
+        for text, color in COLORS.items():
+            line = "--" if text == TRAINING else "-"
+            curves.series(ax, cells.step, cells.sel(text=text), color, ls=line)
         ax.set_title(title(name, cells.isel(checkpoint=-1)), fontsize=10)
         ax.set_xscale("log")
         ax.axhline(0, color="0.8", lw=0.8, zorder=0)
@@ -242,11 +225,11 @@ def figure(table: xr.Dataset, path: str | Path) -> None:
 
 def title(name: str, cell: xr.Dataset) -> str:
     """The component, and on which text more of it shows, where that is beyond the error."""
-    text = cell.sel(probe=["code", "prose"]).sortby("reading")
-    (low, high), beyond = text.reading.values, 1.96 * np.hypot(*text.reading_se.values)
+    read = cell.sel(text=["code", "prose"]).sortby("llc")
+    (low, high), beyond = read.llc.values, 1.96 * np.hypot(*read.se.values)
     if not (low > 0 and high - low > beyond):
         return name
-    less, more = text.probe.values
+    less, more = read.text.values
     return f"{name}:  {more} = {high / low:.1f} x {less}"
 
 
@@ -263,14 +246,13 @@ def main() -> None:
     weights = checkpoints(Path(options.store), training, options.steps, options.checkpoints)
     data = ds.lm.blocks(picked(training, SEQUENCES), length=LENGTH)
     table = readings(estimates(weights, data, probes, options))
-    for column in (table.llc, table.se, table.r_hat, table.ess):
-        print(column.name, column.round(3).to_pandas().to_string(), sep="\n")
-    print("verdict", table.verdict.to_pandas().to_string(), sep="\n")
-    for probe in PROBES:
-        at = table.sel(probe=probe)
-        print(f"{probe}: loss at w*", at.probe_loss.isel(restriction=0).values.round(3))
-        print("reading", at.reading.round(3).to_pandas().to_string(), sep="\n")
-        print("its se", at.reading_se.round(3).to_pandas().to_string(), sep="\n")
+    for column in (table.r_hat, table.ess, table.verdict):
+        print(column.name, column.isel(text=0).to_pandas().round(3).to_string(), sep="\n")
+    for text in COLORS:
+        at = table.sel(text=text)
+        print(f"{text}: loss at w*", at.init_loss.isel(restriction=0).values.round(3))
+        print("nbeta x excess loss", at.llc.to_pandas().round(2).to_string(), sep="\n")
+        print("its se", at.se.to_pandas().round(2).to_string(), sep="\n")
     figure(table, options.figure)
 
 

@@ -98,9 +98,6 @@ def test_the_names_of_its_components_are_there_and_sum_to_the_layers(
 def test_a_panel_says_where_a_component_shows_more_if_the_errors_allow_it(
     language: SimpleNamespace, code: float, prose: float, expected: str
 ) -> None:
-    probes = ["code", "prose", "shuffled"]
-    cell = xr.Dataset(
-        {"reading": ("probe", [code, prose, 9.0]), "reading_se": ("probe", [0.1, 0.1, 0.1])},
-        {"probe": probes},
-    )
+    read = {"llc": ("text", [code, prose, 9.0]), "se": ("text", [0.1, 0.1, 0.1])}
+    cell = xr.Dataset(read, {"text": ["code", "prose", "shuffled"]})
     assert language.title("l0h0", cell) == expected
