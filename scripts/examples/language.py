@@ -197,7 +197,7 @@ def estimates(
 
 
 def readings(sweep: ds.Sweep) -> xr.Dataset:
-    """The table of a sweep by text: on the training text the LLC, on another what its probe reads."""
+    """A sweep by text: the LLC on the training text, what a probe reads on another."""
     tables = [sweep.collect(probe=None if text == TRAINING else text) for text in COLORS]
     table = xr.concat(tables, xr.DataArray(list(COLORS), dims="text", name="text"))
     return table.squeeze(["setting", "data"], drop=True)
