@@ -214,6 +214,8 @@ def figure(table: xr.Dataset, path: str | Path) -> None:
             curves.series(ax, cells.step, cells.sel(text=text), color, ls=line)
         ax.set_title(title(name, cells.isel(checkpoint=-1)), fontsize=10)
         ax.set_xscale("log")
+        ax.set_xticks(cells.step.values, cells.step.values)
+        ax.minorticks_off()
         ax.axhline(0, color="0.8", lw=0.8, zorder=0)
     curves.key(sheet, COLORS)
     for ax in axes[-3:]:
