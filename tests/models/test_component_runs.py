@@ -129,7 +129,10 @@ def test_only_runs_that_name_components_have_their_digest() -> None:
         ("l0h1+l1.mpl", "unknown component 'l1.mpl': did you mean 'l1.mlp'"),
         ("l7", "unknown component 'l7'"),
         ("l0.h1", "unknown component 'l0.h1'"),
-        ("heads", "or name a component such as l0h1 or l0.mlp, which ds.components(model) lists: unknown pattern 'heads'"),
+        (
+            "heads",
+            "or name a component such as l0h1 or l0.mlp, which ds.components(model) lists: unknown pattern 'heads'",
+        ),
     ],
 )
 def test_an_unknown_component_is_told_its_neighbours(restriction: str, sentence: str) -> None:
