@@ -206,7 +206,7 @@ def main() -> None:
     table = with_downhill(xr.concat(tables, "cell"), squared_gradients(model, data))
     columns = ["llc", "se", "downhill", "gradient", "r_hat", "ess", "verdict", "seconds"]
     print(f"{len(data)} triplets, loss at w* {table.init_loss.values[0]:.3f}")
-    print(table[columns].to_dataframe()[columns].round(3).to_string())
+    print(table[columns].to_dataframe()[columns].round(3).to_string(sparsify=False))
     figure(table, options.part, options.figure)
 
 
