@@ -38,6 +38,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import curves
+import numpy as np
 import torch
 import torch.nn.functional as F
 import xarray as xr
@@ -160,9 +161,9 @@ def estimates(
 
 def with_downhill(table: xr.Dataset, gradients: dict[str, float]) -> xr.Dataset:
     """The table, and the most that the gradient at w* can take from each LLC."""
-    squares = [gradients[part] for part in table.restriction.values]
-    table = table.assign(gradient=("cell", squares))
-    return table.assign(downhill=table.nbeta**2 * table.gradient / table.localization)
+    squares = np.array([gradients[part] for part in table.restriction.values])
+    downhill = table.nbeta.values**2 * squares / table.localization.values
+    return table.assign(gradient=("cell", squares), downhill=("cell", downhill))
 
 
 def figure(table: xr.Dataset, part: str, path: str | Path) -> None:
