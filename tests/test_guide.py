@@ -141,7 +141,7 @@ def test_the_ten_lines_of_the_readme_read_one_head_on_two_texts(
     monkeypatch.chdir(tmp_path)
     # The cluster of the tests has GPUs by name only: the default would ask for them.
     code = code.replace('restrict_to="l0h1"', 'restrict_to="l0h1", device="cpu"')
-    texts = {"prose": topics["assignment"][:2_500], "source": inspect.getsource(re)[:2_500]}
+    texts = {"prose": topics["assignment"][:2_100], "source": inspect.getsource(re)[:1_000]}
     names = run("README", code, ds=ds, **texts)
     lines = capsys.readouterr().out.splitlines()
     assert re.match(r"LLC \S+ \+- \S+ \| 4 of 4 chains, ", lines[0])
