@@ -197,14 +197,16 @@ def _with_numbers(standing: CellResult, run: Run, probe: str | None) -> CellResu
     if run.manifest.status == FAILED or not any(run.manifest.n_committed):
         return known
     estimate = run.llc("ignore")
-    known = replace(
+    value = estimate if probe is None else run.llc("ignore", probe=probe)
+    low, high = estimate.interval if probe is None else (math.nan, math.nan)
+    return replace(
         known,
-        llc=estimate.mean,
-        se=estimate.se,
-        interval_low=estimate.interval[0],
-        interval_high=estimate.interval[1],
-        spread=estimate.spread,
-        init_loss=estimate.init_loss,
+        llc=value.mean,
+        se=value.se,
+        interval_low=low,
+        interval_high=high,
+        spread=estimate.spread if probe is None else math.nan,
+        init_loss=value.init_loss,
         r_hat=estimate.verdict.r_hat,
         ess=estimate.verdict.ess,
         lr=run.facts.get("lr", math.nan),
@@ -212,16 +214,4 @@ def _with_numbers(standing: CellResult, run: Run, probe: str | None) -> CellResu
         localization=estimate.localization,
         n=float(estimate.n),
         verdict=str(estimate.verdict.status),
-    )
-    if probe is None:
-        return known
-    reading = run.llc("ignore", probe=probe)
-    return replace(
-        known,
-        llc=reading.mean,
-        se=reading.se,
-        interval_low=math.nan,
-        interval_high=math.nan,
-        spread=math.nan,
-        init_loss=reading.init_loss,
     )
